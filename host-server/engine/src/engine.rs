@@ -1,0 +1,56 @@
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::device::Device;
+use crate::error::EngineError;
+use crate::memory::MemoryFile;
+
+/// A task of the volume's owning thread.
+pub type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// How a memory file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryOpen {
+    /// Start afresh: what an earlier process left under this name is discarded. All bytes are zero.
+    Create,
+    /// Attach to what an earlier process left; an error of kind `NotFound` where nothing was left.
+    Attach,
+}
+
+/// Devices, memory that outlives the process, time and chance.
+///
+/// The store and the filesystem reach the outside world through this trait alone.
+pub trait Engine {
+    /// Opens an existing component for reading and writing and takes its exclusive lock; fails with
+    /// `ErrorKind::Busy` naming the holder where another process has it. `write: false` opens for reading only
+    /// with a shared lock (offline check).
+    fn open(&self, path: &Path, write: bool) -> Result<Rc<dyn Device>, EngineError>;
+
+    /// Creates a component file of `len_bytes`, space preallocated and reading as zeros, or takes over an existing
+    /// block device of at least that length. Fails with `ErrorKind::Exists` on an existing file.
+    fn create(&self, path: &Path, len_bytes: u64) -> Result<Rc<dyn Device>, EngineError>;
+
+    /// Opens a memory file: shared memory that survives the death of this process, not of the machine.
+    fn memory_file(&self, name: &str, len_bytes: usize, open: MemoryOpen) -> Result<MemoryFile, EngineError>;
+
+    /// Monotonic time since an arbitrary start.
+    fn monotonic(&self) -> Duration;
+
+    /// Wall-clock time since the Unix epoch. May jump.
+    fn wall_clock(&self) -> Duration;
+
+    /// Unpredictable in `local`, a function of the seed in `sim`.
+    fn random_u64(&self) -> u64;
+
+    /// Resolves once `duration` has passed on the engine's monotonic clock.
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>>;
+
+    /// Lets other ready tasks run first, then resumes.
+    fn yield_now(&self) -> Pin<Box<dyn Future<Output = ()>>>;
+
+    /// Runs a task on this thread, concurrently with the caller.
+    fn spawn(&self, task: Task);
+}
