@@ -1,1 +1,8 @@
-//! Seed.
+//! Log-structured, erasure-coded store.
+//!
+//! Modules, lowest first.
+#![deny(unsafe_code)]
+
+pub mod address;
+pub mod error;
+pub mod volume;

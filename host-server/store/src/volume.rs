@@ -1,0 +1,189 @@
+//! What a filesystem may ask of a volume.
+//!
+//! A volume is a set of small ordered *trees* (key → value) and a set of *objects* (block address spaces),
+//! changed together by atomic [`Transaction`]s. Power loss leaves the state cut at some point of the order in which
+//! transactions were applied; everything applied before a completed [`Volume::sync`] is inside the cut.
+//!
+//! All methods belong to the volume's thread. Reads may suspend, and other tasks then run: a caller that reads,
+//! decides and applies must hold its own lock over what it read. [`Volume::apply`] never suspends.
+
+use ringfort_engine::buffer::Slice;
+
+use crate::address::{LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock};
+use crate::error::StoreError;
+
+/// Names one tree of a volume. Trees below [`TreeId::FIRST_FILESYSTEM`] belong to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TreeId(pub u8);
+
+impl TreeId {
+    pub const FIRST_FILESYSTEM: TreeId = TreeId(16);
+    pub const LAST_FILESYSTEM: TreeId = TreeId(63);
+}
+
+/// Keys order by `hi`, then `lo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    pub hi: u64,
+    pub lo: u64,
+}
+
+impl Key {
+    pub const MIN: Key = Key { hi: 0, lo: 0 };
+    pub const MAX: Key = Key { hi: u64::MAX, lo: u64::MAX };
+
+    pub const fn new(hi: u64, lo: u64) -> Self {
+        Self { hi, lo }
+    }
+}
+
+/// The longest value of a tree entry, in bytes.
+pub const VALUE_BYTES_MAX: usize = 6 * 1024;
+
+/// What a transaction is going to need, so that space is promised before anything changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// 4 KiB data blocks that will be written.
+    pub data_blocks: u64,
+    /// Upper bound of tree entries that will be put, deleted or unmapped.
+    pub entries: u64,
+    /// The transaction gives back at least as much as it takes (unlink, truncate): it may use the reserve that
+    /// is kept so that a full volume can be emptied.
+    pub frees_space: bool,
+}
+
+/// One piece of what [`Volume::read`] found, in logical order.
+#[derive(Clone, Debug)]
+pub enum ReadPiece {
+    /// Never written, or unmapped: reads as zeros.
+    Hole { len_blocks: u64 },
+    /// Verified contents: whole blocks.
+    Data(Slice),
+}
+
+/// A mapped range of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    pub start: LogicalBlock,
+    pub len_blocks: u64,
+}
+
+/// Block contents handed to the volume by [`Volume::stage`], ready to be mapped by a transaction. Large runs are
+/// on the devices already (not yet flushed); the rest waits in memory for the commit. Dropping it gives the space
+/// back.
+#[derive(Debug)]
+pub struct StagedBlocks {
+    pub(crate) pieces: Vec<StagedPiece>,
+}
+
+#[derive(Debug)]
+pub(crate) enum StagedPiece {
+    /// Written as full stripes.
+    Written { middle: MiddleAddress, physical: PhysicalBlock, len_blocks: u64 },
+    /// Whole blocks in memory.
+    Memory(Vec<Slice>),
+}
+
+/// A change of the volume that happens completely or not at all. Made by [`Volume::begin`], which reserves its
+/// space; dropping it unapplied gives the reservation back.
+#[derive(Debug)]
+pub struct Transaction<R> {
+    pub(crate) changes: Vec<Change>,
+    /// Returned to the volume when dropped.
+    #[allow(dead_code)]
+    pub(crate) reservation: R,
+}
+
+#[derive(Debug)]
+pub(crate) enum Change {
+    Put { tree: TreeId, key: Key, value: Vec<u8> },
+    Delete { tree: TreeId, key: Key },
+    Write { object: ObjectId, start: LogicalBlock, blocks: StagedBlocks },
+    Unmap { object: ObjectId, start: LogicalBlock, len_blocks: u64 },
+}
+
+impl<R> Transaction<R> {
+    pub(crate) fn new(reservation: R) -> Self {
+        Self { changes: Vec::new(), reservation }
+    }
+
+    /// Sets an entry. `value` is at most [`VALUE_BYTES_MAX`] long.
+    pub fn put(&mut self, tree: TreeId, key: Key, value: Vec<u8>) {
+        assert!(value.len() <= VALUE_BYTES_MAX, "value of {} bytes in tree {tree:?}", value.len());
+        self.changes.push(Change::Put { tree, key, value });
+    }
+
+    /// Removes an entry, if there is one.
+    pub fn delete(&mut self, tree: TreeId, key: Key) {
+        self.changes.push(Change::Delete { tree, key });
+    }
+
+    /// Maps staged contents at `start`.
+    pub fn write(&mut self, object: ObjectId, start: LogicalBlock, blocks: StagedBlocks) {
+        self.changes.push(Change::Write { object, start, blocks });
+    }
+
+    /// Turns a range into a hole.
+    pub fn unmap(&mut self, object: ObjectId, start: LogicalBlock, len_blocks: u64) {
+        self.changes.push(Change::Unmap { object, start, len_blocks });
+    }
+}
+
+/// Room on the volume, in 4 KiB data blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpaceReport {
+    pub total_blocks: u64,
+    /// Not holding live data.
+    pub free_blocks: u64,
+    /// What ordinary writes may still take.
+    pub available_blocks: u64,
+}
+
+/// A volume, as the filesystem sees it.
+#[allow(async_fn_in_trait)] // one thread owns a volume: its futures are never `Send`
+pub trait Volume: 'static {
+    /// Gives reserved space back when dropped.
+    type Reservation: std::fmt::Debug;
+
+    /// The value of an entry. Sees every applied transaction.
+    async fn get(&self, tree: TreeId, key: Key) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Entries with `from <= key <= to` in key order, at most `limit` of them.
+    async fn scan(
+        &self,
+        tree: TreeId,
+        from: Key,
+        to: Key,
+        limit: usize,
+    ) -> Result<Vec<(Key, Vec<u8>)>, StoreError>;
+
+    /// Contents of `len_blocks` blocks from `start` on, as pieces that cover the range exactly.
+    async fn read(
+        &self,
+        object: ObjectId,
+        start: LogicalBlock,
+        len_blocks: u64,
+    ) -> Result<Vec<ReadPiece>, StoreError>;
+
+    /// The first mapped range that ends after `from`, cut to begin at or after `from`. Adjacent runs may come as one or as several.
+    async fn next_extent(&self, object: ObjectId, from: LogicalBlock) -> Result<Option<Extent>, StoreError>;
+
+    /// Waits for room and reserves it. `ErrorKind::NoSpace` where commits and checkpoints cannot make any.
+    async fn begin(&self, cost: Cost) -> Result<Transaction<Self::Reservation>, StoreError>;
+
+    /// Takes over contents, block-aligned slices of whole blocks. Data that fills stripes is written to the
+    /// devices before this returns; the rest stays in memory. Belongs to a transaction already begun, which has reserved the room.
+    async fn stage(
+        &self,
+        transaction: &mut Transaction<Self::Reservation>,
+        data: Vec<Slice>,
+    ) -> Result<StagedBlocks, StoreError>;
+
+    /// Makes the change visible and gives it its place in the order. Durable within the commit interval, or after [`Volume::sync`].
+    fn apply(&self, transaction: Transaction<Self::Reservation>) -> Result<(), StoreError>;
+
+    /// Returns once everything applied before the call is on stable media on every live mirror.
+    async fn sync(&self) -> Result<(), StoreError>;
+
+    fn space(&self) -> SpaceReport;
+}
