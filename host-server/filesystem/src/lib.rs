@@ -1,1 +1,7 @@
-//! Seed.
+//! POSIX meaning on top of a volume.
+//!
+//! Modules, lowest first.
+#![forbid(unsafe_code)]
+
+pub mod errno;
+pub mod operation;
