@@ -39,6 +39,50 @@ address! {
     SegmentId(u32)
 }
 address! {
+    /// A stripe inside its segment.
+    StripeIndex(u32)
+}
+address! {
+    /// A column of a stripe: data columns first, then parity.
+    ColumnIndex(u8)
+}
+address! {
+    /// The place of a component in the tree: `0..K+M` hold columns, dedicated metadata mirrors follow.
+    ComponentPosition(u8)
+}
+address! {
     /// CRC-32C of a 4 KiB block.
     BlockChecksum(u32)
+}
+
+macro_rules! identity {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub u128);
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                let id = self.0;
+                write!(
+                    f,
+                    "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+                    id >> 96,
+                    (id >> 80) & 0xffff,
+                    (id >> 64) & 0xffff,
+                    (id >> 48) & 0xffff,
+                    id & 0xffff_ffff_ffff
+                )
+            }
+        }
+    };
+}
+
+identity! {
+    /// A volume, chosen at random when it is created.
+    VolumeId
+}
+identity! {
+    /// A component, chosen at random when it joins a volume; never reused.
+    ComponentId
 }

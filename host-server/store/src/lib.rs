@@ -5,4 +5,6 @@
 
 pub mod address;
 pub mod error;
+pub mod format;
+pub mod geometry;
 pub mod volume;

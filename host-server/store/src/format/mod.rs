@@ -1,0 +1,9 @@
+//! Bytes at rest: the only room of the store that lays them out.
+//!
+//! Everything little-endian, in zerocopy types with asserted sizes, with reserved space that is zero and checked.
+//! What a file or slot holds begins with an [`envelope`]; decoding validates every field and never panics.
+//!
+//! Modules, lowest first: `checksum` · `envelope`
+
+pub mod checksum;
+pub mod envelope;
