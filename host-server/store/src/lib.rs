@@ -7,4 +7,5 @@ pub mod address;
 pub mod error;
 pub mod format;
 pub mod geometry;
+pub mod model;
 pub mod volume;
