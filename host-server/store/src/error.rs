@@ -31,43 +31,43 @@ pub enum ErrorKind {
 pub struct StoreError {
     pub kind: ErrorKind,
     /// What was tried: `"open volume"`, `"read block 7 of object 3"`.
-    pub operation: String,
+    pub operation: Box<str>,
     /// On what: path, component, address.
-    pub place: String,
+    pub place: Box<str>,
     /// What was expected; empty where that is plain.
-    pub expected: String,
+    pub expected: Box<str>,
     /// What was found.
-    pub found: String,
+    pub found: Box<str>,
     /// What would help; empty where nothing is known to.
-    pub advice: String,
+    pub advice: Box<str>,
     #[source]
-    pub source: Option<EngineError>,
+    pub source: Option<Box<EngineError>>,
 }
 
 impl StoreError {
     pub fn new(
         kind: ErrorKind,
-        operation: impl Into<String>,
-        place: impl Into<String>,
-        found: impl Into<String>,
+        operation: impl Into<Box<str>>,
+        place: impl Into<Box<str>>,
+        found: impl Into<Box<str>>,
     ) -> Self {
         Self {
             kind,
             operation: operation.into(),
             place: place.into(),
-            expected: String::new(),
+            expected: Box::default(),
             found: found.into(),
-            advice: String::new(),
+            advice: Box::default(),
             source: None,
         }
     }
 
-    pub fn expected(mut self, expected: impl Into<String>) -> Self {
+    pub fn expected(mut self, expected: impl Into<Box<str>>) -> Self {
         self.expected = expected.into();
         self
     }
 
-    pub fn advice(mut self, advice: impl Into<String>) -> Self {
+    pub fn advice(mut self, advice: impl Into<Box<str>>) -> Self {
         self.advice = advice.into();
         self
     }
@@ -86,7 +86,7 @@ impl From<EngineError> for StoreError {
         };
         let mut converted =
             Self::new(kind, error.operation.clone(), error.place.clone(), error.found.clone());
-        converted.source = Some(error);
+        converted.source = Some(Box::new(error));
         converted
     }
 }
