@@ -100,6 +100,12 @@ impl std::fmt::Debug for Buffer {
     }
 }
 
+impl std::borrow::Borrow<[u8]> for Slice {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
+
 /// Immutable shared view of a part of a frozen [`Buffer`].
 #[derive(Clone)]
 pub struct Slice {
@@ -110,7 +116,11 @@ pub struct Slice {
 impl Slice {
     /// A part of this view; `range` is relative to it and must lie inside.
     pub fn slice(&self, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.len(), "slice {range:?} of {} bytes", self.len());
+        assert!(
+            range.start <= range.end && range.end <= self.len(),
+            "slice {range:?} of {} bytes",
+            self.len()
+        );
         let start = self.range.start + range.start;
         Self { memory: Rc::clone(&self.memory), range: start..self.range.start + range.end }
     }

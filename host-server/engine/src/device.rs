@@ -1,5 +1,6 @@
-use crate::buffer::{Buffer, Slice};
+use crate::buffer::{BLOCK_BYTES, Buffer, Slice};
 use crate::completion::Completion;
+use crate::error::{EngineError, ErrorKind};
 
 /// A block device or preallocated file that holds one component of a volume.
 ///
@@ -47,4 +48,46 @@ pub struct DeviceCounters {
     pub write_bytes: u64,
     pub flushes: u64,
     pub errors: u64,
+}
+
+/// Checks that a transfer is whole blocks and inside the device.
+pub(crate) fn check_range(
+    operation: &str,
+    device: &dyn Device,
+    offset_bytes: u64,
+    len_bytes: usize,
+) -> Result<(), EngineError> {
+    let fault = |found: String| {
+        let operation = format!("{operation} {len_bytes} bytes at offset {offset_bytes} of");
+        Err(EngineError::new(ErrorKind::OutOfRange, operation, device.name(), found))
+    };
+    if len_bytes == 0 {
+        return fault("a request needs at least one block".into());
+    }
+    if !offset_bytes.is_multiple_of(BLOCK_BYTES as u64) || !len_bytes.is_multiple_of(BLOCK_BYTES) {
+        return fault(format!("offset and length must be multiples of {BLOCK_BYTES}"));
+    }
+    match offset_bytes.checked_add(len_bytes as u64) {
+        Some(end) if end <= device.len_bytes() => Ok(()),
+        _ => fault(format!("the device has {} bytes", device.len_bytes())),
+    }
+}
+
+/// Checks a gather write; the sum of the slices in bytes.
+pub(crate) fn check_write(
+    device: &dyn Device,
+    offset_bytes: u64,
+    data: &[Slice],
+) -> Result<usize, EngineError> {
+    let len_bytes = data.iter().map(|slice| slice.len()).sum();
+    check_range("write", device, offset_bytes, len_bytes)?;
+    match data.iter().position(|slice| !slice.is_block_aligned()) {
+        None => Ok(len_bytes),
+        Some(index) => Err(EngineError::new(
+            ErrorKind::OutOfRange,
+            format!("write {len_bytes} bytes at offset {offset_bytes} of"),
+            device.name(),
+            format!("slice {index} is not aligned to {BLOCK_BYTES} bytes"),
+        )),
+    }
 }

@@ -8,8 +8,7 @@ use crate::device::Device;
 use crate::error::EngineError;
 use crate::memory::MemoryFile;
 
-/// A task of the volume's owning thread.
-pub type Task = Pin<Box<dyn Future<Output = ()>>>;
+pub use crate::executor::Task;
 
 /// How a memory file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

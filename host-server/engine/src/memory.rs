@@ -49,6 +49,32 @@ impl MemoryFile {
         Self(Rc::new(Mapping { start, block_count, lent, _backing: backing }))
     }
 
+    /// Zeroed memory of this process, for simulated processes.
+    pub(crate) fn on_heap(len_bytes: usize) -> Self {
+        let mut buffer = Buffer::zeroed(len_bytes);
+        let start = buffer.as_mut_ptr();
+        match NonNull::new(start) {
+            // SAFETY: a buffer is block-aligned and initialised, lives as long as the backing that it becomes, and is not
+            // touched through it again.
+            Some(start) => unsafe { Self::new(start, len_bytes, Box::new(buffer)) },
+            None => unreachable!("a buffer is never null"),
+        }
+    }
+
+    /// Whether another handle, or memory lent from one, is alive.
+    pub(crate) fn is_held_elsewhere(&self) -> bool {
+        Rc::strong_count(&self.0) > 1
+    }
+
+    /// The same bytes in memory of their own. Everything lent out must be back.
+    pub(crate) fn duplicate(&self) -> Self {
+        let copy = Self::on_heap(self.0.block_count * BLOCK_BYTES);
+        if self.0.block_count > 0 {
+            copy.lend(0, self.0.block_count).copy_from_slice(&self.lend(0, self.0.block_count));
+        }
+        copy
+    }
+
     pub fn block_count(&self) -> usize {
         self.0.block_count
     }
@@ -58,7 +84,10 @@ impl MemoryFile {
     pub fn lend(&self, first_block: usize, block_count: usize) -> Buffer {
         let mut lent = self.0.lent.borrow_mut();
         let range = &mut lent[first_block..first_block + block_count];
-        assert!(range.iter().all(|lent| !lent), "block {first_block}+{block_count} of a memory file lent twice");
+        assert!(
+            range.iter().all(|lent| !lent),
+            "block {first_block}+{block_count} of a memory file lent twice"
+        );
         range.fill(true);
         drop(lent);
         let lease = Lease { mapping: Rc::clone(&self.0), first_block, block_count };
