@@ -1,0 +1,371 @@
+//! Log records: one group commit, atomic as a whole.
+//!
+//! ```text
+//! block 0..    RecordHeader (96 bytes) · body: transactions, each a list of entries closed by an end mark · zeros
+//! then         data blocks, in the order in which the body's bank writes name them
+//! ```
+//!
+//! A bank write's block is in the record unless the same record also carries the summary of its stripe: then the
+//! stripe was written in full before the record, and only the mapping is logged.
+
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId};
+use crate::volume::{Key, TreeId, VALUE_BYTES_MAX};
+
+/// `RFLR` in little-endian order.
+pub const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"RFLR");
+pub const RECORD_VERSION: u16 = 1;
+/// Length of [`RecordHeader`], and so where the body begins.
+pub const RECORD_HEADER_BYTES: usize = 96;
+
+/// First bytes of a record. The checksum is CRC-32C over the header, with the checksum field zero, and the body;
+/// data blocks are covered by the checksums inside the body.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct RecordHeader {
+    pub magic: U32,
+    pub kind: U16,
+    pub version: U16,
+    pub body_bytes: U32,
+    pub data_blocks: U32,
+    pub volume: [u8; 16],
+    /// Raised by every recovery; never falls along the chain.
+    pub epoch: U64,
+    /// One more than the predecessor's.
+    pub sequence: U64,
+    /// Number of the first transaction inside.
+    pub first_transaction: U64,
+    /// The newest root that was durable when this record was written: recovery from an older one would be wrong.
+    pub root_sequence: U64,
+    /// Where this record lies, in log blocks since the volume was made: betrays misdirected and stale blocks.
+    pub position: U64,
+    pub transaction_count: U32,
+    /// Checksum of the preceding record.
+    pub previous_checksum: U32,
+    pub checksum: U32,
+    pub reserved: [u8; 12],
+}
+
+const _: () = assert!(size_of::<RecordHeader>() == RECORD_HEADER_BYTES);
+
+/// Whether the record's header and body match its checksum. `record` begins with the header and holds at least the
+/// body.
+pub fn record_checksum(header: &RecordHeader, body: &[u8]) -> u32 {
+    let mut header = *header;
+    header.checksum = U32::ZERO;
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    digest.update(header.as_bytes());
+    digest.update(body);
+    digest.finalize() as u32
+}
+
+const TAG_END: u8 = 0;
+const TAG_PUT: u8 = 1;
+const TAG_DELETE: u8 = 2;
+const TAG_UNMAP: u8 = 3;
+const TAG_WRITE: u8 = 4;
+const TAG_STRIPE: u8 = 5;
+const TAG_BANK: u8 = 6;
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct PutEntry {
+    tag: u8,
+    tree: u8,
+    value_bytes: U16,
+    hi: U64,
+    lo: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct UnmapEntry {
+    tag: u8,
+    reserved: [u8; 3],
+    object: U64,
+    start: U64,
+    len_blocks: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct WriteEntry {
+    tag: u8,
+    /// 1: through the bank; 0: written as full stripes before.
+    bank: u8,
+    len_blocks: U16,
+    object: U64,
+    start: U64,
+    middle: U64,
+    physical: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct StripeEntry {
+    tag: u8,
+    reserved: u8,
+    summary_bytes: U16,
+    segment: U32,
+    stripe: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct BankEntry {
+    tag: u8,
+    reserved: [u8; 3],
+    segment: U32,
+    first_stripe: U32,
+    stripe_count: U32,
+}
+
+const _: () = assert!(size_of::<PutEntry>() == 20);
+const _: () = assert!(size_of::<UnmapEntry>() == 28);
+const _: () = assert!(size_of::<WriteEntry>() == 36);
+const _: () = assert!(size_of::<StripeEntry>() == 12);
+const _: () = assert!(size_of::<BankEntry>() == 16);
+
+/// The most blocks one write entry maps.
+pub const WRITE_BLOCKS_MAX: usize = 512;
+
+/// One change inside a transaction, as logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    Put { tree: TreeId, key: Key, value: Vec<u8> },
+    Delete { tree: TreeId, key: Key },
+    Unmap { object: ObjectId, start: LogicalBlock, len_blocks: u64 },
+    Write(WriteRun),
+    /// A stripe was written in full; `summary` is its [`format::segment`](super::segment) value.
+    Stripe { segment: SegmentId, stripe: u32, summary: Vec<u8> },
+    /// A bank was opened over these stripes.
+    Bank { segment: SegmentId, first_stripe: u32, stripe_count: u32 },
+}
+
+/// Contiguous blocks that became part of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriteRun {
+    pub bank: bool,
+    pub object: ObjectId,
+    pub start: LogicalBlock,
+    pub middle: MiddleAddress,
+    pub physical: PhysicalBlock,
+    /// One for each block; at most [`WRITE_BLOCKS_MAX`].
+    pub checksums: Vec<BlockChecksum>,
+}
+
+impl Entry {
+    /// Appends the entry's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Entry::Put { tree, key, value } => {
+                assert!(value.len() <= VALUE_BYTES_MAX);
+                let entry = PutEntry {
+                    tag: TAG_PUT,
+                    tree: tree.0,
+                    value_bytes: U16::new(value.len() as u16),
+                    hi: U64::new(key.hi),
+                    lo: U64::new(key.lo),
+                };
+                out.extend_from_slice(entry.as_bytes());
+                out.extend_from_slice(value);
+            }
+            Entry::Delete { tree, key } => {
+                let entry = PutEntry {
+                    tag: TAG_DELETE,
+                    tree: tree.0,
+                    value_bytes: U16::ZERO,
+                    hi: U64::new(key.hi),
+                    lo: U64::new(key.lo),
+                };
+                out.extend_from_slice(entry.as_bytes());
+            }
+            Entry::Unmap { object, start, len_blocks } => {
+                let entry = UnmapEntry {
+                    tag: TAG_UNMAP,
+                    reserved: [0; 3],
+                    object: U64::new(object.0),
+                    start: U64::new(start.0),
+                    len_blocks: U64::new(*len_blocks),
+                };
+                out.extend_from_slice(entry.as_bytes());
+            }
+            Entry::Write(run) => {
+                assert!(!run.checksums.is_empty() && run.checksums.len() <= WRITE_BLOCKS_MAX);
+                let entry = WriteEntry {
+                    tag: TAG_WRITE,
+                    bank: u8::from(run.bank),
+                    len_blocks: U16::new(run.checksums.len() as u16),
+                    object: U64::new(run.object.0),
+                    start: U64::new(run.start.0),
+                    middle: U64::new(run.middle.0),
+                    physical: U64::new(run.physical.0),
+                };
+                out.extend_from_slice(entry.as_bytes());
+                for checksum in &run.checksums {
+                    out.extend_from_slice(U32::new(checksum.0).as_bytes());
+                }
+            }
+            Entry::Stripe { segment, stripe, summary } => {
+                let entry = StripeEntry {
+                    tag: TAG_STRIPE,
+                    reserved: 0,
+                    summary_bytes: U16::new(summary.len() as u16),
+                    segment: U32::new(segment.0),
+                    stripe: U32::new(*stripe),
+                };
+                out.extend_from_slice(entry.as_bytes());
+                out.extend_from_slice(summary);
+            }
+            Entry::Bank { segment, first_stripe, stripe_count } => {
+                let entry = BankEntry {
+                    tag: TAG_BANK,
+                    reserved: [0; 3],
+                    segment: U32::new(segment.0),
+                    first_stripe: U32::new(*first_stripe),
+                    stripe_count: U32::new(*stripe_count),
+                };
+                out.extend_from_slice(entry.as_bytes());
+            }
+        }
+    }
+}
+
+/// Closes a transaction.
+pub fn encode_end(out: &mut Vec<u8>) {
+    out.push(TAG_END);
+}
+
+/// Splits a record's body into transactions. `None` where the bytes are no valid body.
+pub fn decode_body(mut body: &[u8]) -> Option<Vec<Vec<Entry>>> {
+    let mut transactions = Vec::new();
+    let mut entries = Vec::new();
+    while let Some(&tag) = body.first() {
+        match tag {
+            TAG_END => {
+                body = &body[1..];
+                transactions.push(std::mem::take(&mut entries));
+            }
+            TAG_PUT | TAG_DELETE => {
+                let (entry, rest) = PutEntry::read_from_prefix(body).ok()?;
+                let (value, rest) = rest.split_at_checked(usize::from(entry.value_bytes.get()))?;
+                let key = Key::new(entry.hi.get(), entry.lo.get());
+                let tree = TreeId(entry.tree);
+                entries.push(match tag {
+                    TAG_PUT if value.len() <= VALUE_BYTES_MAX => Entry::Put { tree, key, value: value.to_vec() },
+                    TAG_DELETE if value.is_empty() => Entry::Delete { tree, key },
+                    _ => return None,
+                });
+                body = rest;
+            }
+            TAG_UNMAP => {
+                let (entry, rest) = UnmapEntry::read_from_prefix(body).ok()?;
+                entries.push(Entry::Unmap {
+                    object: ObjectId(entry.object.get()),
+                    start: LogicalBlock(entry.start.get()),
+                    len_blocks: entry.len_blocks.get(),
+                });
+                body = rest;
+            }
+            TAG_WRITE => {
+                let (entry, rest) = WriteEntry::read_from_prefix(body).ok()?;
+                let count = usize::from(entry.len_blocks.get());
+                if entry.bank > 1 || count == 0 || count > WRITE_BLOCKS_MAX {
+                    return None;
+                }
+                let (checksums, rest) = <[U32]>::ref_from_prefix_with_elems(rest, count).ok()?;
+                entries.push(Entry::Write(WriteRun {
+                    bank: entry.bank == 1,
+                    object: ObjectId(entry.object.get()),
+                    start: LogicalBlock(entry.start.get()),
+                    middle: MiddleAddress(entry.middle.get()),
+                    physical: PhysicalBlock(entry.physical.get()),
+                    checksums: checksums.iter().map(|checksum| BlockChecksum(checksum.get())).collect(),
+                }));
+                body = rest;
+            }
+            TAG_STRIPE => {
+                let (entry, rest) = StripeEntry::read_from_prefix(body).ok()?;
+                let (summary, rest) = rest.split_at_checked(usize::from(entry.summary_bytes.get()))?;
+                entries.push(Entry::Stripe {
+                    segment: SegmentId(entry.segment.get()),
+                    stripe: entry.stripe.get(),
+                    summary: summary.to_vec(),
+                });
+                body = rest;
+            }
+            TAG_BANK => {
+                let (entry, rest) = BankEntry::read_from_prefix(body).ok()?;
+                entries.push(Entry::Bank {
+                    segment: SegmentId(entry.segment.get()),
+                    first_stripe: entry.first_stripe.get(),
+                    stripe_count: entry.stripe_count.get(),
+                });
+                body = rest;
+            }
+            _ => return None,
+        }
+    }
+    entries.is_empty().then_some(transactions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> Vec<Vec<Entry>> {
+        vec![
+            vec![
+                Entry::Put { tree: TreeId(16), key: Key::new(1, 2), value: b"value".to_vec() },
+                Entry::Delete { tree: TreeId(17), key: Key::new(3, 4) },
+            ],
+            vec![
+                Entry::Unmap { object: ObjectId(9), start: LogicalBlock(5), len_blocks: 1 << 40 },
+                Entry::Write(WriteRun {
+                    bank: true,
+                    object: ObjectId(9),
+                    start: LogicalBlock(7),
+                    middle: MiddleAddress(77),
+                    physical: PhysicalBlock(777),
+                    checksums: vec![BlockChecksum(0xdead_beef), BlockChecksum(1)],
+                }),
+                Entry::Stripe { segment: SegmentId(4), stripe: 2, summary: vec![1, 2, 3] },
+                Entry::Bank { segment: SegmentId(4), first_stripe: 8, stripe_count: 16 },
+            ],
+            vec![],
+        ]
+    }
+
+    fn encode(transactions: &[Vec<Entry>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for transaction in transactions {
+            transaction.iter().for_each(|entry| entry.encode(&mut bytes));
+            encode_end(&mut bytes);
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_body_decodes_to_what_was_encoded() {
+        assert_eq!(decode_body(&encode(&samples())), Some(samples()));
+    }
+
+    #[test]
+    fn truncated_bodies_are_refused_or_end_at_a_transaction() {
+        let bytes = encode(&samples());
+        for len in 0..bytes.len() {
+            if let Some(transactions) = decode_body(&bytes[..len]) {
+                assert_eq!(transactions[..], samples()[..transactions.len()]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_an_entry_are_frozen() {
+        let mut bytes = Vec::new();
+        Entry::Put { tree: TreeId(16), key: Key::new(0x0102, 0x0304), value: b"v".to_vec() }.encode(&mut bytes);
+        assert_eq!(bytes, [1, 16, 1, 0, 2, 1, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0, b'v']);
+    }
+}

@@ -1,0 +1,6 @@
+//! Segments: large runs of stripes that are filled once, front to back, and reused only as a whole.
+//!
+//! `table` knows which stripes are handed out; `bank` holds stripes that small writes are still filling.
+
+pub(crate) mod bank;
+pub(crate) mod table;
