@@ -9,7 +9,7 @@
 
 use ringfort_engine::buffer::Slice;
 
-use crate::address::{LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock};
+use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock};
 use crate::error::StoreError;
 
 /// Names one tree of a volume. Trees below [`TreeId::FIRST_FILESYSTEM`] belong to the store.
@@ -79,9 +79,21 @@ pub struct StagedBlocks {
 #[derive(Debug)]
 pub(crate) enum StagedPiece {
     /// Written as full stripes.
-    Written { middle: MiddleAddress, physical: PhysicalBlock, len_blocks: u64 },
+    Written(WrittenRun),
     /// Whole blocks in memory.
     Memory(Vec<Slice>),
+}
+
+/// Blocks that are on the devices already, in stripes of their own.
+#[derive(Debug)]
+pub(crate) struct WrittenRun {
+    pub middle: MiddleAddress,
+    pub physical: PhysicalBlock,
+    pub checksums: Vec<BlockChecksum>,
+    /// Encoded summary of each stripe, in order.
+    pub summaries: Vec<Vec<u8>>,
+    /// Keeps the segment from being reused until a transaction names the stripes.
+    pub pin: Box<dyn std::fmt::Debug>,
 }
 
 /// A change of the volume that happens completely or not at all. Made by [`Volume::begin`], which reserves its

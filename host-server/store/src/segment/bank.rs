@@ -198,6 +198,13 @@ impl Bank {
             })
     }
 
+    /// Whether some stripe holds blocks and nobody writes it yet.
+    pub fn is_gathering(&self) -> bool {
+        self.stripes.iter().enumerate().any(|(stripe, state)| {
+            *state == StripeState::Gathering && self.filled > stripe * self.stripe_blocks
+        })
+    }
+
     /// Blocks that wait in memory.
     pub fn resident_blocks(&self) -> usize {
         self.slots.iter().filter(|slot| slot.is_some()).count()

@@ -1,0 +1,50 @@
+//! Bounds, each with its reason.
+
+use std::time::Duration;
+
+/// Stripes of a bank: enough that parity and device requests are large, little enough that a bank is written within
+/// milliseconds and pins little of the log.
+pub const BANK_STRIPES: u32 = 32;
+
+/// Banks that may wait for their stripes to be written before new writes wait: bounds memory.
+pub const BANKS_WAITING_MAX: usize = 4;
+
+/// A commit is one record; what waits for it is bounded by this part of the log, so that a commit always fits.
+pub const PENDING_LOG_PART: u64 = 8;
+
+/// And by this many blocks, so that a commit's transfer stays short.
+pub const PENDING_BLOCKS_MAX: u64 = 4096;
+
+/// A checkpoint starts when this part of the log is in use (numerator of a quarter).
+pub const CHECKPOINT_AT_QUARTERS: u64 = 2;
+
+/// New transactions wait for the checkpoint when this part of the log is in use; what is left is for
+/// commits that must get through: those of the checkpoint itself.
+pub const WAIT_AT_QUARTERS: u64 = 3;
+
+/// The shortest log that leaves every reserve a useful size.
+pub const LOG_BYTES_MIN: u64 = 1 << 20;
+
+/// Default log of a large volume: replaying it takes well under a second.
+pub const LOG_BYTES_DEFAULT_MAX: u64 = 256 << 20;
+
+/// Effects that a checkpoint merges before it lets other tasks run.
+pub const MERGE_SLICE: usize = 512;
+
+/// What is not synced is synced within this time.
+pub const COMMIT_INTERVAL_DEFAULT: Duration = Duration::from_millis(1000);
+
+/// Data that a segment aims to hold: large, so that it is written and freed in long runs.
+pub const SEGMENT_DATA_BYTES_MAX: u64 = 64 << 20;
+
+/// A volume has at least this many segments, so that freeing one gives back a small part only.
+pub const SEGMENTS_MIN: u64 = 16;
+
+/// Segments beyond the volume's size: room for open segments and padding, so that the stated size can be used.
+pub const SPARE_SEGMENTS: u64 = 4;
+
+/// Middle addresses promised ahead by each root.
+pub const MIDDLE_RESERVE: u64 = 1 << 36;
+
+/// Default bound of the memory that maps may take.
+pub const MEMORY_BYTES_DEFAULT: u64 = 1 << 30;

@@ -1,0 +1,229 @@
+//! Reading the log back: which records form the chain, and what they carry.
+
+use std::collections::HashSet;
+
+use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
+use zerocopy::FromBytes;
+
+use crate::address::{PhysicalBlock, SegmentId, VolumeId};
+use crate::error::{ErrorKind, StoreError};
+use crate::format::checksum::block_checksum;
+use crate::format::log::{
+    Entry, RECORD_HEADER_BYTES, RECORD_MAGIC, RECORD_VERSION, RecordHeader, decode_body, record_checksum,
+};
+use crate::format::root::Root;
+use crate::geometry::Geometry;
+use crate::log::ring::{LiveRecord, Ring, body_blocks};
+use crate::object::Object;
+
+/// How much of a mirror is read ahead, in blocks.
+const WINDOW_BLOCKS: u64 = 1024;
+
+/// A record of the chain.
+pub struct FoundRecord {
+    pub live: LiveRecord,
+    pub block_count: u64,
+    pub checksum: u32,
+    pub first_transaction: u64,
+    pub transactions: Vec<Vec<Entry>>,
+    /// Data blocks of bank writes whose stripes had not been written yet.
+    pub data: Vec<(PhysicalBlock, Slice)>,
+    /// The record as it lies in the log.
+    pub bytes: Slice,
+}
+
+/// A stretch of one mirror, read in large pieces.
+struct Window {
+    mirror: u8,
+    start: u64,
+    bytes: Option<Slice>,
+}
+
+impl Window {
+    /// The blocks from `position` on, or `None` where the mirror cannot be read.
+    async fn read(&mut self, object: &Object, ring_blocks: u64, position: u64, count: u64) -> Option<Slice> {
+        if let Some(bytes) = &self.bytes
+            && position >= self.start
+            && position + count <= self.start + (bytes.len() / BLOCK_BYTES) as u64
+        {
+            let offset = (position - self.start) as usize * BLOCK_BYTES;
+            return Some(bytes.slice(offset..offset + count as usize * BLOCK_BYTES));
+        }
+        let until_end = ring_blocks - position % ring_blocks;
+        let first_count = count.max(WINDOW_BLOCKS).min(until_end).min(ring_blocks);
+        let read = |position: u64, count: u64| {
+            let address = Ring::address(ring_blocks, position);
+            object.read_metadata_mirror(self.mirror, address, count as usize * BLOCK_BYTES)
+        };
+        let bytes = if count <= first_count {
+            read(position, first_count).await.ok()?
+        } else {
+            let front = read(position, first_count).await.ok()?;
+            let back = read(position + first_count, count - first_count).await.ok()?;
+            let mut joined = Buffer::zeroed(front.len() + back.len());
+            joined[..front.len()].copy_from_slice(&front);
+            joined[front.len()..].copy_from_slice(&back);
+            joined.freeze()
+        };
+        self.start = position;
+        let found = bytes.slice(0..count as usize * BLOCK_BYTES);
+        self.bytes = Some(bytes);
+        Some(found)
+    }
+}
+
+/// Walks the chain from a root's replay point to its end.
+pub struct Replay<'a> {
+    object: &'a Object,
+    volume: VolumeId,
+    geometry: Geometry,
+    root: &'a Root,
+    windows: Vec<Window>,
+    position: u64,
+    sequence: u64,
+    previous_checksum: u32,
+    epoch: u64,
+    used_blocks: u64,
+}
+
+impl<'a> Replay<'a> {
+    pub fn new(object: &'a Object, volume: VolumeId, root: &'a Root) -> Self {
+        let windows =
+            object.live_mirrors().into_iter().map(|mirror| Window { mirror, start: 0, bytes: None }).collect();
+        Self {
+            object,
+            volume,
+            geometry: object.geometry(),
+            root,
+            windows,
+            position: root.replay_position,
+            sequence: root.replay_sequence,
+            previous_checksum: root.replay_previous_checksum,
+            epoch: 0,
+            used_blocks: 0,
+        }
+    }
+
+    /// The next record, from the first mirror that holds it whole. `None` at the end of the chain.
+    pub async fn next(&mut self) -> Result<Option<FoundRecord>, StoreError> {
+        for index in 0..self.windows.len() {
+            if let Some(record) = self.read_from(index).await {
+                let header_root = record.1;
+                if header_root > self.root.sequence {
+                    return Err(StoreError::new(
+                        ErrorKind::Damaged,
+                        "replay log record",
+                        format!("sequence {}", record.0.live.sequence),
+                        format!("it was written under root {header_root}, the newest readable root is {}", self.root.sequence),
+                    )
+                    .advice("bring back a metadata component that holds the newer root"));
+                }
+                let record = record.0;
+                self.position += record.block_count;
+                self.used_blocks += record.block_count;
+                self.sequence += 1;
+                self.previous_checksum = record.checksum;
+                return Ok(Some(record));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn read_from(&mut self, index: usize) -> Option<(FoundRecord, u64)> {
+        let ring_blocks = self.root.log_blocks;
+        if self.used_blocks >= ring_blocks {
+            return None;
+        }
+        let window = self.windows.get_mut(index)?;
+        let front = window.read(self.object, ring_blocks, self.position, 1).await?;
+        let (header, _) = RecordHeader::read_from_prefix(&front).ok()?;
+        let epoch = header.epoch.get();
+        let in_epoch = if self.sequence >= self.root.epoch_first_record {
+            epoch == self.root.epoch
+        } else {
+            epoch < self.root.epoch && epoch >= self.epoch
+        };
+        let expected = header.magic.get() == RECORD_MAGIC
+            && header.version.get() == RECORD_VERSION
+            && header.volume == self.volume.0.to_le_bytes()
+            && header.position.get() == self.position
+            && header.sequence.get() == self.sequence
+            && header.previous_checksum.get() == self.previous_checksum
+            && in_epoch;
+        if !expected {
+            return None;
+        }
+        let body_bytes = header.body_bytes.get() as usize;
+        let data_blocks = u64::from(header.data_blocks.get());
+        let block_count = body_blocks(body_bytes) + data_blocks;
+        if block_count > ring_blocks - self.used_blocks {
+            return None;
+        }
+        let bytes = window.read(self.object, ring_blocks, self.position, block_count).await?;
+        let body = bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + body_bytes)?;
+        let checksum = header.checksum.get();
+        if record_checksum(&header, body) != checksum {
+            return None;
+        }
+        let transactions = decode_body(body)?;
+        if transactions.is_empty() || transactions.len() != header.transaction_count.get() as usize {
+            return None;
+        }
+        let data = self.data_of(&transactions, &bytes, body_blocks(body_bytes), data_blocks)?;
+        self.epoch = epoch;
+        let first_transaction = header.first_transaction.get();
+        let live = LiveRecord {
+            position: self.position,
+            sequence: self.sequence,
+            previous_checksum: self.previous_checksum,
+            last_transaction: first_transaction.checked_add(transactions.len() as u64 - 1)?,
+        };
+        let record = FoundRecord { live, block_count, checksum, first_transaction, transactions, data, bytes };
+        Some((record, header.root_sequence.get()))
+    }
+
+    /// Pairs bank writes with their data blocks; `None` where one is torn.
+    fn data_of(
+        &self,
+        transactions: &[Vec<Entry>],
+        bytes: &Slice,
+        first_block: u64,
+        data_blocks: u64,
+    ) -> Option<Vec<(PhysicalBlock, Slice)>> {
+        let entries = || transactions.iter().flatten();
+        let written: HashSet<(SegmentId, u32)> = entries()
+            .filter_map(|entry| match entry {
+                Entry::Stripe { segment, stripe, .. } => Some((*segment, *stripe)),
+                _ => None,
+            })
+            .collect();
+        let mut data = Vec::with_capacity(data_blocks as usize);
+        for entry in entries() {
+            let Entry::Write(run) = entry else { continue };
+            let end = run.physical.0.checked_add(run.checksums.len() as u64)?;
+            if end > self.geometry.data_blocks() {
+                return None;
+            }
+            if !run.bank {
+                continue;
+            }
+            for (index, checksum) in run.checksums.iter().enumerate() {
+                let physical = PhysicalBlock(run.physical.0 + index as u64);
+                let place = self.geometry.locate(physical);
+                if written.contains(&(place.segment, place.stripe.0)) {
+                    continue;
+                }
+                if data.len() as u64 == data_blocks {
+                    return None;
+                }
+                let offset = (first_block as usize + data.len()) * BLOCK_BYTES;
+                let block = bytes.slice(offset..offset + BLOCK_BYTES);
+                if block_checksum(&block) != *checksum {
+                    return None;
+                }
+                data.push((physical, block));
+            }
+        }
+        (data.len() as u64 == data_blocks).then_some(data)
+    }
+}

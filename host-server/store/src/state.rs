@@ -1,0 +1,386 @@
+//! What an open volume holds in memory, and how a transaction changes it.
+//!
+//! A transaction is turned into log entries once ([`State::apply`]); the same entries change the maps now, go
+//! to the log at the next commit, and change the maps again at recovery. Middle and physical addresses are
+//! given when a transaction is applied, so the maps are complete at every instant and a snapshot of them needs no care.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
+
+use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, StripeIndex};
+use crate::error::{ErrorKind, StoreError};
+use crate::format::checksum::block_checksum;
+use crate::format::log::{Entry, WRITE_BLOCKS_MAX, WriteRun, encode_end};
+use crate::geometry::Geometry;
+use crate::limits::BANK_STRIPES;
+use crate::log::ring::Ring;
+use crate::map::{Maps, TREE_SUMMARY};
+use crate::segment::bank::{Bank, Slot};
+use crate::segment::table::{Class, SegmentTable};
+use crate::volume::{Change, Key, StagedPiece, WrittenRun};
+
+/// Names a bank while it lives.
+pub(crate) type BankId = u64;
+
+/// An applied transaction that no commit has taken yet.
+pub(crate) struct Frame {
+    pub body: Vec<u8>,
+    /// Blocks that lie in a bank.
+    pub bank_runs: Vec<(PhysicalBlock, usize)>,
+}
+
+/// Bytes written to devices by what they are for, all copies and parity counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathCounters {
+    /// Log records.
+    pub log_bytes: u64,
+    /// Stripes of data and parity.
+    pub stripe_bytes: u64,
+    /// Pages of the trees.
+    pub page_bytes: u64,
+    /// Roots.
+    pub root_bytes: u64,
+    /// Data blocks handed in by transactions, counted once.
+    pub user_bytes: u64,
+    /// Zeros that filled up stripes that had to be written early, parity not counted.
+    pub padding_bytes: u64,
+    pub commits: u64,
+    pub checkpoints: u64,
+    pub transactions: u64,
+    pub syncs: u64,
+    /// Stripes that were written in full instead of going through the log.
+    pub large_stripes: u64,
+    pub bank_stripes: u64,
+    pub freed_segments: u64,
+}
+
+pub(crate) struct State {
+    pub geometry: Geometry,
+    pub maps: Maps,
+    pub ring: Ring,
+    pub segments: SegmentTable,
+    pub banks: BTreeMap<BankId, Bank>,
+    /// The bank that takes the next block.
+    current_bank: Option<BankId>,
+    next_bank: BankId,
+    /// Applied, not committed; the first is transaction `next_transaction - frames.len()`.
+    pub frames: VecDeque<Frame>,
+    pub frames_body_bytes: usize,
+    pub frames_data_blocks: u64,
+    pub next_transaction: u64,
+    /// Every transaction up to this one is on stable media.
+    pub durable_transaction: u64,
+    pub next_middle: u64,
+    /// The newest durable root.
+    pub root_sequence: u64,
+    pub reserved: Rc<Reserved>,
+    /// Set when the volume can no longer promise anything: every later change is refused with it.
+    pub failed: Option<StoreError>,
+    pub counters: PathCounters,
+}
+
+/// Promised to transactions that have begun, not used yet.
+#[derive(Debug, Default)]
+pub(crate) struct Reserved {
+    pub data_blocks: Cell<u64>,
+    pub entries: Cell<u64>,
+}
+
+/// A transaction's promise of space. Dropping it gives back what was not used.
+#[derive(Debug)]
+pub struct Reservation {
+    reserved: Rc<Reserved>,
+    data_blocks: u64,
+    entries: u64,
+}
+
+impl Reservation {
+    pub(crate) fn new(reserved: &Rc<Reserved>, data_blocks: u64, entries: u64) -> Self {
+        reserved.data_blocks.set(reserved.data_blocks.get() + data_blocks);
+        reserved.entries.set(reserved.entries.get() + entries);
+        Self { reserved: Rc::clone(reserved), data_blocks, entries }
+    }
+
+    /// Blocks of the promise have become real.
+    pub(crate) fn use_blocks(&mut self, blocks: u64) {
+        let used = blocks.min(self.data_blocks);
+        self.data_blocks -= used;
+        self.reserved.data_blocks.set(self.reserved.data_blocks.get() - used);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.reserved.data_blocks.set(self.reserved.data_blocks.get() - self.data_blocks);
+        self.reserved.entries.set(self.reserved.entries.get() - self.entries);
+    }
+}
+
+impl State {
+    pub fn new(geometry: Geometry, maps: Maps, ring: Ring, segments: SegmentTable) -> Self {
+        Self {
+            geometry,
+            maps,
+            ring,
+            segments,
+            banks: BTreeMap::new(),
+            current_bank: None,
+            next_bank: 0,
+            frames: VecDeque::new(),
+            frames_body_bytes: 0,
+            frames_data_blocks: 0,
+            next_transaction: 1,
+            durable_transaction: 0,
+            next_middle: 1,
+            root_sequence: 0,
+            reserved: Rc::new(Reserved::default()),
+            failed: None,
+            counters: PathCounters::default(),
+        }
+    }
+
+    pub fn stripe_blocks(&self) -> usize {
+        self.geometry.blocks_per_stripe() as usize
+    }
+
+    /// The newest transaction applied.
+    pub fn last_transaction(&self) -> u64 {
+        self.next_transaction - 1
+    }
+
+    pub fn check_alive(&self) -> Result<(), StoreError> {
+        match &self.failed {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Hands out `count` consecutive middle addresses.
+    pub fn take_middles(&mut self, count: u64) -> MiddleAddress {
+        let first = MiddleAddress(self.next_middle);
+        self.next_middle += count;
+        first
+    }
+
+    /// Free slots of the open bank.
+    pub fn bank_room(&self) -> u64 {
+        self.current_bank.and_then(|bank| self.banks.get(&bank)).map_or(0, |bank| bank.free_slots() as u64)
+    }
+
+    /// Data blocks that can still be handed out.
+    pub fn free_blocks(&self) -> u64 {
+        self.segments.available_stripes() * self.geometry.blocks_per_stripe() + self.bank_room()
+    }
+
+    /// Banks that take no more blocks and are not written yet.
+    pub fn waiting_banks(&self) -> usize {
+        self.banks.values().filter(|bank| bank.sealed && !bank.is_done()).count()
+    }
+
+    /// The block, if it is still in memory.
+    pub fn resident(&self, physical: PhysicalBlock) -> Option<&Slot> {
+        self.banks.values().find_map(|bank| bank.resident(physical))
+    }
+
+    pub fn bank_of(&mut self, physical: PhysicalBlock) -> Option<&mut Bank> {
+        self.banks.values_mut().find(|bank| bank.contains(physical))
+    }
+
+    /// Changes the maps as one logged entry says.
+    pub fn merge_entry(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Put { tree, key, value } => self.maps.put(*tree, *key, value),
+            Entry::Delete { tree, key } => self.maps.delete(*tree, *key),
+            Entry::Unmap { object, start, len_blocks } => self.maps.unmap(*object, *start, *len_blocks),
+            Entry::Write(run) => {
+                self.maps.birth(run.middle, run.physical, &run.checksums);
+                self.maps.map(run.object, run.start, run.checksums.len() as u64, run.middle);
+            }
+            Entry::Stripe { segment, stripe, summary } => {
+                self.maps.put(TREE_SUMMARY, summary_key(*segment, StripeIndex(*stripe)), summary);
+            }
+            Entry::Bank { .. } => {}
+        }
+    }
+
+    /// Gives a list of entries its place in the order.
+    fn append_frame(&mut self, entries: &[Entry], bank_runs: Vec<(PhysicalBlock, usize)>) -> u64 {
+        let mut body = Vec::new();
+        for entry in entries {
+            entry.encode(&mut body);
+            self.merge_entry(entry);
+        }
+        encode_end(&mut body);
+        self.frames_body_bytes += body.len();
+        self.frames_data_blocks += bank_runs.iter().map(|(_, count)| *count as u64).sum::<u64>();
+        self.frames.push_back(Frame { body, bank_runs });
+        let transaction = self.next_transaction;
+        self.next_transaction += 1;
+        transaction
+    }
+
+    /// Applies a transaction of the store's own.
+    pub fn apply_internal(&mut self, entries: &[Entry]) -> u64 {
+        self.append_frame(entries, Vec::new())
+    }
+
+    /// Applies a transaction. Fails only if the volume has failed.
+    pub fn apply(&mut self, changes: Vec<Change>, reservation: &mut Reservation) -> Result<u64, StoreError> {
+        self.check_alive()?;
+        let mut entries = Vec::with_capacity(changes.len());
+        let mut bank_runs = Vec::new();
+        for change in changes {
+            match change {
+                Change::Put { tree, key, value } => entries.push(Entry::Put { tree, key, value }),
+                Change::Delete { tree, key } => entries.push(Entry::Delete { tree, key }),
+                Change::Unmap { object, start, len_blocks } => {
+                    entries.push(Entry::Unmap { object, start, len_blocks });
+                }
+                Change::Write { object, start, blocks } => {
+                    let mut next = start;
+                    for piece in blocks.pieces {
+                        let len_blocks = match piece {
+                            StagedPiece::Written(run) => self.write_stripes(&mut entries, object, next, run),
+                            StagedPiece::Memory(slices) => {
+                                self.write_bank(&mut entries, &mut bank_runs, object, next, &slices, reservation)?
+                            }
+                        };
+                        self.counters.user_bytes += len_blocks * BLOCK_BYTES as u64;
+                        next = LogicalBlock(next.0 + len_blocks);
+                    }
+                }
+            }
+        }
+        self.counters.transactions += 1;
+        Ok(self.append_frame(&entries, bank_runs))
+    }
+
+    /// Entries for blocks that lie in stripes of their own already.
+    fn write_stripes(
+        &mut self,
+        entries: &mut Vec<Entry>,
+        object: ObjectId,
+        start: LogicalBlock,
+        run: WrittenRun,
+    ) -> u64 {
+        let mut done = 0;
+        for checksums in run.checksums.chunks(WRITE_BLOCKS_MAX) {
+            entries.push(Entry::Write(WriteRun {
+                bank: false,
+                object,
+                start: LogicalBlock(start.0 + done),
+                middle: MiddleAddress(run.middle.0 + done),
+                physical: PhysicalBlock(run.physical.0 + done),
+                checksums: checksums.to_vec(),
+            }));
+            done += checksums.len() as u64;
+        }
+        let first = self.geometry.locate(run.physical);
+        for (index, summary) in run.summaries.into_iter().enumerate() {
+            entries.push(Entry::Stripe { segment: first.segment, stripe: first.stripe.0 + index as u32, summary });
+        }
+        done
+    }
+
+    /// Puts blocks into the bank and makes their entries.
+    fn write_bank(
+        &mut self,
+        entries: &mut Vec<Entry>,
+        bank_runs: &mut Vec<(PhysicalBlock, usize)>,
+        object: ObjectId,
+        start: LogicalBlock,
+        slices: &[Slice],
+        reservation: &mut Reservation,
+    ) -> Result<u64, StoreError> {
+        let blocks: Vec<Slice> = slices
+            .iter()
+            .flat_map(|slice| {
+                (0..slice.len() / BLOCK_BYTES).map(|block| slice.slice(block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES))
+            })
+            .collect();
+        let mut done = 0;
+        while done < blocks.len() {
+            let bank_id = self.open_bank(entries)?;
+            let bank = &self.banks[&bank_id];
+            let count = bank.free_slots().min(blocks.len() - done).min(WRITE_BLOCKS_MAX);
+            let physical = bank.next_physical();
+            let middle = self.take_middles(count as u64);
+            let mut checksums = Vec::with_capacity(count);
+            if let Some(bank) = self.banks.get_mut(&bank_id) {
+                for (index, block) in blocks[done..done + count].iter().enumerate() {
+                    let checksum = block_checksum(block);
+                    checksums.push(checksum);
+                    let middle = MiddleAddress(middle.0 + index as u64);
+                    bank.push(Slot { data: block.clone(), checksum, middle });
+                }
+            }
+            entries.push(Entry::Write(WriteRun {
+                bank: true,
+                object,
+                start: LogicalBlock(start.0 + done as u64),
+                middle,
+                physical,
+                checksums,
+            }));
+            bank_runs.push((physical, count));
+            done += count;
+            reservation.use_blocks(count as u64);
+        }
+        Ok(done as u64)
+    }
+
+    /// The bank that takes the next block; opens one where needed.
+    fn open_bank(&mut self, entries: &mut Vec<Entry>) -> Result<BankId, StoreError> {
+        if let Some(bank) = self.current_bank
+            && self.banks.get(&bank).is_some_and(|bank| bank.free_slots() > 0)
+        {
+            return Ok(bank);
+        }
+        let stripes = BANK_STRIPES.min(self.geometry.stripes_per_segment.div_ceil(4));
+        let Some(range) = self.segments.allocate(Class::Bank, stripes) else {
+            // Reservations keep this from happening; should one be wrong, the volume stays consistent and stops.
+            let error = StoreError::new(ErrorKind::NoSpace, "open bank", "data region", "no stripe is left");
+            self.failed = Some(error.clone());
+            return Err(error);
+        };
+        let bank_id = self.next_bank;
+        self.next_bank += 1;
+        let start = self.geometry.stripe_start(range.segment, range.first);
+        let pin = self.segments.pin(range.segment);
+        self.banks.insert(bank_id, Bank::new(range, start, self.stripe_blocks(), pin));
+        self.current_bank = Some(bank_id);
+        entries.push(Entry::Bank {
+            segment: range.segment,
+            first_stripe: range.first.0,
+            stripe_count: range.count,
+        });
+        Ok(bank_id)
+    }
+
+    /// The bank that takes the next block, if one is open.
+    pub fn current_bank(&self) -> Option<BankId> {
+        self.current_bank
+    }
+
+    /// Drops banks of which nothing is left to write and whose last naming transaction is durable.
+    pub fn retire_banks(&mut self) {
+        let durable = self.durable_transaction;
+        self.banks.retain(|_, bank| !(bank.is_done() && bank.written_by.is_none_or(|by| by <= durable)));
+    }
+}
+
+/// Where the summary of a stripe is kept.
+pub(crate) fn summary_key(segment: SegmentId, stripe: StripeIndex) -> Key {
+    Key::new(u64::from(segment.0), u64::from(stripe.0))
+}
+
+/// Checksums of a list of blocks.
+pub(crate) fn checksums_of(blocks: &[Slice]) -> Vec<BlockChecksum> {
+    blocks.iter().map(|block| block_checksum(block)).collect()
+}
+
+/// The state, shared by the tasks of the volume's thread. Never borrowed across an await.
+pub(crate) type SharedState = RefCell<State>;
