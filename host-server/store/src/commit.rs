@@ -89,7 +89,9 @@ impl Core {
         self.count_stripes(&mut state, run.len() as u64);
         state.counters.bank_stripes += run.len() as u64;
         let mut entries = Vec::with_capacity(run.len());
-        for (stripe, parity_checksums) in run.iter().zip(parity) {
+        let parity_blocks = parity.len() / run.len();
+        for (index, stripe) in run.iter().enumerate() {
+            let parity_checksums = parity[index * parity_blocks..(index + 1) * parity_blocks].to_vec();
             state.counters.padding_bytes += (stripe.padding_blocks * BLOCK_BYTES) as u64;
             let summary = StripeSummary {
                 middles: stripe.middles.clone(),
@@ -211,6 +213,14 @@ impl Core {
             self.commit_wanted.notify_one();
             progress.await;
         }
+    }
+
+    /// Commits until `transaction` is durable, without waiting for the task that commits.
+    pub async fn make_durable(&self, transaction: u64) -> Result<(), StoreError> {
+        while self.state().durable_transaction < transaction {
+            self.commit().await?;
+        }
+        Ok(())
     }
 
     /// The task that commits: when asked, and when the interval has passed.

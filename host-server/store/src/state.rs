@@ -17,7 +17,7 @@ use crate::format::log::{Entry, WRITE_BLOCKS_MAX, WriteRun, encode_end};
 use crate::geometry::Geometry;
 use crate::limits::BANK_STRIPES;
 use crate::log::ring::Ring;
-use crate::map::{Maps, TREE_SUMMARY};
+use crate::map::{Maps, Message, tree};
 use crate::segment::bank::{Bank, Slot};
 use crate::segment::table::{Class, SegmentTable};
 use crate::volume::{Change, Key, StagedPiece, WrittenRun};
@@ -191,19 +191,27 @@ impl State {
 
     /// Changes the maps as one logged entry says.
     pub fn merge_entry(&mut self, entry: &Entry) {
-        match entry {
-            Entry::Put { tree, key, value } => self.maps.put(*tree, *key, value),
-            Entry::Delete { tree, key } => self.maps.delete(*tree, *key),
-            Entry::Unmap { object, start, len_blocks } => self.maps.unmap(*object, *start, *len_blocks),
+        let message = match entry {
+            Entry::Put { tree, key, value } => Message::Put { tree: *tree, key: *key, value: value.clone() },
+            Entry::Delete { tree, key } => Message::Delete { tree: *tree, key: *key },
+            Entry::Unmap { object, start, len_blocks } => {
+                Message::UnmapRun { object: *object, start: *start, len_blocks: *len_blocks }
+            }
             Entry::Write(run) => {
-                self.maps.birth(run.middle, run.physical, &run.checksums);
-                self.maps.map(run.object, run.start, run.checksums.len() as u64, run.middle);
+                let WriteRun { object, start, middle, physical, .. } = *run;
+                let len_blocks = run.checksums.len() as u64;
+                // Birth first: a later death always finds what it ends.
+                self.maps.apply(Message::Birth { middle, physical, checksums: run.checksums.clone() });
+                Message::MapRun { object, start, len_blocks, middle }
             }
-            Entry::Stripe { segment, stripe, summary } => {
-                self.maps.put(TREE_SUMMARY, summary_key(*segment, StripeIndex(*stripe)), summary);
-            }
-            Entry::Bank { .. } => {}
-        }
+            Entry::Stripe { segment, stripe, summary } => Message::Put {
+                tree: tree::SUMMARY,
+                key: summary_key(*segment, StripeIndex(*stripe)),
+                value: summary.clone(),
+            },
+            Entry::Bank { .. } => return,
+        };
+        self.maps.apply(message);
     }
 
     /// Gives a list of entries its place in the order.
@@ -375,6 +383,12 @@ impl State {
 /// Where the summary of a stripe is kept.
 pub(crate) fn summary_key(segment: SegmentId, stripe: StripeIndex) -> Key {
     Key::new(u64::from(segment.0), u64::from(stripe.0))
+}
+
+/// Where the state of a segment is kept, among the store's properties.
+pub(crate) fn segment_key(segment: SegmentId) -> Key {
+    const SEGMENTS: u64 = 1;
+    Key::new(SEGMENTS, u64::from(segment.0))
 }
 
 /// Checksums of a list of blocks.

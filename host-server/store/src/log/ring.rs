@@ -38,6 +38,7 @@ pub struct Ring {
     next_sequence: u64,
     previous_checksum: u32,
     epoch: u64,
+    epoch_first_record: u64,
     live: VecDeque<LiveRecord>,
 }
 
@@ -75,6 +76,7 @@ impl Ring {
             next_sequence: start.sequence,
             previous_checksum: start.previous_checksum,
             epoch,
+            epoch_first_record: start.sequence,
             live: VecDeque::new(),
         }
     }
@@ -88,9 +90,16 @@ impl Ring {
         self.previous_checksum = checksum;
     }
 
-    pub fn set_epoch(&mut self, epoch: u64) {
+    /// Records from here on belong to a new epoch.
+    pub fn begin_epoch(&mut self, epoch: u64) {
         assert!(epoch > self.epoch);
         self.epoch = epoch;
+        self.epoch_first_record = self.next_sequence;
+    }
+
+    /// The first sequence number of the current epoch.
+    pub fn epoch_first_record(&self) -> u64 {
+        self.epoch_first_record
     }
 
     pub fn epoch(&self) -> u64 {

@@ -1,0 +1,277 @@
+//! Checkpoint: the maps go to pages, a new root names them, and the log before them is given back.
+//!
+//! 1. Banks that hold the log's tail back are written, padded where they are short.
+//! 2. Waiting effects merge, in slices; then, in one step that nothing interrupts, the last of them, the
+//!    segments that have become empty, and the snapshot. The snapshot holds transactions up to S.
+//! 3. Everything up to S is committed: no page reaches a device before the records that it reflects are durable.
+//! 4. Pages, flush, root, flush. A crash before the root is durable leaves the old root and all that it names.
+//! 5. Pages, log and segments that only the old root named are given back.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
+use ringfort_engine::sync::join_all;
+use zerocopy::byteorder::little_endian::U32;
+use zerocopy::FromBytes;
+
+use crate::address::{MetadataAddress, MiddleAddress, PhysicalBlock, SegmentId, StripeIndex};
+use crate::core::Core;
+use crate::error::StoreError;
+use crate::format::page::{PAGE_BYTES, Roots};
+use crate::format::root::{ROOT_SLOT_BYTES, Root};
+use crate::format::segment::{SegmentEntry, StripeSummary};
+use crate::kv::{PageStore, Snapshot};
+use crate::limits::{MERGE_SLICE, MIDDLE_RESERVE};
+use crate::log::ring::ReplayPoint;
+use crate::map::{Fate, Message, tree};
+use crate::object::Object;
+use crate::segment::table::{Class, Segment, SegmentState};
+use crate::state::{BankId, State, segment_key, summary_key};
+use crate::volume::Key;
+
+/// Pages on the metadata mirrors.
+pub(crate) struct Pages<'a> {
+    pub object: &'a Object,
+    /// Pages written.
+    pub written: Cell<u64>,
+}
+
+impl PageStore for Pages<'_> {
+    async fn write_page(&self, address: MetadataAddress, page: Slice) -> Result<(), StoreError> {
+        self.written.set(self.written.get() + 1);
+        self.object.write_metadata(address, vec![page]).await
+    }
+
+    async fn read_page(
+        &self,
+        address: MetadataAddress,
+        verify: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<Slice, StoreError> {
+        self.object.read_metadata(address, PAGE_BYTES, verify).await
+    }
+}
+
+/// What a checkpoint has taken hold of.
+struct Seal {
+    snapshot: Snapshot,
+    /// S: the snapshot holds transactions up to this one.
+    transaction: u64,
+    freeing: Vec<SegmentId>,
+    middle_limit: u64,
+}
+
+/// A segment's state as its entry in the segment tree.
+fn encode_segment(segment: &Segment) -> [u8; size_of::<SegmentEntry>()] {
+    let state = match segment.state {
+        SegmentState::Free | SegmentState::Freeing => 0,
+        SegmentState::Open(Class::Bank) => 1,
+        SegmentState::Open(Class::Large) => 2,
+        SegmentState::Closed => 3,
+    };
+    let next_stripe = if state == 0 { 0 } else { segment.next_stripe };
+    let entry = SegmentEntry { version: 1, state, reserved: [0; 2], next_stripe: U32::new(next_stripe) };
+    zerocopy::transmute!(entry)
+}
+
+/// Reads what [`encode_segment`] wrote; `None` where it is no such thing.
+pub(crate) fn decode_segment(bytes: &[u8]) -> Option<(SegmentState, u32)> {
+    let entry = SegmentEntry::ref_from_bytes(bytes).ok()?;
+    if entry.version != 1 || entry.reserved != [0; 2] {
+        return None;
+    }
+    let state = match entry.state {
+        0 => SegmentState::Free,
+        1 => SegmentState::Open(Class::Bank),
+        2 => SegmentState::Open(Class::Large),
+        3 => SegmentState::Closed,
+        _ => return None,
+    };
+    Some((state, entry.next_stripe.get()))
+}
+
+impl State {
+    /// Whether no address that the segment's summaries name still lives there. Usage counts are hints only.
+    fn holds_nothing_live(&self, segment: SegmentId) -> bool {
+        let first = summary_key(segment, StripeIndex(0));
+        let last = summary_key(segment, StripeIndex(u32::MAX));
+        let summaries = self.maps.scan(tree::SUMMARY, first, last, self.geometry.stripes_per_segment as usize);
+        summaries.iter().all(|(key, value)| {
+            let start = self.geometry.stripe_start(segment, StripeIndex(key.lo as u32));
+            StripeSummary::decode(value).is_some_and(|summary| {
+                summary.middles.iter().enumerate().all(|(index, middle)| {
+                    middle.is_none_or(|middle| self.physical_of(middle) != Some(PhysicalBlock(start.0 + index as u64)))
+                })
+            })
+        })
+    }
+
+    /// Where a middle address lies now.
+    pub fn physical_of(&self, middle: MiddleAddress) -> Option<PhysicalBlock> {
+        match self.maps.resolve(middle, 1).first()?.fate {
+            Fate::Stored { physical, .. } => Some(physical),
+            Fate::Unborn | Fate::Dead => None,
+        }
+    }
+
+    /// Marks the segments that have become empty and takes their summaries out.
+    fn free_empty_segments(&mut self) -> Vec<SegmentId> {
+        let mut freeing = Vec::new();
+        for segment in self.segments.closed() {
+            if self.maps.live_blocks(segment) != 0 || self.segments.is_pinned(segment) {
+                continue;
+            }
+            if !self.holds_nothing_live(segment) {
+                tracing::warn!(%segment, "usage count is zero but a summary names live blocks; the segment is kept");
+                continue;
+            }
+            self.segments.begin_freeing(segment);
+            self.maps.apply(Message::DeleteRange {
+                tree: tree::SUMMARY,
+                from: summary_key(segment, StripeIndex(0)),
+                to: Key::new(u64::from(segment.0) + 1, 0),
+            });
+            freeing.push(segment);
+        }
+        freeing
+    }
+
+    fn seal(&mut self) -> Seal {
+        while self.maps.merge_pending(usize::MAX) {}
+        let freeing = self.free_empty_segments();
+        for (segment, entry) in self.segments.take_dirty() {
+            let value = encode_segment(&entry).to_vec();
+            self.maps.apply(Message::Put { tree: tree::PROPERTIES, key: segment_key(segment), value });
+        }
+        Seal {
+            snapshot: self.maps.snapshot(),
+            transaction: self.last_transaction(),
+            freeing,
+            middle_limit: self.next_middle + MIDDLE_RESERVE,
+        }
+    }
+
+    /// Where replay must begin for a root that holds transactions up to `transaction`: banks still need
+    /// the records that hold their blocks.
+    fn replay_point(&self, transaction: u64) -> ReplayPoint {
+        let pinned = self.banks.values().filter_map(|bank| bank.first_logged_position).min();
+        self.ring.replay_point(transaction, pinned)
+    }
+}
+
+impl Core {
+    /// Writes a root and makes it durable.
+    pub async fn write_root(&self, root: &Root) -> Result<(), StoreError> {
+        let bytes = root.encode(self.volume);
+        debug_assert!(bytes.len() <= ROOT_SLOT_BYTES);
+        let slot = Slice::copy_of(&bytes);
+        let slot_bytes = slot.len() as u64;
+        self.object.write_metadata(Root::slot(root.sequence), vec![slot]).await?;
+        self.object.flush_metadata().await?;
+        let mirrors = self.object.live_mirrors().len() as u64;
+        self.state_mut().counters.root_bytes += slot_bytes * mirrors;
+        Ok(())
+    }
+
+    /// Runs one checkpoint. With `everything`, all banks are written first, so that the log ends up empty.
+    pub async fn checkpoint(&self, everything: bool) -> Result<(), StoreError> {
+        let _turn = self.checkpoint_turn.lock().await;
+        self.state().check_alive()?;
+        let result = self.checkpoint_in_turn(everything).await;
+        if let Err(error) = &result {
+            self.fail(error.clone());
+        }
+        self.progress.notify_all();
+        result
+    }
+
+    async fn checkpoint_in_turn(&self, everything: bool) -> Result<(), StoreError> {
+        self.flush_pinning_banks(everything).await?;
+        while self.state_mut().maps.merge_pending(MERGE_SLICE) {
+            self.engine.yield_now().await;
+        }
+        let seal = self.state_mut().seal();
+        self.make_durable(seal.transaction).await?;
+        let pages = Pages { object: &self.object, written: Cell::new(0) };
+        let roots = seal.snapshot.write(&pages).await?;
+        let mirrors = self.object.live_mirrors().len() as u64;
+        self.state_mut().counters.page_bytes += pages.written.get() * PAGE_BYTES as u64 * mirrors;
+        self.object.flush_metadata().await?;
+        self.finish_checkpoint(seal, roots).await
+    }
+
+    async fn finish_checkpoint(&self, seal: Seal, roots: Roots) -> Result<(), StoreError> {
+        let generation = seal.snapshot.generation();
+        drop(seal.snapshot);
+        let (root, replay) = {
+            let state = self.state();
+            let replay = state.replay_point(seal.transaction);
+            let root = Root {
+                sequence: state.root_sequence + 1,
+                epoch: state.ring.epoch(),
+                epoch_first_record: state.ring.epoch_first_record(),
+                applied_transaction: seal.transaction,
+                replay_position: replay.position,
+                replay_sequence: replay.sequence,
+                replay_previous_checksum: replay.previous_checksum,
+                middle_limit: seal.middle_limit,
+                log_blocks: state.ring.block_count(),
+                page_area_bytes: self.page_area_bytes,
+                total_blocks: self.total_blocks,
+                trees: roots,
+            };
+            (root, replay)
+        };
+        self.write_root(&root).await?;
+        let mut state = self.state_mut();
+        state.root_sequence = root.sequence;
+        state.maps.settle(generation);
+        state.ring.truncate(replay.position);
+        for segment in seal.freeing {
+            state.segments.finish_freeing(segment);
+            state.counters.freed_segments += 1;
+        }
+        state.counters.checkpoints += 1;
+        Ok(())
+    }
+
+    /// Writes the banks whose logged blocks lie in the older part of the log: they would pin its tail.
+    async fn flush_pinning_banks(&self, everything: bool) -> Result<(), StoreError> {
+        let pinning: Vec<BankId> = {
+            let state = self.state();
+            let recent = state.ring.head().position.saturating_sub(state.ring.block_count() / 4);
+            let pins = |logged: Option<u64>| everything || logged.is_some_and(|position| position < recent);
+            let banks = state.banks.iter().filter(|(_, bank)| pins(bank.first_logged_position));
+            banks.map(|(bank_id, _)| *bank_id).collect()
+        };
+        for result in join_all(pinning.iter().map(|bank_id| self.flush_bank(*bank_id))).await {
+            result?;
+        }
+        // Others may be writing stripes of the same banks: wait until all are named, and the names durable.
+        loop {
+            let progress = self.progress.notified();
+            let last = {
+                let state = self.state();
+                state.check_alive()?;
+                let mut banks = pinning.iter().filter_map(|bank_id| state.banks.get(bank_id));
+                banks.all(|bank| bank.is_done()).then(|| state.last_transaction())
+            };
+            match last {
+                Some(last) => return self.make_durable(last).await,
+                None => progress.await,
+            }
+        }
+    }
+
+    /// The task that runs checkpoints when asked.
+    pub async fn run_checkpoints(self: Rc<Self>) {
+        while !self.closing.get() {
+            self.checkpoint_wanted.notified().await;
+            if self.closing.get() || self.checkpoint(false).await.is_err() {
+                break;
+            }
+        }
+    }
+}
+
+const _: () = assert!(PAGE_BYTES.is_multiple_of(BLOCK_BYTES));

@@ -1,0 +1,110 @@
+//! What an operator may want to know of an open volume.
+
+use ringfort_engine::buffer::BLOCK_BYTES;
+
+use crate::address::{SegmentId, VolumeId};
+use crate::core::Core;
+use crate::object::TreeReport;
+use crate::recover::RecoveryReport;
+use crate::segment::table::SegmentState;
+use crate::state::PathCounters;
+
+/// A volume at one moment.
+#[derive(Clone, Debug)]
+pub struct StatusReport {
+    pub volume: VolumeId,
+    /// Components and their states.
+    pub tree: TreeReport,
+    /// Why the volume takes no more changes, if so.
+    pub failed: Option<String>,
+    pub space: SpaceStatus,
+    pub log: LogStatus,
+    pub memory: MemoryStatus,
+    pub recovery: RecoveryReport,
+    /// Since the volume was opened.
+    pub counters: PathCounters,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpaceStatus {
+    pub total_bytes: u64,
+    /// Handed out to nobody.
+    pub free_bytes: u64,
+    /// Named by the maps.
+    pub live_bytes: u64,
+    /// Overwritten or deleted; returns when a whole segment has become empty.
+    pub dead_bytes: u64,
+    pub segments: u32,
+    pub free_segments: u32,
+    pub open_segments: u32,
+    pub closed_segments: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogStatus {
+    pub size_bytes: u64,
+    pub used_bytes: u64,
+    pub epoch: u64,
+    pub root_sequence: u64,
+    pub applied_transaction: u64,
+    pub durable_transaction: u64,
+    /// Banks in memory and the blocks they hold.
+    pub banks: u32,
+    pub bank_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStatus {
+    pub maps_bytes: u64,
+    pub maps_limit_bytes: u64,
+    pub pages: u64,
+    pub free_pages: u64,
+}
+
+impl StatusReport {
+    pub(crate) fn of(core: &Core, recovery: RecoveryReport) -> Self {
+        let state = core.state();
+        let block = BLOCK_BYTES as u64;
+        let mut space = SpaceStatus {
+            total_bytes: core.total_blocks * block,
+            free_bytes: state.free_blocks() * block,
+            segments: state.segments.segment_count(),
+            ..SpaceStatus::default()
+        };
+        for segment in (0..space.segments).map(SegmentId) {
+            match state.segments.get(segment).state {
+                SegmentState::Free => space.free_segments += 1,
+                SegmentState::Open(_) => space.open_segments += 1,
+                SegmentState::Closed | SegmentState::Freeing => space.closed_segments += 1,
+            }
+        }
+        state.maps.visit_segments(|_, live_blocks| space.live_bytes += live_blocks * block);
+        let data_bytes = state.geometry.data_blocks() * block;
+        space.dead_bytes = data_bytes.saturating_sub(space.free_bytes + space.live_bytes);
+        let resident_blocks: usize = state.banks.values().map(|bank| bank.resident_blocks()).sum();
+        Self {
+            volume: core.volume,
+            tree: core.object.tree(),
+            failed: state.failed.as_ref().map(ToString::to_string),
+            space,
+            log: LogStatus {
+                size_bytes: state.ring.block_count() * block,
+                used_bytes: state.ring.used_blocks() * block,
+                epoch: state.ring.epoch(),
+                root_sequence: state.root_sequence,
+                applied_transaction: state.last_transaction(),
+                durable_transaction: state.durable_transaction,
+                banks: state.banks.len() as u32,
+                bank_bytes: (resident_blocks * BLOCK_BYTES) as u64,
+            },
+            memory: MemoryStatus {
+                maps_bytes: state.maps.memory_bytes() as u64,
+                maps_limit_bytes: core.memory_bytes,
+                pages: state.maps.page_count() as u64,
+                free_pages: state.maps.allocator().free_count() as u64,
+            },
+            recovery,
+            counters: state.counters,
+        }
+    }
+}
