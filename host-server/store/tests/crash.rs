@@ -1,0 +1,364 @@
+//! Crashes at every persistence point: after recovery the volume is its log order cut at some point, and everything that
+//! was synced before the crash is inside the cut.
+//!
+//! `RINGFORT_CRASH_STRIDE` tests every n-th point only (default: chosen per workload so that the suite stays short);
+//! `RINGFORT_CRASH_SEED` changes the history.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
+use ringfort_engine::sim::{CrashMode, Random, SimWorld};
+use ringfort_store::address::{LogicalBlock, ObjectId};
+use ringfort_store::create::CreateOptions;
+use ringfort_store::store::{OpenOptions, Store};
+use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume};
+
+const TREE: TreeId = TreeId(16);
+const KEYS: u64 = 24;
+const OBJECTS: u64 = 3;
+const BLOCKS: u64 = 96;
+
+/// What a volume should hold: entries, and the content number of each block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Model {
+    entries: BTreeMap<u64, u64>,
+    blocks: BTreeMap<(u64, u64), u64>,
+}
+
+/// The states after each transaction, and how many of them were synced.
+#[derive(Default)]
+struct History {
+    states: Vec<Model>,
+    synced: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Put { key: u64 },
+    Delete { key: u64 },
+    Write { object: u64, start: u64, len: u64 },
+    Unmap { object: u64, start: u64, len: u64 },
+    Sync,
+    Checkpoint,
+    Pause { ms: u64 },
+}
+
+fn components() -> Vec<PathBuf> {
+    (0..6).map(|index| PathBuf::from(format!("component-{index}"))).collect()
+}
+
+fn create_options() -> CreateOptions {
+    CreateOptions {
+        log_bytes: Some(1 << 20),
+        unit_bytes: Some(8192),
+        ..CreateOptions::new(components(), 8 << 20)
+    }
+}
+
+fn block(content: u64) -> Slice {
+    let mut buffer = Buffer::zeroed(BLOCK_BYTES);
+    for (index, bytes) in buffer.chunks_exact_mut(8).enumerate() {
+        bytes.copy_from_slice(&(content.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64).to_le_bytes());
+    }
+    buffer[..8].copy_from_slice(&content.to_le_bytes());
+    buffer.freeze()
+}
+
+fn blocks(contents: &[u64]) -> Vec<Slice> {
+    contents.iter().map(|content| block(*content)).collect()
+}
+
+/// Runs steps, noting each state as it is applied.
+async fn work(store: &Store, steps: &[Step], history: &RefCell<History>) {
+    let mut model = history.borrow().states.last().cloned().unwrap_or_default();
+    let mut content = 1 + history.borrow().states.len() as u64 * 1000;
+    for step in steps {
+        let mut note = |model: &Model| history.borrow_mut().states.push(model.clone());
+        match *step {
+            Step::Put { key } => {
+                let cost = Cost { data_blocks: 0, entries: 1, frees_space: false };
+                let mut transaction = store.begin(cost).await.unwrap();
+                content += 1;
+                transaction.put(TREE, Key::new(key, 0), content.to_le_bytes().repeat(8));
+                store.apply(transaction).unwrap();
+                model.entries.insert(key, content);
+                note(&model);
+            }
+            Step::Delete { key } => {
+                let cost = Cost { data_blocks: 0, entries: 1, frees_space: true };
+                let mut transaction = store.begin(cost).await.unwrap();
+                transaction.delete(TREE, Key::new(key, 0));
+                store.apply(transaction).unwrap();
+                model.entries.remove(&key);
+                note(&model);
+            }
+            Step::Write { object, start, len } => {
+                let cost = Cost { data_blocks: len, entries: 2, frees_space: false };
+                let mut transaction = store.begin(cost).await.unwrap();
+                let contents: Vec<u64> = (0..len).map(|index| content + 1 + index).collect();
+                content += len;
+                let staged = store.stage(&mut transaction, blocks(&contents)).await.unwrap();
+                transaction.write(ObjectId(object), LogicalBlock(start), staged);
+                transaction.put(TREE, Key::new(KEYS + object, 0), content.to_le_bytes().repeat(8));
+                store.apply(transaction).unwrap();
+                model.entries.insert(KEYS + object, content);
+                for (index, content) in contents.iter().enumerate() {
+                    model.blocks.insert((object, start + index as u64), *content);
+                }
+                note(&model);
+            }
+            Step::Unmap { object, start, len } => {
+                let cost = Cost { data_blocks: 0, entries: 1, frees_space: true };
+                let mut transaction = store.begin(cost).await.unwrap();
+                transaction.unmap(ObjectId(object), LogicalBlock(start), len);
+                store.apply(transaction).unwrap();
+                (start..start + len).for_each(|at| drop(model.blocks.remove(&(object, at))));
+                note(&model);
+            }
+            Step::Sync => {
+                let applied = history.borrow().states.len();
+                store.sync().await.unwrap();
+                let mut history = history.borrow_mut();
+                history.synced = history.synced.max(applied);
+            }
+            Step::Checkpoint => store.checkpoint().await.unwrap(),
+            Step::Pause { ms } => store.engine().sleep(Duration::from_millis(ms)).await,
+        }
+    }
+}
+
+/// Everything a volume holds. Panics where a block is neither zero nor what some write put there.
+async fn read_all(store: &Store) -> Model {
+    let mut model = Model::default();
+    for (key, value) in store.scan(TREE, Key::MIN, Key::MAX, usize::MAX).await.unwrap() {
+        let content = u64::from_le_bytes(value[..8].try_into().unwrap());
+        assert_eq!(value, content.to_le_bytes().repeat(8));
+        model.entries.insert(key.hi, content);
+    }
+    for object in 0..OBJECTS {
+        let mut at = 0;
+        for piece in store.read(ObjectId(object), LogicalBlock(0), BLOCKS * 2).await.unwrap() {
+            match piece {
+                ReadPiece::Hole { len_blocks } => at += len_blocks,
+                ReadPiece::Data(slice) => {
+                    for bytes in slice.chunks_exact(BLOCK_BYTES) {
+                        let content = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+                        assert_eq!(bytes, &*block(content), "object {object} block {at} holds foreign bytes");
+                        model.blocks.insert((object, at), content);
+                        at += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(at, BLOCKS * 2);
+    }
+    model
+}
+
+async fn open(engine: Rc<dyn ringfort_engine::engine::Engine>) -> Store {
+    let paths = components();
+    match Store::open(engine, &paths, &OpenOptions::default()).await {
+        Ok((store, _)) => store,
+        Err(error) => panic!("the volume does not open: {error}"),
+    }
+}
+
+/// Compares with the history; returns which state it is.
+fn position_in(history: &History, found: &Model, synced: usize, what: &str) -> usize {
+    let empty = Model::default();
+    let state = |index: usize| if index == 0 { &empty } else { &history.states[index - 1] };
+    // Later states first: an overwrite of equal content cannot happen, so at most one matches past a sync.
+    let position = (0..=history.states.len()).rev().find(|index| state(*index) == found);
+    let Some(position) = position else { panic!("{what}: a state that never was: {found:?}") };
+    assert!(position >= synced, "{what}: state {position} although {synced} were synced");
+    position
+}
+
+fn random_steps(seed: u64, count: usize, weigh: fn(&mut Random) -> Step) -> Vec<Step> {
+    let mut random = Random::new(seed);
+    (0..count).map(|_| weigh(&mut random)).collect()
+}
+
+fn small_write(random: &mut Random) -> Step {
+    Step::Write { object: random.below(OBJECTS), start: random.below(BLOCKS), len: 1 + random.below(3) }
+}
+
+fn large_write(random: &mut Random) -> Step {
+    Step::Write { object: random.below(OBJECTS), start: random.below(BLOCKS), len: 8 + random.below(40) }
+}
+
+fn unmap(random: &mut Random) -> Step {
+    Step::Unmap { object: random.below(OBJECTS), start: random.below(BLOCKS), len: 1 + random.below(40) }
+}
+
+/// Runs the workload to its end, then crashes it at each point, recovers (crashing once more in some recoveries), and compares.
+fn crash_everywhere(name: &str, steps: &[Step], mode: CrashMode) {
+    let seed = std::env::var("RINGFORT_CRASH_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let run = |crash_at: Option<u64>| {
+        let world = SimWorld::new(seed);
+        let engine = world.engine();
+        let created = world.run(async move {
+            let store = Store::create(engine, &create_options()).await.unwrap();
+            store.close().await.unwrap();
+        });
+        created.done();
+        world.restart(CrashMode::ProcessDeath, seed);
+        if let Some(point) = crash_at {
+            world.crash_at_point(point);
+        }
+        let history = Rc::new(RefCell::new(History::default()));
+        let engine = world.engine();
+        let outcome = world.run({
+            let history = Rc::clone(&history);
+            async move {
+                let store = open(engine).await;
+                work(&store, steps, &history).await;
+                store.close().await.unwrap();
+            }
+        });
+        (world, history, outcome.is_crashed())
+    };
+    let (world, history, crashed) = run(None);
+    assert!(!crashed);
+    let points = world.count_points();
+    assert_eq!(history.borrow().states.is_empty(), false);
+    drop(world);
+    let stride = std::env::var("RINGFORT_CRASH_STRIDE").ok().and_then(|stride| stride.parse().ok());
+    let stride = stride.unwrap_or(1).max(1);
+    let mut lost_something = 0;
+    for point in (1..=points).step_by(stride as usize) {
+        let what = format!("{name}, seed {seed}, {mode:?} at point {point} of {points}");
+        let (world, history, crashed) = run(Some(point));
+        assert!(crashed, "{what}: did not crash");
+        let mut random = Random::new(seed ^ point);
+        world.restart(mode, random.next_u64());
+        // Some recoveries crash too.
+        if point % 3 == 0 {
+            world.crash_at_point(1 + random.below(60));
+            let engine = world.engine();
+            let _ = world.run(async move { drop(open(engine).await) });
+            world.restart(mode, random.next_u64());
+        }
+        let engine = world.engine();
+        let history = Rc::try_unwrap(history).ok().map(RefCell::into_inner).unwrap_or_default();
+        let synced = history.synced;
+        let position = {
+            let found = world.run(async move {
+                let store = open(engine).await;
+                let found = read_all(&store).await;
+                store.close().await.unwrap();
+                found
+            });
+            position_in(&history, &found.done(), synced, &what)
+        };
+        lost_something += usize::from(position < history.states.len());
+        // The recovered volume is a volume like any other: it takes writes and opens again.
+        world.restart(CrashMode::PowerLoss, random.next_u64());
+        let engine = world.engine();
+        let after = Rc::new(RefCell::new(History::default()));
+        let base = if position == 0 { Model::default() } else { history.states[position - 1].clone() };
+        after.borrow_mut().states.push(base);
+        let result = world.run({
+            let after = Rc::clone(&after);
+            async move {
+                let store = open(engine).await;
+                let steps = [Step::Write { object: 1, start: 3, len: 20 }, Step::Put { key: 1 }, Step::Sync];
+                work(&store, &steps, &after).await;
+                let found = read_all(&store).await;
+                store.close().await.unwrap();
+                found
+            }
+        });
+        assert_eq!(Some(&result.done()), after.borrow().states.last(), "{what}: after recovery");
+    }
+    println!("{name}: {points} points, {lost_something} crashes lost something unsynced");
+}
+
+macro_rules! workload {
+    ($name:ident, $mode:ident, $steps:expr) => {
+        #[test]
+        fn $name() {
+            crash_everywhere(stringify!($name), &$steps, CrashMode::$mode);
+        }
+    };
+}
+
+workload!(entries_with_a_sync_each, PowerLoss, {
+    (0..12).flat_map(|key| [Step::Put { key: key % 5 }, Step::Sync]).collect::<Vec<_>>()
+});
+workload!(small_writes_with_a_sync_each, PowerLoss, {
+    random_steps(2, 14, small_write).into_iter().flat_map(|step| [step, Step::Sync]).collect::<Vec<_>>()
+});
+workload!(small_writes_synced_now_and_then, PowerLoss, {
+    random_steps(3, 60, |random| if random.one_in(9) { Step::Sync } else { small_write(random) })
+});
+workload!(large_writes_synced_now_and_then, PowerLoss, {
+    random_steps(4, 16, |random| if random.one_in(4) { Step::Sync } else { large_write(random) })
+});
+workload!(nothing_is_ever_synced, PowerLoss, {
+    random_steps(5, 20, |random| match random.below(4) {
+        0 => Step::Put { key: random.below(KEYS) },
+        1 => Step::Pause { ms: 400 },
+        2 => large_write(random),
+        _ => small_write(random),
+    })
+});
+workload!(overwrites_and_holes, PowerLoss, {
+    random_steps(6, 40, |random| match random.below(5) {
+        0 => unmap(random),
+        1 => Step::Sync,
+        2 => Step::Delete { key: random.below(3) },
+        _ => small_write(random),
+    })
+});
+workload!(checkpoints_between_writes, PowerLoss, {
+    random_steps(7, 24, |random| match random.below(6) {
+        0 => Step::Checkpoint,
+        1 => Step::Sync,
+        2 => large_write(random),
+        3 => unmap(random),
+        _ => small_write(random),
+    })
+});
+workload!(segments_are_freed_and_used_again, PowerLoss, {
+    let write = |object| Step::Write { object, start: 0, len: 64 };
+    (0..8)
+        .flat_map(|round| [write(round % 2), write(round % 2), Step::Sync, Step::Checkpoint])
+        .collect::<Vec<_>>()
+});
+workload!(the_log_wraps_around, PowerLoss, {
+    random_steps(9, 90, |random| match random.below(8) {
+        0 => Step::Sync,
+        _ => Step::Write { object: random.below(OBJECTS), start: random.below(BLOCKS), len: 1 + random.below(7) },
+    })
+});
+workload!(commits_by_the_interval, PowerLoss, {
+    random_steps(10, 16, |random| match random.below(2) {
+        0 => Step::Pause { ms: 700 },
+        _ => small_write(random),
+    })
+});
+workload!(the_process_dies, ProcessDeath, {
+    random_steps(11, 40, |random| match random.below(7) {
+        0 => Step::Sync,
+        1 => Step::Checkpoint,
+        2 => large_write(random),
+        _ => small_write(random),
+    })
+});
+workload!(everything_at_once, PowerLoss, {
+    random_steps(12, 40, |random| match random.below(9) {
+        0 => Step::Sync,
+        1 => Step::Checkpoint,
+        2 => large_write(random),
+        3 => unmap(random),
+        4 => Step::Put { key: random.below(KEYS) },
+        5 => Step::Delete { key: random.below(KEYS) },
+        6 => Step::Pause { ms: 300 },
+        _ => small_write(random),
+    })
+});
