@@ -7,5 +7,7 @@ pub mod address;
 pub mod error;
 pub mod format;
 pub mod geometry;
+pub mod kv;
+pub mod map;
 pub mod model;
 pub mod volume;

@@ -130,6 +130,11 @@ pub fn open(
     Ok(Opened { version, volume_low, body })
 }
 
+/// The checksum in the header of a sealed envelope, unverified. `None` where `bytes` is shorter than a header.
+pub fn checksum_of(bytes: &[u8]) -> Option<u32> {
+    Header::read_from_prefix(bytes).ok().map(|(header, _)| header.checksum.get())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
