@@ -125,6 +125,7 @@ impl Leaf {
         if self.used_bytes() - old_len + value.len() > PAGE_CAPACITY_BYTES {
             return false;
         }
+        self.value_bytes -= old_len;
         if value.len() <= old_len {
             let offset = slot.value_offset();
             self.page[offset..offset + value.len()].copy_from_slice(value);
@@ -137,7 +138,7 @@ impl Leaf {
             }
             self.place(position, slot.key(), value);
         }
-        self.value_bytes = self.value_bytes - old_len + value.len();
+        self.value_bytes += value.len();
         true
     }
 
