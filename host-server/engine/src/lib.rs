@@ -27,6 +27,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 mod executor;
+pub mod local;
 pub mod mailbox;
 #[allow(unsafe_code)]
 pub mod memory;

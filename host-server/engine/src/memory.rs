@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use crate::buffer::{BLOCK_BYTES, Buffer};
+use crate::error::{EngineError, ErrorKind};
 
 struct Mapping {
     start: NonNull<u8>,
@@ -98,4 +99,17 @@ impl MemoryFile {
             Buffer::lent(start, block_count * BLOCK_BYTES, Box::new(lease))
         }
     }
+}
+
+/// Checks what a caller asks for: a name that is one path component, and whole blocks.
+pub(crate) fn check_request(name: &str, len_bytes: usize) -> Result<(), EngineError> {
+    let found = if name.is_empty() || name.starts_with('.') || name.len() > 255 || name.contains(['/', '\0'])
+    {
+        "not a name for a memory file (no '/', no leading '.', 1 to 255 bytes)".to_owned()
+    } else if len_bytes == 0 || !len_bytes.is_multiple_of(BLOCK_BYTES) {
+        format!("{len_bytes} bytes is not a positive multiple of {BLOCK_BYTES}")
+    } else {
+        return Ok(());
+    };
+    Err(EngineError::new(ErrorKind::OutOfRange, "open memory file", name, found))
 }

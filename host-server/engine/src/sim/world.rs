@@ -17,7 +17,7 @@ use super::random::Random;
 use crate::buffer::BLOCK_BYTES;
 use crate::engine::{Engine, MemoryOpen};
 use crate::error::{EngineError, ErrorKind};
-use crate::memory::MemoryFile;
+use crate::memory::{MemoryFile, check_request};
 
 /// What ends a life of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +56,7 @@ impl World {
         let fail = |kind, found: &str| {
             Err(EngineError::new(kind, "open memory file", name.to_owned(), found.to_owned()))
         };
-        if len_bytes == 0 || !len_bytes.is_multiple_of(BLOCK_BYTES) {
-            return fail(ErrorKind::OutOfRange, "the length is not a positive number of blocks");
-        }
+        check_request(name, len_bytes)?;
         let mut files = self.memory_files.borrow_mut();
         if files.get(name).is_some_and(MemoryFile::is_held_elsewhere) {
             return fail(ErrorKind::Busy, "open in this process");

@@ -151,7 +151,7 @@ fn take_page(
     }
 }
 
-fn damaged(tree: TreeId, pointer: &PagePointer, found: impl Into<String>) -> StoreError {
+fn damaged(tree: TreeId, pointer: &PagePointer, found: impl Into<Box<str>>) -> StoreError {
     let place = format!("page at metadata byte {} of tree {}", pointer.address, tree.0);
     StoreError::new(ErrorKind::Damaged, "load", place, found)
         .expected(format!("generation {}, checksum {:08x}", pointer.generation, pointer.checksum))

@@ -1,0 +1,279 @@
+//! [`Engine`] and [`Device`] on this machine, and what its runtime does between tasks.
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::future::Future;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::component::{self, Component};
+use super::operation::{Operation, Request};
+use super::threads::Pool;
+use super::uring::Ring;
+use super::{LocalOptions, Transport, mapping};
+use crate::buffer::{Buffer, Slice};
+use crate::completion::{Completion, completion};
+use crate::device::{Device, DeviceCounters, check_range, check_write};
+use crate::engine::{Engine, MemoryOpen};
+use crate::error::{EngineError, ErrorKind};
+use crate::executor::{Executor, Kick, ReadyQueue, Task, YieldNow};
+use crate::memory::MemoryFile;
+use crate::runtime::{Driver, Runtime};
+use crate::timer::Timers;
+
+/// Carries operations to the kernel and back.
+pub(super) trait Transfers {
+    /// Takes an operation in. Fails it towards its caller if it is not answered by `deadline`.
+    fn start(&self, operation: Operation, deadline: Option<Instant>);
+
+    /// Submits what was taken in and completes what was answered, without waiting.
+    fn turn(&self);
+
+    /// As `turn`, after waiting for an answer, a kick or the end of `limit`.
+    fn wait(&self, limit: Option<Duration>);
+
+    /// Fails what has passed its deadline.
+    fn expire(&self, now: Instant);
+
+    /// The earliest moment at which `expire` could have something to do.
+    fn next_deadline(&self) -> Option<Instant>;
+}
+
+/// Starts an engine that belongs to the calling thread.
+pub fn start(options: LocalOptions) -> Result<Runtime, EngineError> {
+    const START: &str = "start the local engine with";
+    let uring = match options.transport {
+        Transport::Threads => None,
+        Transport::Uring | Transport::Automatic => match Ring::new() {
+            Ok(ring) => Some(ring),
+            Err(error) if options.transport == Transport::Uring => {
+                return Err(EngineError::from_io(START, "io_uring", &error));
+            }
+            Err(error) => {
+                tracing::warn!("io_uring is refused ({error}): using threads, which are slower");
+                None
+            }
+        },
+    };
+    let (transfers, kick): (Rc<dyn Transfers>, Box<dyn Kick>) = match uring {
+        Some((ring, kick)) => (Rc::new(ring), Box::new(kick)),
+        None => {
+            let pool = Pool::new(options.pool_threads)
+                .map_err(|error| EngineError::from_io(START, "a pool of threads", &error))?;
+            (Rc::new(pool.0), Box::new(pool.1))
+        }
+    };
+    let entropy = Entropy::open().map_err(|error| EngineError::from_io(START, Entropy::PATH, &error))?;
+    let executor = Rc::new(Executor::new(kick));
+    let engine = Rc::new(LocalEngine {
+        executor: Rc::clone(&executor),
+        timers: Rc::default(),
+        transfers,
+        started: Instant::now(),
+        request_timeout: options.request_timeout,
+        busy_poll: options.busy_poll,
+        memory_directory: mapping::prepare_directory(options.memory_directory.as_deref()),
+        entropy: RefCell::new(entropy),
+    });
+    Ok(Runtime::new(executor, Rc::clone(&engine) as Rc<dyn Driver>, engine))
+}
+
+struct LocalEngine {
+    executor: Rc<Executor>,
+    timers: Rc<Timers>,
+    transfers: Rc<dyn Transfers>,
+    started: Instant,
+    request_timeout: Option<Duration>,
+    busy_poll: Duration,
+    memory_directory: Option<PathBuf>,
+    entropy: RefCell<Entropy>,
+}
+
+impl LocalEngine {
+    fn device(&self, component: Component, writable: bool) -> Rc<dyn Device> {
+        Rc::new(LocalDevice {
+            component: Rc::new(component),
+            transfers: Rc::clone(&self.transfers),
+            request_timeout: self.request_timeout,
+            counters: Rc::default(),
+            writable,
+        })
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let sleeper = self.timers.next_deadline().and_then(|deadline| self.started.checked_add(deadline));
+        let request = self.transfers.next_deadline();
+        match (sleeper, request) {
+            (Some(sleeper), Some(request)) => Some(sleeper.min(request)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    fn poll_before_sleeping(&self, ready: &ReadyQueue) {
+        let end = Instant::now() + self.busy_poll;
+        while ready.len() == 0 && Instant::now() < end {
+            // The core may be wanted by whoever makes the work.
+            std::thread::yield_now();
+            Driver::turn(self);
+        }
+    }
+}
+
+impl Driver for LocalEngine {
+    fn turn(&self) {
+        self.transfers.turn();
+        let now = Instant::now();
+        self.transfers.expire(now);
+        self.timers.fire(now - self.started);
+    }
+
+    fn park(&self, ready: &ReadyQueue) {
+        if !self.busy_poll.is_zero() {
+            self.poll_before_sleeping(ready);
+        }
+        let limit = self.next_deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if ready.prepare_park() {
+            self.transfers.wait(limit);
+            ready.unpark();
+        }
+        Driver::turn(self);
+    }
+}
+
+impl Engine for LocalEngine {
+    fn open(&self, path: &Path, write: bool) -> Result<Rc<dyn Device>, EngineError> {
+        Ok(self.device(component::open(path, write)?, write))
+    }
+
+    fn create(&self, path: &Path, len_bytes: u64) -> Result<Rc<dyn Device>, EngineError> {
+        Ok(self.device(component::create(path, len_bytes)?, true))
+    }
+
+    fn memory_file(&self, name: &str, len_bytes: usize, open: MemoryOpen) -> Result<MemoryFile, EngineError> {
+        mapping::memory_file(self.memory_directory.as_deref(), name, len_bytes, open)
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn wall_clock(&self) -> Duration {
+        // A clock before the epoch is a clock that was never set.
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    fn random_u64(&self) -> u64 {
+        self.entropy.borrow_mut().next_u64()
+    }
+
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(self.timers.sleep_until(self.started.elapsed().saturating_add(duration)))
+    }
+
+    fn yield_now(&self) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(YieldNow::default())
+    }
+
+    fn spawn(&self, task: Task) {
+        self.executor.spawn(task);
+    }
+}
+
+struct LocalDevice {
+    component: Rc<Component>,
+    transfers: Rc<dyn Transfers>,
+    request_timeout: Option<Duration>,
+    counters: Rc<Cell<DeviceCounters>>,
+    writable: bool,
+}
+
+impl LocalDevice {
+    fn start(&self, request: Request, len_bytes: usize) {
+        let deadline = self.request_timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let component = Rc::clone(&self.component);
+        let operation = Operation::new(component, Rc::clone(&self.counters), request, len_bytes);
+        self.transfers.start(operation, deadline);
+    }
+
+    fn check_writable(&self) -> Result<(), EngineError> {
+        if self.writable {
+            return Ok(());
+        }
+        Err(EngineError::new(ErrorKind::Denied, "write", self.name(), "opened for reading only"))
+    }
+}
+
+impl Device for LocalDevice {
+    fn name(&self) -> &str {
+        &self.component.name
+    }
+
+    fn len_bytes(&self) -> u64 {
+        self.component.len_bytes
+    }
+
+    fn read(&self, offset_bytes: u64, buffer: Buffer) -> Completion<Buffer> {
+        let len_bytes = buffer.len();
+        if let Err(error) = check_range("read", self, offset_bytes, len_bytes) {
+            return Completion::ready(Err(error));
+        }
+        let (done, completion) = completion();
+        self.start(Request::Read { offset_bytes, buffer, done: Some(done) }, len_bytes);
+        completion
+    }
+
+    fn write(&self, offset_bytes: u64, data: Vec<Slice>) -> Completion<()> {
+        let len_bytes = match self.check_writable().and_then(|()| check_write(self, offset_bytes, &data)) {
+            Ok(len_bytes) => len_bytes,
+            Err(error) => return Completion::ready(Err(error)),
+        };
+        let (done, completion) = completion();
+        self.start(Request::Write { offset_bytes, data, done: Some(done) }, len_bytes);
+        completion
+    }
+
+    fn flush(&self) -> Completion<()> {
+        let (done, completion) = completion();
+        self.start(Request::Flush { done: Some(done) }, 0);
+        completion
+    }
+
+    fn counters(&self) -> DeviceCounters {
+        self.counters.get()
+    }
+}
+
+/// The kernel's random bytes, a few at a time.
+struct Entropy {
+    source: File,
+    bytes: [u8; 256],
+    used: usize,
+}
+
+impl Entropy {
+    const PATH: &str = "/dev/urandom";
+
+    fn open() -> std::io::Result<Self> {
+        let mut source = File::open(Self::PATH)?;
+        let mut bytes = [0; 256];
+        source.read_exact(&mut bytes)?;
+        Ok(Self { source, bytes, used: 0 })
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        if self.used == self.bytes.len() {
+            if let Err(error) = self.source.read_exact(&mut self.bytes) {
+                // It never fails once open; to go on with used numbers would be worse.
+                panic!("read {}: {error}", Self::PATH);
+            }
+            self.used = 0;
+        }
+        let mut word = [0; 8];
+        word.copy_from_slice(&self.bytes[self.used..self.used + 8]);
+        self.used += 8;
+        u64::from_le_bytes(word)
+    }
+}

@@ -1,0 +1,76 @@
+//! The engine of a real machine: files and block devices through io_uring, or through a pool of threads where the kernel
+//! refuses io_uring.
+//!
+//! ```no_run
+//! use ringfort_engine::local::{LocalOptions, start};
+//!
+//! let runtime = start(LocalOptions::default())?;
+//! let engine = runtime.engine();
+//! let len_bytes = runtime.block_on(async move {
+//!     let device = engine.open("/data/component0".as_ref(), true)?;
+//!     device.flush().await?;
+//!     Ok::<_, ringfort_engine::error::EngineError>(device.len_bytes())
+//! })?;
+//! # let _ = len_bytes;
+//! # Ok::<_, ringfort_engine::error::EngineError>(())
+//! ```
+//!
+//! # Invariants
+//! * Memory given to the kernel (or to a pool thread) is owned by the table of operations in flight until the kernel has
+//!   answered, whatever became of the request, its completion or the runtime meanwhile.
+//! * A request is submitted at the latest when the tasks that are ready have each run once.
+
+mod component;
+mod engine;
+#[allow(unsafe_code)]
+mod mapping;
+mod operation;
+#[allow(unsafe_code)]
+mod threads;
+#[allow(unsafe_code)]
+mod uring;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use engine::start;
+
+/// How requests reach the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// io_uring where the kernel allows it, else threads, with a warning.
+    #[default]
+    Automatic,
+    /// io_uring or an error.
+    Uring,
+    /// A pool of threads.
+    Threads,
+}
+
+/// Settings of [`start`].
+#[derive(Clone, Debug)]
+pub struct LocalOptions {
+    pub transport: Transport,
+    /// A request that is not answered in this time fails; the device is taken for dead. None: wait for ever.
+    pub request_timeout: Option<Duration>,
+    /// How long to poll for work before sleeping. Costs a core for that long; saves a wake-up.
+    pub busy_poll: Duration,
+    /// Where memory files live, a directory on a memory file system, made (mode 0700) if missing. None, or one that
+    /// cannot be used: memory files are anonymous and die with the process, with a warning.
+    pub memory_directory: Option<PathBuf>,
+    /// Size of the pool of [`Transport::Threads`].
+    pub pool_threads: usize,
+}
+
+impl Default for LocalOptions {
+    fn default() -> Self {
+        Self {
+            transport: Transport::Automatic,
+            request_timeout: Some(Duration::from_secs(30)),
+            busy_poll: Duration::ZERO,
+            memory_directory: Some(PathBuf::from("/dev/shm/ringfort")),
+            // Enough to keep a disk of each of 4+2 components busy.
+            pool_threads: 12,
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Requests in flight: what they own, how far they are, and when they are given up.
+//!
+//! An operation owns the memory that the kernel reads or writes. It leaves the [`Table`] only through
+//! [`Table::advance`], that is when the kernel has answered; giving up takes its completer alone.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::component::Component;
+use crate::buffer::{BLOCK_BYTES, Buffer, Slice};
+use crate::completion::Completer;
+use crate::device::DeviceCounters;
+use crate::error::{EngineError, ErrorKind};
+
+/// The kernel's limit on the elements of one gather (IOV_MAX).
+const PARTS_MAX: usize = 1024;
+
+/// One system call moves less than 2 GiB; a round number below it keeps what follows aligned.
+const TRANSFER_BYTES_MAX: usize = 1 << 30;
+
+pub(super) enum Request {
+    Read { offset_bytes: u64, buffer: Buffer, done: Option<Completer<Buffer>> },
+    Write { offset_bytes: u64, data: Vec<Slice>, done: Option<Completer<()>> },
+    Flush { done: Option<Completer<()>> },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read,
+    Write,
+    Flush,
+}
+
+/// One system call's worth of an operation. The memory stays valid until [`Table::advance`] is told of its result.
+pub(super) struct Transfer<'a> {
+    pub(super) kind: Kind,
+    pub(super) fd: RawFd,
+    pub(super) offset_bytes: u64,
+    pub(super) parts: &'a [libc::iovec],
+}
+
+pub(super) struct Operation {
+    component: Rc<Component>,
+    counters: Rc<Cell<DeviceCounters>>,
+    request: Request,
+    len_bytes: usize,
+    moved_bytes: usize,
+    parts: Vec<libc::iovec>,
+    given_up: bool,
+}
+
+impl Operation {
+    /// `len_bytes`: of all the memory of the request.
+    pub(super) fn new(
+        component: Rc<Component>,
+        counters: Rc<Cell<DeviceCounters>>,
+        request: Request,
+        len_bytes: usize,
+    ) -> Self {
+        Self { component, counters, request, len_bytes, moved_bytes: 0, parts: Vec::new(), given_up: false }
+    }
+
+    /// What is to be moved next.
+    pub(super) fn transfer(&mut self) -> Transfer<'_> {
+        self.parts.clear();
+        let (kind, offset_bytes) = match &mut self.request {
+            Request::Flush { .. } => (Kind::Flush, 0),
+            Request::Read { offset_bytes, buffer, .. } => {
+                let len = (buffer.len() - self.moved_bytes).min(TRANSFER_BYTES_MAX);
+                let start = buffer.as_mut_ptr().wrapping_add(self.moved_bytes);
+                self.parts.push(libc::iovec { iov_base: start.cast(), iov_len: len });
+                (Kind::Read, *offset_bytes)
+            }
+            Request::Write { offset_bytes, data, .. } => {
+                gather(&mut self.parts, data, self.moved_bytes);
+                (Kind::Write, *offset_bytes)
+            }
+        };
+        Transfer {
+            kind,
+            fd: self.component.file.as_raw_fd(),
+            offset_bytes: offset_bytes + self.moved_bytes as u64,
+            parts: &self.parts,
+        }
+    }
+
+    /// Takes in what the kernel answered. None: there is more to move.
+    fn progress(&mut self, answer: io::Result<usize>) -> Option<io::Result<()>> {
+        match answer {
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+                None
+            }
+            Err(error) => Some(Err(error)),
+            Ok(_) if matches!(self.request, Request::Flush { .. }) => Some(Ok(())),
+            Ok(moved) => {
+                self.moved_bytes += moved;
+                if self.moved_bytes >= self.len_bytes {
+                    return Some(Ok(()));
+                }
+                // Begin again at a whole block, as O_DIRECT demands.
+                let partial_bytes = self.moved_bytes % BLOCK_BYTES;
+                self.moved_bytes -= partial_bytes;
+                if moved <= partial_bytes {
+                    let found = format!("the device ends after {} bytes of the request", self.moved_bytes);
+                    return Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, found)));
+                }
+                None
+            }
+        }
+    }
+
+    fn describe(&self) -> String {
+        match &self.request {
+            Request::Read { offset_bytes, .. } => {
+                format!("read {} bytes at offset {offset_bytes} of", self.len_bytes)
+            }
+            Request::Write { offset_bytes, .. } => {
+                format!("write {} bytes at offset {offset_bytes} of", self.len_bytes)
+            }
+            Request::Flush { .. } => "flush".into(),
+        }
+    }
+
+    fn count(&self, change: impl FnOnce(&mut DeviceCounters)) {
+        let mut counters = self.counters.get();
+        change(&mut counters);
+        self.counters.set(counters);
+    }
+
+    fn finish(self, result: io::Result<()>) {
+        if self.given_up {
+            return;
+        }
+        let len_bytes = self.len_bytes as u64;
+        let result =
+            result.map_err(|error| EngineError::from_io(self.describe(), &self.component.name, &error));
+        self.count(|counters| match (&result, &self.request) {
+            (Err(_), _) => counters.errors += 1,
+            (Ok(()), Request::Read { .. }) => {
+                counters.reads += 1;
+                counters.read_bytes += len_bytes;
+            }
+            (Ok(()), Request::Write { .. }) => {
+                counters.writes += 1;
+                counters.write_bytes += len_bytes;
+            }
+            (Ok(()), Request::Flush { .. }) => counters.flushes += 1,
+        });
+        match self.request {
+            Request::Read { buffer, done: Some(done), .. } => done.complete(result.map(|()| buffer)),
+            Request::Write { data, done: Some(done), .. } => {
+                // Memory lent to the request is back before its completion is seen.
+                drop(data);
+                done.complete(result);
+            }
+            Request::Flush { done: Some(done) } => done.complete(result),
+            _ => {}
+        }
+    }
+
+    /// Fails the request towards its caller. The memory stays: the kernel may yet use it.
+    fn give_up(&mut self) {
+        self.given_up = true;
+        self.count(|counters| counters.errors += 1);
+        let error = EngineError::new(ErrorKind::Failed, self.describe(), &self.component.name, "timed out");
+        match &mut self.request {
+            Request::Read { done, .. } => fail(done.take(), error),
+            Request::Write { done, .. } | Request::Flush { done } => fail(done.take(), error),
+        }
+    }
+}
+
+fn fail<T>(done: Option<Completer<T>>, error: EngineError) {
+    if let Some(done) = done {
+        done.complete(Err(error));
+    }
+}
+
+/// Lists the memory of `data` after its first `skip_bytes`, neighbours joined, within the limits of one call.
+fn gather(parts: &mut Vec<libc::iovec>, data: &[Slice], mut skip_bytes: usize) {
+    let mut room_bytes = TRANSFER_BYTES_MAX;
+    for slice in data {
+        if skip_bytes >= slice.len() {
+            skip_bytes -= slice.len();
+            continue;
+        }
+        let rest = &slice[skip_bytes..];
+        skip_bytes = 0;
+        let len = rest.len().min(room_bytes);
+        // Only read, whatever the type of the list says.
+        let start = rest.as_ptr();
+        let is_full = parts.len() == PARTS_MAX;
+        match parts.last_mut() {
+            Some(last) if last.iov_base.addr() + last.iov_len == start.addr() => last.iov_len += len,
+            _ if is_full => return,
+            _ => parts.push(libc::iovec { iov_base: start.cast_mut().cast(), iov_len: len }),
+        }
+        room_bytes -= len;
+        if room_bytes == 0 {
+            return;
+        }
+    }
+}
+
+struct Slot {
+    serial: u64,
+    operation: Operation,
+}
+
+/// Every operation that the kernel may still answer, by a number that is reused only after the answer.
+#[derive(Default)]
+pub(super) struct Table {
+    slots: Vec<Option<Slot>>,
+    free: Vec<usize>,
+    next_serial: u64,
+    /// In order: every request has the same time.
+    deadlines: VecDeque<(Instant, usize, u64)>,
+}
+
+impl Table {
+    pub(super) fn insert(&mut self, operation: Operation, deadline: Option<Instant>) -> usize {
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[index] = Some(Slot { serial, operation });
+        if let Some(deadline) = deadline {
+            self.deadlines.push_back((deadline, index, serial));
+        }
+        index
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.len() == self.free.len()
+    }
+
+    pub(super) fn get_mut(&mut self, index: usize) -> Option<&mut Operation> {
+        self.slots.get_mut(index)?.as_mut().map(|slot| &mut slot.operation)
+    }
+
+    /// Takes in the kernel's answer to the transfer of `index`. True where another transfer has to follow.
+    pub(super) fn advance(&mut self, index: usize, answer: io::Result<usize>) -> bool {
+        let Some(operation) = self.get_mut(index) else { return false };
+        let result = match operation.progress(answer) {
+            None if !operation.given_up => return true,
+            None => Ok(()),
+            Some(result) => result,
+        };
+        if let Some(slot) = self.slots[index].take() {
+            self.free.push(index);
+            slot.operation.finish(result);
+        }
+        false
+    }
+
+    /// Gives up what has taken too long.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while let Some((deadline, index, serial)) = self.deadlines.front().copied() {
+            match &mut self.slots[index] {
+                Some(slot) if slot.serial == serial => {
+                    if deadline > now {
+                        return;
+                    }
+                    slot.operation.give_up();
+                }
+                _ => {}
+            }
+            self.deadlines.pop_front();
+        }
+    }
+
+    /// When [`expire`](Self::expire) has something to do, at the earliest.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.front().map(|(deadline, ..)| *deadline)
+    }
+}

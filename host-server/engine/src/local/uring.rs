@@ -1,0 +1,269 @@
+//! The ring: the one place that hands memory to the kernel for later.
+//!
+//! # Safety
+//! A submission entry points into memory that an [`Operation`] owns. The operation is in the [`Table`] from before the
+//! entry is pushed until its completion entry has been reaped; if the ring is dropped with answers outstanding, the table is
+//! leaked. So the kernel never touches freed memory.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::engine::Transfers;
+use super::operation::{Kind, Operation, Table, Transfer};
+use crate::executor::Kick;
+
+/// Entries that can be submitted with one system call.
+const SUBMISSION_ENTRIES: u32 = 256;
+
+/// Completions that the kernel can post before it has to keep them elsewhere.
+const COMPLETION_ENTRIES: u32 = 4096;
+
+/// Marks the read of the event counter by which other threads end a wait.
+const WAKE: u64 = u64::MAX;
+
+/// How long a dropped ring waits for the kernel before it leaks what is outstanding.
+const DROP_WAIT: Duration = Duration::from_secs(5);
+
+struct State {
+    ring: IoUring,
+    table: Table,
+    /// Operations whose next transfer is not in the submission queue yet.
+    waiting: VecDeque<usize>,
+    wake_word: Box<u64>,
+    wake_armed: bool,
+}
+
+pub(super) struct Ring {
+    state: RefCell<State>,
+    event: Arc<EventFd>,
+}
+
+/// Kicks the owner through the event counter.
+pub(super) struct EventKick(Arc<EventFd>);
+
+impl Kick for EventKick {
+    fn kick(&self) {
+        // Fails only where the counter is at its maximum, and then the owner is being woken already.
+        let _ = self.0.write(1);
+    }
+}
+
+fn build() -> io::Result<IoUring> {
+    // Completions are then delivered when the owner asks for them, not by interrupting it. Linux 6.1.
+    let modern = IoUring::builder()
+        .setup_cqsize(COMPLETION_ENTRIES)
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .build(SUBMISSION_ENTRIES);
+    let ring = match modern {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            IoUring::builder().setup_cqsize(COMPLETION_ENTRIES).build(SUBMISSION_ENTRIES)?
+        }
+        other => other?,
+    };
+    let params = ring.params();
+    if !params.is_feature_ext_arg() || !params.is_feature_nodrop() {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the kernel's io_uring is older than Linux 5.11",
+        ));
+    }
+    Ok(ring)
+}
+
+impl Ring {
+    pub(super) fn new() -> io::Result<(Self, EventKick)> {
+        let ring = build()?;
+        // Blocking: the ring waits for it, and a non-blocking one would be answered at once.
+        let event = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?);
+        let kick = EventKick(Arc::clone(&event));
+        let state = State {
+            ring,
+            table: Table::default(),
+            waiting: VecDeque::new(),
+            wake_word: Box::new(0),
+            wake_armed: false,
+        };
+        Ok((Self { state: RefCell::new(state), event }, kick))
+    }
+}
+
+fn entry(transfer: &Transfer<'_>) -> squeue::Entry {
+    let fd = Fd(transfer.fd);
+    match (transfer.kind, transfer.parts) {
+        (Kind::Flush, _) => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
+        (Kind::Read, [part]) => opcode::Read::new(fd, part.iov_base.cast(), part.iov_len as u32)
+            .offset(transfer.offset_bytes)
+            .build(),
+        (Kind::Write, [part]) => opcode::Write::new(fd, part.iov_base.cast(), part.iov_len as u32)
+            .offset(transfer.offset_bytes)
+            .build(),
+        (Kind::Read, parts) => {
+            opcode::Readv::new(fd, parts.as_ptr(), parts.len() as u32).offset(transfer.offset_bytes).build()
+        }
+        (Kind::Write, parts) => {
+            opcode::Writev::new(fd, parts.as_ptr(), parts.len() as u32).offset(transfer.offset_bytes).build()
+        }
+    }
+}
+
+impl State {
+    /// Moves what waits into the submission queue, as far as there is room.
+    fn fill(&mut self) {
+        let mut queue = self.ring.submission();
+        while !queue.is_full() {
+            let Some(index) = self.waiting.pop_front() else { return };
+            let Some(operation) = self.table.get_mut(index) else { continue };
+            let entry = entry(&operation.transfer()).user_data(index as u64);
+            // SAFETY: the entry points into memory and a list of parts that the operation owns. It stays in the table until
+            // `reap` has seen the entry's completion, and `transfer` is not called again before (module invariant).
+            let pushed = unsafe { queue.push(&entry) };
+            assert!(pushed.is_ok(), "the submission queue had room");
+        }
+    }
+
+    /// Makes sure that a kick ends the next wait.
+    fn arm_wake(&mut self, event: &EventFd) {
+        if self.wake_armed || self.ring.submission().is_full() {
+            return;
+        }
+        let target: *mut u64 = &mut *self.wake_word;
+        let entry = opcode::Read::new(Fd(event.as_raw_fd()), target.cast(), size_of::<u64>() as u32)
+            .build()
+            .user_data(WAKE);
+        // SAFETY: the word is on the heap, is touched by nobody else while `wake_armed`, and is leaked if the ring is dropped
+        // before the answer; the event counter lives as long as the ring.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        self.wake_armed = pushed.is_ok();
+    }
+
+    /// Submits, and waits for at least one completion if `wait` says so; at most for that long.
+    fn enter(&mut self, wait: Option<Option<Duration>>) {
+        let result = match wait {
+            None => {
+                let mut queue = self.ring.submission();
+                queue.sync();
+                if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+                    return;
+                }
+                drop(queue);
+                self.ring.submit()
+            }
+            Some(None) => self.ring.submit_and_wait(1),
+            Some(Some(limit)) => {
+                let timespec = Timespec::from(limit);
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
+            }
+        };
+        match result {
+            Ok(_) => {}
+            // A signal, the end of the wait, or completions that have to be reaped first.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN)
+                ) => {}
+            // Whether the kernel has the memory is then unknown: nothing can go on from here.
+            Err(error) => panic!("io_uring_enter: {error}"),
+        }
+    }
+
+    /// Delivers what has completed. True where there was anything.
+    fn reap(&mut self) -> bool {
+        let mut any = false;
+        // Resubmissions go to `waiting`, so the queue is not touched meanwhile.
+        for completion in self.ring.completion() {
+            any = true;
+            if completion.user_data() == WAKE {
+                self.wake_armed = false;
+                continue;
+            }
+            let answer = match completion.result() {
+                error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
+                moved => Ok(moved as usize),
+            };
+            let index = completion.user_data() as usize;
+            if self.table.advance(index, answer) {
+                self.waiting.push_back(index);
+            }
+        }
+        any
+    }
+
+    fn turn(&mut self) {
+        loop {
+            self.fill();
+            self.enter(None);
+            // More to push that had no room, or that came up now: go round while the kernel makes room.
+            if !self.reap() || self.waiting.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+impl Transfers for Ring {
+    fn start(&self, operation: Operation, deadline: Option<Instant>) {
+        let mut state = self.state.borrow_mut();
+        let index = state.table.insert(operation, deadline);
+        state.waiting.push_back(index);
+    }
+
+    fn turn(&self) {
+        self.state.borrow_mut().turn();
+    }
+
+    fn wait(&self, limit: Option<Duration>) {
+        let mut state = self.state.borrow_mut();
+        state.fill();
+        state.arm_wake(&self.event);
+        // Without room to arm, or with more to submit, a wait could sleep through work.
+        if state.wake_armed && state.waiting.is_empty() {
+            state.enter(Some(limit));
+        }
+        state.reap();
+        state.turn();
+    }
+
+    fn expire(&self, now: Instant) {
+        self.state.borrow_mut().table.expire(now);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.state.borrow().table.next_deadline()
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        let give_up = Instant::now() + DROP_WAIT;
+        if state.wake_armed {
+            let _ = self.event.write(1);
+        }
+        state.turn();
+        while (!state.table.is_empty() || state.wake_armed) && Instant::now() < give_up {
+            state.fill();
+            state.enter(Some(Some(Duration::from_millis(100))));
+            state.reap();
+        }
+        if !state.table.is_empty() {
+            tracing::warn!("requests are still in flight; their memory is given up");
+        }
+        // Nothing to free in an empty table; a full one belongs to the kernel for ever.
+        std::mem::forget(std::mem::take(&mut state.table));
+        if state.wake_armed {
+            std::mem::forget(std::mem::take(&mut state.wake_word));
+            std::mem::forget(Arc::clone(&self.event));
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What only a real machine can show: other threads, other processes, and a runtime that goes while I/O is in flight.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
+use ringfort_engine::engine::MemoryOpen;
+use ringfort_engine::error::ErrorKind;
+use ringfort_engine::local::{LocalOptions, Transport, start};
+use ringfort_engine::mailbox::mailbox;
+use ringfort_engine::runtime::{Runtime, spawn_joinable};
+
+const TRANSPORTS: [Transport; 2] = [Transport::Uring, Transport::Threads];
+
+fn runtime(transport: Transport) -> Runtime {
+    start(LocalOptions { transport, memory_directory: None, ..LocalOptions::default() }).unwrap()
+}
+
+#[test]
+fn a_mailbox_wakes_the_parked_owner_and_keeps_the_order() {
+    for transport in TRANSPORTS {
+        let runtime = runtime(transport);
+        let (sender, mut receiver) = mailbox::<u32>();
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                let sender = sender.clone();
+                std::thread::spawn(move || {
+                    for index in 0..200 {
+                        sender.send(thread * 1000 + index).unwrap();
+                        if index % 50 == 0 {
+                            // Long enough for the owner to park.
+                            std::thread::sleep(Duration::from_millis(2));
+                        }
+                    }
+                })
+            })
+            .collect();
+        drop(sender);
+        let received = runtime.block_on(async move {
+            let mut received = Vec::new();
+            while let Some(value) = receiver.recv().await {
+                received.push(value);
+            }
+            received
+        });
+        assert_eq!(received.len(), 800);
+        for thread in 0..4 {
+            let of_thread: Vec<u32> =
+                received.iter().filter(|value| **value / 1000 == thread).map(|value| value % 1000).collect();
+            assert_eq!(of_thread, (0..200).collect::<Vec<_>>());
+        }
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+}
+
+#[test]
+fn sending_to_a_dropped_receiver_gives_the_value_back() {
+    let (sender, receiver) = mailbox::<u32>();
+    drop(receiver);
+    assert_eq!(sender.send(3), Err(3));
+}
+
+#[test]
+fn posted_work_runs_on_the_owner_and_may_spawn() {
+    for transport in TRANSPORTS {
+        let runtime = runtime(transport);
+        let remote = runtime.remote();
+        let (answer, answers) = mpsc::channel();
+        let (stop, mut stopped) = mailbox::<()>();
+        let poster = std::thread::spawn(move || {
+            assert!(remote.post(move |engine| {
+                let engine2 = Rc::clone(engine);
+                engine.spawn(Box::pin(async move {
+                    let local = Rc::new(Cell::new(1));
+                    engine2.sleep(Duration::from_millis(1)).await;
+                    local.set(local.get() + 1);
+                    answer.send((std::thread::current().id(), local.get())).unwrap();
+                }));
+            }));
+            let answer = answers.recv().unwrap();
+            stop.send(()).unwrap();
+            (remote, answer)
+        });
+        runtime.block_on(async move { stopped.recv().await });
+        let (remote, answer) = poster.join().unwrap();
+        assert_eq!(answer, (std::thread::current().id(), 2));
+        drop(runtime);
+        assert!(!remote.post(|_| {}));
+    }
+}
+
+#[test]
+fn a_runtime_may_go_while_requests_are_in_flight() {
+    for transport in TRANSPORTS {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("component");
+        let first = runtime(transport);
+        let engine = first.engine();
+        let device = engine.create(&path, 256 * BLOCK_BYTES as u64).unwrap();
+        let block = |index: u64| Slice::copy_of(&[index as u8; BLOCK_BYTES]);
+        first.block_on(async {
+            for index in 0..256 {
+                drop(device.write(index * BLOCK_BYTES as u64, vec![block(index)]));
+                drop(device.read(0, Buffer::zeroed(64 * BLOCK_BYTES)));
+            }
+        });
+        drop((first, engine, device));
+        // Every request was carried out before the last handle was gone.
+        let second = runtime(transport);
+        let device = second.engine().open(&path, true).unwrap();
+        let bytes = second.block_on(device.read(0, Buffer::zeroed(256 * BLOCK_BYTES))).unwrap();
+        for (index, found) in bytes.chunks(BLOCK_BYTES).enumerate() {
+            assert!(found.iter().all(|byte| *byte == index as u8), "block {index}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_in_a_task_reaches_the_caller_and_nothing_hangs() {
+    for transport in TRANSPORTS {
+        let runtime = runtime(transport);
+        runtime.spawn(Box::pin(async { panic!("on purpose") }));
+        let engine = runtime.engine();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            runtime.block_on(engine.sleep(Duration::from_secs(5)));
+        }));
+        assert!(outcome.is_err());
+    }
+}
+
+#[test]
+fn the_holder_of_a_component_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("component");
+    let runtime = runtime(Transport::Automatic);
+    let _device = runtime.engine().create(&path, BLOCK_BYTES as u64).unwrap();
+    let error = runtime.engine().open(&path, true).err().unwrap();
+    assert_eq!(error.kind, ErrorKind::Busy);
+    let pid = std::process::id().to_string();
+    assert!(error.found.contains(&pid) || error.found.contains("not visible"), "{error}");
+}
+
+#[test]
+fn a_file_cut_short_under_the_server_fails_reads_clearly() {
+    for transport in TRANSPORTS {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("component");
+        let runtime = runtime(transport);
+        let device = runtime.engine().create(&path, 16 * BLOCK_BYTES as u64).unwrap();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(6000).unwrap();
+        let error = runtime.block_on(device.read(0, Buffer::zeroed(4 * BLOCK_BYTES))).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Failed);
+        assert!(error.found.contains("the device ends after 4096 bytes"), "{error}");
+        assert_eq!(device.counters().errors, 1);
+    }
+}
+
+#[test]
+fn a_component_larger_than_its_file_system_is_refused_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("component");
+    let runtime = runtime(Transport::Automatic);
+    let error = runtime.engine().create(&path, 1 << 52).err().unwrap();
+    assert!(matches!(error.kind, ErrorKind::NoSpace | ErrorKind::Failed), "{error}");
+    assert!(!path.exists());
+}
+
+#[test]
+fn what_is_no_component_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = runtime(Transport::Automatic);
+    let error = runtime.engine().open(folder.path(), false).err().unwrap();
+    assert!(error.to_string().contains("neither a regular file nor a block device"), "{error}");
+    let absent = folder.path().join("no/such/folder/component");
+    assert_eq!(runtime.engine().create(&absent, 4096).err().unwrap().kind, ErrorKind::NotFound);
+}
+
+#[test]
+fn memory_files_are_private_to_the_user_and_outlive_the_runtime() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let memory = folder.path().join("memory");
+    let options = || LocalOptions { memory_directory: Some(memory.clone()), ..LocalOptions::default() };
+    {
+        let runtime = start(options()).unwrap();
+        let file = runtime.engine().memory_file("bank", 4 * BLOCK_BYTES, MemoryOpen::Create).unwrap();
+        file.lend(3, 1).fill(8);
+    }
+    assert_eq!(memory.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(memory.join("bank").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    {
+        let runtime = start(options()).unwrap();
+        let file = runtime.engine().memory_file("bank", 4 * BLOCK_BYTES, MemoryOpen::Attach).unwrap();
+        assert_eq!(file.lend(3, 1)[..], [8; BLOCK_BYTES]);
+    }
+    // A directory that others may write to is not trusted: the file is anonymous.
+    std::fs::set_permissions(&memory, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let runtime = start(options()).unwrap();
+    let error = runtime.engine().memory_file("bank", 4 * BLOCK_BYTES, MemoryOpen::Attach).err().unwrap();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    runtime.engine().memory_file("bank", 4 * BLOCK_BYTES, MemoryOpen::Create).unwrap();
+}
+
+#[test]
+fn an_idle_runtime_sleeps_and_wakes_on_time() {
+    for transport in TRANSPORTS {
+        let runtime = runtime(transport);
+        let engine = runtime.engine();
+        let started = Instant::now();
+        let joined = runtime.block_on(async {
+            let engine2 = Rc::clone(&engine);
+            let task = spawn_joinable(&*engine, async move {
+                engine2.sleep(Duration::from_millis(50)).await;
+                5
+            });
+            task.await
+        });
+        assert_eq!(joined, Some(5));
+        let elapsed = started.elapsed();
+        assert!(elapsed >= Duration::from_millis(50) && elapsed < Duration::from_secs(2), "{elapsed:?}");
+    }
+}
+
+#[test]
+fn polling_before_sleeping_serves_requests_and_mail_alike() {
+    for transport in TRANSPORTS {
+        let folder = tempfile::tempdir().unwrap();
+        let options = LocalOptions {
+            transport,
+            memory_directory: None,
+            busy_poll: Duration::from_micros(200),
+            ..LocalOptions::default()
+        };
+        let runtime = start(options).unwrap();
+        let device = runtime.engine().create(&folder.path().join("component"), 1 << 20).unwrap();
+        let (sender, mut receiver) = mailbox::<u32>();
+        let thread = std::thread::spawn(move || {
+            for index in 0..20 {
+                std::thread::sleep(Duration::from_micros(u64::from(index) * 37));
+                sender.send(index).unwrap();
+            }
+        });
+        runtime.block_on(async {
+            for index in 0..20 {
+                assert_eq!(receiver.recv().await, Some(index));
+                device.write(0, vec![Slice::copy_of(&[1])]).await.unwrap();
+            }
+        });
+        thread.join().unwrap();
+    }
+}
