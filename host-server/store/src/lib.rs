@@ -8,4 +8,5 @@ pub mod error;
 pub mod format;
 pub mod geometry;
 pub mod model;
+pub mod object;
 pub mod volume;
