@@ -12,8 +12,8 @@ use std::rc::Rc;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 use ringfort_engine::sync::join_all;
-use zerocopy::byteorder::little_endian::U32;
 use zerocopy::FromBytes;
+use zerocopy::byteorder::little_endian::U32;
 
 use crate::address::{MetadataAddress, MiddleAddress, PhysicalBlock, SegmentId, StripeIndex};
 use crate::core::Core;
@@ -95,12 +95,15 @@ impl State {
     fn holds_nothing_live(&self, segment: SegmentId) -> bool {
         let first = summary_key(segment, StripeIndex(0));
         let last = summary_key(segment, StripeIndex(u32::MAX));
-        let summaries = self.maps.scan(tree::SUMMARY, first, last, self.geometry.stripes_per_segment as usize);
+        let summaries =
+            self.maps.scan(tree::SUMMARY, first, last, self.geometry.stripes_per_segment as usize);
         summaries.iter().all(|(key, value)| {
             let start = self.geometry.stripe_start(segment, StripeIndex(key.lo as u32));
             StripeSummary::decode(value).is_some_and(|summary| {
                 summary.middles.iter().enumerate().all(|(index, middle)| {
-                    middle.is_none_or(|middle| self.physical_of(middle) != Some(PhysicalBlock(start.0 + index as u64)))
+                    middle.is_none_or(|middle| {
+                        self.physical_of(middle) != Some(PhysicalBlock(start.0 + index as u64))
+                    })
                 })
             })
         })

@@ -42,12 +42,16 @@ impl State {
             for (start, count) in frame.bank_runs {
                 for index in 0..count as u64 {
                     let physical = PhysicalBlock(start.0 + index);
-                    let Some(bank) = self.bank_of(physical) else { unreachable!("banks outlive their frames") };
+                    let Some(bank) = self.bank_of(physical) else {
+                        unreachable!("banks outlive their frames")
+                    };
                     // A written stripe was named after this block was applied, so its summary is in this record.
                     if bank.stripe_state(physical) == Some(StripeState::Written) {
                         continue;
                     }
-                    let Some(slot) = bank.resident(physical) else { unreachable!("unwritten blocks are resident") };
+                    let Some(slot) = bank.resident(physical) else {
+                        unreachable!("unwritten blocks are resident")
+                    };
                     data.push(slot.data.clone());
                     bank.note_logged(physical, position);
                 }
@@ -112,7 +116,8 @@ impl Core {
 
     pub fn count_stripes(&self, state: &mut State, stripes: u64) {
         let geometry = state.geometry;
-        state.counters.stripe_bytes += stripes * u64::from(geometry.column_count()) * u64::from(geometry.unit_bytes);
+        state.counters.stripe_bytes +=
+            stripes * u64::from(geometry.column_count()) * u64::from(geometry.unit_bytes);
     }
 
     /// Seals a bank and writes what is left of it, padded where it is short.
@@ -181,8 +186,10 @@ impl Core {
             (record, last_transaction)
         };
         self.object.flush_data().await?;
-        for result in
-            join_all(record.writes.into_iter().map(|(address, data)| self.object.write_metadata(address, data))).await
+        for result in join_all(
+            record.writes.into_iter().map(|(address, data)| self.object.write_metadata(address, data)),
+        )
+        .await
         {
             result?;
         }

@@ -13,8 +13,8 @@ use crate::format::root::{LOG_START, ROOT_SLOT_BYTES, Root};
 use crate::format::segment::summary_bytes_max;
 use crate::geometry::{Geometry, UNIT_BYTES_DEFAULT};
 use crate::limits::{
-    BANK_STRIPES, LOG_BYTES_DEFAULT_MAX, LOG_BYTES_MIN, MEMORY_BYTES_DEFAULT, MIDDLE_RESERVE, SEGMENT_DATA_BYTES_MAX,
-    SEGMENTS_MIN, SPARE_SEGMENTS,
+    BANK_STRIPES, LOG_BYTES_DEFAULT_MAX, LOG_BYTES_MIN, MEMORY_BYTES_DEFAULT, MIDDLE_RESERVE,
+    SEGMENT_DATA_BYTES_MAX, SEGMENTS_MIN, SPARE_SEGMENTS,
 };
 use crate::map::worst_case_pages;
 use crate::object::{ComponentSpec, Object};
@@ -79,7 +79,9 @@ pub fn plan(options: &CreateOptions) -> Result<Plan, StoreError> {
             .expected(format!("{columns} for {}+{}", options.data_columns, options.parity_columns)));
     }
     let mirror_count = options.parity_columns.saturating_add(1);
-    if !options.metadata_components.is_empty() && options.metadata_components.len() != usize::from(mirror_count) {
+    if !options.metadata_components.is_empty()
+        && options.metadata_components.len() != usize::from(mirror_count)
+    {
         return Err(invalid(format!("{} metadata components", options.metadata_components.len()))
             .expected(format!("none, or {mirror_count}: as many losses survived as by the data")));
     }
@@ -98,16 +100,19 @@ pub fn plan(options: &CreateOptions) -> Result<Plan, StoreError> {
 
     let stripe_bytes = geometry.stripe_data_bytes();
     let size_stripes = options.size_bytes.div_ceil(stripe_bytes).max(1);
-    let segment_stripes = (SEGMENT_DATA_BYTES_MAX / stripe_bytes).max(1).min(size_stripes.div_ceil(SEGMENTS_MIN));
+    let segment_stripes =
+        (SEGMENT_DATA_BYTES_MAX / stripe_bytes).max(1).min(size_stripes.div_ceil(SEGMENTS_MIN));
     // Banks fill segments without a remainder where the segment is large enough.
     let segment_stripes = match u64::from(BANK_STRIPES) {
         bank if segment_stripes >= bank => segment_stripes / bank * bank,
         _ => segment_stripes,
     };
     let segments = size_stripes.div_ceil(segment_stripes) + SPARE_SEGMENTS;
-    geometry.stripes_per_segment = u32::try_from(segment_stripes).map_err(|_| invalid("a segment too large".into()))?;
-    geometry.segment_count = u32::try_from(segments)
-        .map_err(|_| invalid(format!("a size of {} bytes", options.size_bytes)).expected("fewer than 2^32 segments"))?;
+    geometry.stripes_per_segment =
+        u32::try_from(segment_stripes).map_err(|_| invalid("a segment too large".into()))?;
+    geometry.segment_count = u32::try_from(segments).map_err(|_| {
+        invalid(format!("a size of {} bytes", options.size_bytes)).expected("fewer than 2^32 segments")
+    })?;
 
     let pages = worst_case_pages(geometry.data_blocks()) + summary_pages(&geometry);
     let worst_case_memory_bytes = pages * PAGE_BYTES as u64;
@@ -116,17 +121,24 @@ pub fn plan(options: &CreateOptions) -> Result<Plan, StoreError> {
             "{} bytes of data may need maps of {worst_case_memory_bytes} bytes",
             options.size_bytes
         ))
-        .expected(format!("at most the memory setting of {} bytes: maps are held in memory", options.memory_bytes))
+        .expected(format!(
+            "at most the memory setting of {} bytes: maps are held in memory",
+            options.memory_bytes
+        ))
         .advice("make the volume smaller or raise the memory setting"));
     }
-    let default_log = (options.size_bytes / 64).next_multiple_of(1 << 20).clamp(32 << 20, LOG_BYTES_DEFAULT_MAX);
+    let default_log =
+        (options.size_bytes / 64).next_multiple_of(1 << 20).clamp(32 << 20, LOG_BYTES_DEFAULT_MAX);
     let log_bytes = options.log_bytes.unwrap_or(default_log).next_multiple_of(BLOCK_BYTES as u64);
     if log_bytes < LOG_BYTES_MIN {
-        return Err(invalid(format!("a log of {log_bytes} bytes")).expected(format!("at least {LOG_BYTES_MIN}")));
+        return Err(
+            invalid(format!("a log of {log_bytes} bytes")).expected(format!("at least {LOG_BYTES_MIN}"))
+        );
     }
     // A checkpoint needs room for a second copy of every page; the rest is for what the filesystem keeps.
     let four_percent = geometry.data_blocks() * BLOCK_BYTES as u64 / 25;
-    let page_area_bytes = (2 * worst_case_memory_bytes + (1 << 20)).max(four_percent).next_multiple_of(PAGE_BYTES as u64);
+    let page_area_bytes =
+        (2 * worst_case_memory_bytes + (1 << 20)).max(four_percent).next_multiple_of(PAGE_BYTES as u64);
     geometry.metadata_bytes = LOG_START.0 + log_bytes + page_area_bytes;
     geometry.check()?;
     let total_blocks = options.size_bytes / BLOCK_BYTES as u64;
@@ -151,8 +163,8 @@ pub(crate) async fn create(
     let Plan { geometry, log_bytes, page_area_bytes, total_blocks, .. } = plan(options)?;
     let volume = VolumeId(u128::from(engine.random_u64()) << 64 | u128::from(engine.random_u64()));
     let specs = options.components.iter().chain(&options.metadata_components);
-    let specs = specs.map(|path| ComponentSpec { path: path.clone() }).collect();
-    let object = Object::create(Rc::clone(engine), specs, geometry, volume).await?;
+    let specs: Vec<_> = specs.map(|path| ComponentSpec { path: path.clone() }).collect();
+    let object = Object::create(Rc::clone(engine), &specs, geometry, volume).await?;
 
     // Log and root slots are overwritten for ever after: writing them now gives them real blocks, so that a later flush
     // has no allocation to make durable. It also removes what an earlier volume left on a device.

@@ -4,22 +4,22 @@
 #![deny(unsafe_code)]
 
 pub mod address;
+pub(crate) mod checkpoint;
+pub(crate) mod commit;
+pub(crate) mod core;
+pub mod create;
 pub mod error;
 pub mod format;
 pub mod geometry;
+pub mod kv;
 pub mod limits;
-pub mod volume;
+pub(crate) mod log;
+pub mod map;
 pub mod model;
 pub mod object;
-pub mod kv;
-pub mod map;
-pub(crate) mod segment;
-pub(crate) mod log;
-pub(crate) mod state;
-pub(crate) mod core;
-pub(crate) mod commit;
-pub(crate) mod checkpoint;
 pub mod recover;
-pub mod create;
+pub(crate) mod segment;
+pub(crate) mod state;
 pub mod status;
 pub mod store;
+pub mod volume;

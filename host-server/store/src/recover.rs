@@ -62,9 +62,14 @@ pub(crate) async fn find_root(object: &Object, volume: VolumeId) -> Result<Root,
         }
     }
     newest.ok_or_else(|| {
-        StoreError::new(ErrorKind::Damaged, "find root of", format!("volume {volume}"), "no valid root on any mirror")
-            .expected("a root slot with a valid checksum on at least one metadata mirror")
-            .advice("bring back a missing metadata component; if none is missing the volume cannot be opened")
+        StoreError::new(
+            ErrorKind::Damaged,
+            "find root of",
+            format!("volume {volume}"),
+            "no valid root on any mirror",
+        )
+        .expected("a root slot with a valid checksum on at least one metadata mirror")
+        .advice("bring back a missing metadata component; if none is missing the volume cannot be opened")
     })
 }
 
@@ -88,11 +93,16 @@ pub(crate) struct Replayed {
 
 /// Steps 1 to 3: reads only.
 pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed, StoreError> {
-    let geometry = object.geometry();
+    let geometry = *object.geometry();
     let root = find_root(object, volume).await?;
     let regions_bytes = LOG_START.0 + root.log_blocks * BLOCK_BYTES as u64 + root.page_area_bytes;
     if root.log_blocks == 0 || regions_bytes > geometry.metadata_bytes {
-        return Err(StoreError::new(ErrorKind::Damaged, "use root of", format!("volume {volume}"), "regions that leave the metadata region"));
+        return Err(StoreError::new(
+            ErrorKind::Damaged,
+            "use root of",
+            format!("volume {volume}"),
+            "regions that leave the metadata region",
+        ));
     }
     let pages = Pages { object, written: Default::default() };
     let allocator = Rc::new(page_allocator(&root));
@@ -129,7 +139,11 @@ pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed
     Ok(Replayed { state, root, found, last, report })
 }
 
-fn restore_segments(maps: &Maps, segment_count: u32, stripes_per_segment: u32) -> Result<SegmentTable, StoreError> {
+fn restore_segments(
+    maps: &Maps,
+    segment_count: u32,
+    stripes_per_segment: u32,
+) -> Result<SegmentTable, StoreError> {
     let segments = SegmentTable::new(segment_count, stripes_per_segment);
     for segment in (0..segment_count).map(SegmentId) {
         let Some(bytes) = maps.get(tree::PROPERTIES, segment_key(segment)) else { continue };
@@ -153,17 +167,26 @@ fn restore_segments(maps: &Maps, segment_count: u32, stripes_per_segment: u32) -
 
 impl State {
     /// Takes in one record; returns how many of its transactions were new.
-    fn replay_record(&mut self, record: &FoundRecord, applied: u64, found: &mut Found) -> Result<u64, StoreError> {
+    fn replay_record(
+        &mut self,
+        record: &FoundRecord,
+        applied: u64,
+        found: &mut Found,
+    ) -> Result<u64, StoreError> {
         let damaged = |what: String| {
             let place = format!("log record {}", record.live.sequence);
             StoreError::new(ErrorKind::Damaged, "replay", place, what)
         };
-        let data: BTreeMap<PhysicalBlock, &Slice> = record.data.iter().map(|(at, block)| (*at, block)).collect();
+        let data: BTreeMap<PhysicalBlock, &Slice> =
+            record.data.iter().map(|(at, block)| (*at, block)).collect();
         let mut replayed = 0;
         for (index, entries) in record.transactions.iter().enumerate() {
             let transaction = record.first_transaction + index as u64;
             if transaction > applied && transaction != self.next_transaction {
-                return Err(damaged(format!("transaction {transaction} where {} was due", self.next_transaction)));
+                return Err(damaged(format!(
+                    "transaction {transaction} where {} was due",
+                    self.next_transaction
+                )));
             }
             for entry in entries {
                 if let Entry::Write(run) = entry
@@ -173,7 +196,10 @@ impl State {
                         let physical = PhysicalBlock(run.physical.0 + offset as u64);
                         if let Some(block) = data.get(&physical) {
                             let middle = crate::address::MiddleAddress(run.middle.0 + offset as u64);
-                            found.insert(physical, Slot { data: Slice::clone(block), checksum: *checksum, middle });
+                            found.insert(
+                                physical,
+                                Slot { data: Slice::clone(block), checksum: *checksum, middle },
+                            );
                         }
                     }
                 }
@@ -232,7 +258,9 @@ impl State {
 async fn open_epoch(core: &Core, root: Root, last: Option<FoundRecord>) -> Result<(), StoreError> {
     if let Some(record) = last {
         let writes = core.state().ring.split(record.live.position, vec![aligned(&record.bytes)]);
-        for result in join_all(writes.into_iter().map(|(at, data)| core.object.write_metadata(at, data))).await {
+        for result in
+            join_all(writes.into_iter().map(|(at, data)| core.object.write_metadata(at, data))).await
+        {
             result?;
         }
         core.object.flush_metadata().await?;
@@ -261,7 +289,7 @@ fn aligned(bytes: &Slice) -> Slice {
 
 /// Step 6: blocks that only the log holds go to their stripes.
 async fn rewrite_stripes(core: &Core, found: Found) -> Result<u64, StoreError> {
-    let geometry = core.object.geometry();
+    let geometry = *core.object.geometry();
     let mut stripes: BTreeMap<(SegmentId, StripeIndex), Vec<(PhysicalBlock, Slot)>> = BTreeMap::new();
     for (physical, slot) in found {
         let place = geometry.locate(physical);

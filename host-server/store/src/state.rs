@@ -10,7 +10,9 @@ use std::rc::Rc;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 
-use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, StripeIndex};
+use crate::address::{
+    BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, StripeIndex,
+};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::checksum::block_checksum;
 use crate::format::log::{Entry, WRITE_BLOCKS_MAX, WriteRun, encode_end};
@@ -252,9 +254,14 @@ impl State {
                     for piece in blocks.pieces {
                         let len_blocks = match piece {
                             StagedPiece::Written(run) => self.write_stripes(&mut entries, object, next, run),
-                            StagedPiece::Memory(slices) => {
-                                self.write_bank(&mut entries, &mut bank_runs, object, next, &slices, reservation)?
-                            }
+                            StagedPiece::Memory(slices) => self.write_bank(
+                                &mut entries,
+                                &mut bank_runs,
+                                object,
+                                next,
+                                &slices,
+                                reservation,
+                            )?,
                         };
                         self.counters.user_bytes += len_blocks * BLOCK_BYTES as u64;
                         next = LogicalBlock(next.0 + len_blocks);
@@ -288,7 +295,11 @@ impl State {
         }
         let first = self.geometry.locate(run.physical);
         for (index, summary) in run.summaries.into_iter().enumerate() {
-            entries.push(Entry::Stripe { segment: first.segment, stripe: first.stripe.0 + index as u32, summary });
+            entries.push(Entry::Stripe {
+                segment: first.segment,
+                stripe: first.stripe.0 + index as u32,
+                summary,
+            });
         }
         done
     }
@@ -306,7 +317,8 @@ impl State {
         let blocks: Vec<Slice> = slices
             .iter()
             .flat_map(|slice| {
-                (0..slice.len() / BLOCK_BYTES).map(|block| slice.slice(block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES))
+                (0..slice.len() / BLOCK_BYTES)
+                    .map(|block| slice.slice(block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES))
             })
             .collect();
         let mut done = 0;

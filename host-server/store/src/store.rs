@@ -8,12 +8,18 @@ use std::time::Duration;
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 use ringfort_engine::engine::Engine;
 
-use crate::address::{BlockChecksum, LogicalBlock, ObjectId, PhysicalBlock, SegmentId, StripeIndex, VolumeId};
+use crate::address::{
+    BlockChecksum, LogicalBlock, ObjectId, PhysicalBlock, SegmentId, StripeIndex, VolumeId,
+};
 use crate::core::Core;
 use crate::create::{self, CreateOptions};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::segment::StripeSummary;
-use crate::limits::{BANK_STRIPES, BANKS_WAITING_MAX, CHECKPOINT_AT_QUARTERS, COMMIT_INTERVAL_DEFAULT, MEMORY_BYTES_DEFAULT, WAIT_AT_QUARTERS};
+use crate::geometry::ColumnBlock;
+use crate::limits::{
+    BANK_STRIPES, BANKS_WAITING_MAX, CHECKPOINT_AT_QUARTERS, COMMIT_INTERVAL_DEFAULT, MEMORY_BYTES_DEFAULT,
+    WAIT_AT_QUARTERS,
+};
 use crate::log::ring::body_blocks;
 use crate::map::{Content, tree};
 use crate::object::{ChecksumSource, Object, OpenReport};
@@ -22,8 +28,8 @@ use crate::segment::table::{Class, StripeRange};
 use crate::state::{Reservation, State, checksums_of, summary_key};
 use crate::status::StatusReport;
 use crate::volume::{
-    Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, StagedPiece, Transaction, TreeId, VALUE_BYTES_MAX, Volume,
-    WrittenRun,
+    Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, StagedPiece, Transaction, TreeId,
+    VALUE_BYTES_MAX, Volume, WrittenRun,
 };
 
 /// How a volume is opened.
@@ -56,7 +62,10 @@ pub struct Store {
 }
 
 /// Checksums of stripes, from their summaries.
-pub(crate) struct Summaries(BTreeMap<(SegmentId, StripeIndex), StripeSummary>);
+pub(crate) struct Summaries {
+    stripes: BTreeMap<(SegmentId, StripeIndex), StripeSummary>,
+    blocks_per_unit: usize,
+}
 
 impl Summaries {
     /// The summaries of the stripes that a range of data blocks touches.
@@ -72,14 +81,14 @@ impl Summaries {
             }
             at += stripe_blocks;
         }
-        Self(summaries)
+        Self { stripes: summaries, blocks_per_unit: state.geometry.blocks_per_unit() as usize }
     }
 }
 
 impl ChecksumSource for Summaries {
-    fn checksum(&self, place: crate::geometry::ColumnBlock, geometry: &crate::geometry::Geometry) -> Option<BlockChecksum> {
-        let summary = self.0.get(&(place.segment, place.stripe))?;
-        let index = usize::from(place.column.0) * geometry.blocks_per_unit() as usize + place.block_in_unit as usize;
+    fn checksum(&self, place: ColumnBlock) -> Option<BlockChecksum> {
+        let summary = self.stripes.get(&(place.segment, place.stripe))?;
+        let index = usize::from(place.column.0) * self.blocks_per_unit + place.block_in_unit as usize;
         let data = summary.data_checksums.len();
         match index.checked_sub(data) {
             None => summary.data_checksums.get(index).copied(),
@@ -104,6 +113,7 @@ impl Store {
     ) -> Result<(Self, OpenReport), StoreError> {
         let object_options = crate::object::OpenOptions {
             write: true,
+            volume: None,
             allow_partial_membership: options.allow_partial_membership,
         };
         let (object, report) = Object::open(Rc::clone(&engine), components, object_options).await?;
@@ -117,8 +127,14 @@ impl Store {
         volume: VolumeId,
         options: &OpenOptions,
     ) -> Result<Self, StoreError> {
-        let (core, recovery) =
-            recover::recover(Rc::clone(&engine), object, volume, options.commit_interval, options.memory_bytes).await?;
+        let (core, recovery) = recover::recover(
+            Rc::clone(&engine),
+            object,
+            volume,
+            options.commit_interval,
+            options.memory_bytes,
+        )
+        .await?;
         let core = Rc::new(core);
         engine.spawn(Box::pin(Rc::clone(&core).run_commits()));
         engine.spawn(Box::pin(Rc::clone(&core).run_interval()));
@@ -167,9 +183,16 @@ impl Store {
         let state = self.core.state();
         let reserved = &state.reserved;
         // Room that commits and recovery may waste on padding, and that lets a full volume be emptied.
-        let bank_blocks = u64::from(BANK_STRIPES.min(state.geometry.stripes_per_segment)) * state.geometry.blocks_per_stripe();
-        let margin = if cost.frees_space { bank_blocks } else { 2 * bank_blocks + state.geometry.blocks_per_segment() };
-        if cost.data_blocks > 0 && state.free_blocks() < reserved.data_blocks.get() + cost.data_blocks + margin {
+        let bank_blocks = u64::from(BANK_STRIPES.min(state.geometry.stripes_per_segment))
+            * state.geometry.blocks_per_stripe();
+        let margin = if cost.frees_space {
+            bank_blocks
+        } else {
+            2 * bank_blocks + state.geometry.blocks_per_segment()
+        };
+        if cost.data_blocks > 0
+            && state.free_blocks() < reserved.data_blocks.get() + cost.data_blocks + margin
+        {
             return Some(Obstacle::Data);
         }
         let changes = (reserved.entries.get() + cost.entries) as usize;
@@ -185,7 +208,8 @@ impl Store {
             + state.frames_data_blocks
             + reserved.data_blocks.get()
             + reserved.entries.get() / 8;
-        let ask = cost.data_blocks.min(state.geometry.blocks_per_stripe()) + body_blocks((cost.entries * 256) as usize);
+        let ask = cost.data_blocks.min(state.geometry.blocks_per_stripe())
+            + body_blocks((cost.entries * 256) as usize);
         let quarters = WAIT_AT_QUARTERS + u64::from(cost.frees_space && WAIT_AT_QUARTERS < 4) / 2;
         if (log.used_blocks() + ask) * 4 > log.block_count() * quarters {
             return Some(Obstacle::Log);
@@ -238,11 +262,16 @@ impl Store {
             Obstacle::Metadata => ("the metadata region or the memory for maps is full", "delete files"),
             _ => ("no segment is free", "delete files; space returns when whole segments become empty"),
         };
-        StoreError::new(ErrorKind::NoSpace, "write to", format!("volume {}", self.core.volume), found).advice(advice)
+        StoreError::new(ErrorKind::NoSpace, "write to", format!("volume {}", self.core.volume), found)
+            .advice(advice)
     }
 
     /// Writes full stripes from the front of `blocks`, as many as they fill, and says what became of them.
-    async fn stage_stripes(&self, blocks: &[Slice], reservation: &mut Reservation) -> Result<Vec<StagedPiece>, StoreError> {
+    async fn stage_stripes(
+        &self,
+        blocks: &[Slice],
+        reservation: &mut Reservation,
+    ) -> Result<Vec<StagedPiece>, StoreError> {
         let geometry = self.core.object.geometry();
         let stripe_blocks = geometry.blocks_per_stripe() as usize;
         let mut pieces = Vec::new();
@@ -274,7 +303,8 @@ impl Store {
         let summaries = (0..range.count as usize)
             .map(|stripe| {
                 let first = middle.0 + (stripe * stripe_blocks) as u64;
-                let middles = (first..first + stripe_blocks as u64).map(|at| Some(crate::address::MiddleAddress(at)));
+                let middles =
+                    (first..first + stripe_blocks as u64).map(|at| Some(crate::address::MiddleAddress(at)));
                 let summary = StripeSummary {
                     middles: middles.collect(),
                     data_checksums: checksums[stripe * stripe_blocks..(stripe + 1) * stripe_blocks].to_vec(),
@@ -316,11 +346,22 @@ impl Volume for Store {
         Ok(self.core.state().maps.get(tree, key).map(<[u8]>::to_vec))
     }
 
-    async fn scan(&self, tree: TreeId, from: Key, to: Key, limit: usize) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+    async fn scan(
+        &self,
+        tree: TreeId,
+        from: Key,
+        to: Key,
+        limit: usize,
+    ) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
         Ok(self.core.state().maps.scan(tree, from, to, limit))
     }
 
-    async fn read(&self, object: ObjectId, start: LogicalBlock, len_blocks: u64) -> Result<Vec<ReadPiece>, StoreError> {
+    async fn read(
+        &self,
+        object: ObjectId,
+        start: LogicalBlock,
+        len_blocks: u64,
+    ) -> Result<Vec<ReadPiece>, StoreError> {
         let core = &self.core;
         let geometry = core.object.geometry();
         let mut found = Vec::new();
@@ -329,7 +370,9 @@ impl Volume for Store {
             let state = core.state();
             for piece in state.maps.lookup(object, start, len_blocks) {
                 match piece.content {
-                    Content::Hole => found.push(Found::Ready(ReadPiece::Hole { len_blocks: piece.len_blocks })),
+                    Content::Hole => {
+                        found.push(Found::Ready(ReadPiece::Hole { len_blocks: piece.len_blocks }))
+                    }
                     Content::Unborn { middle } => {
                         let place = format!("block {} of object {object}", piece.start);
                         let what = format!("middle address {middle} lies nowhere");
@@ -347,7 +390,9 @@ impl Volume for Store {
                                 last.0 + count as u64 == at.0 && at.0 % geometry.blocks_per_segment() != 0
                             };
                             match found.last_mut() {
-                                Some(Found::Stored { physical, checksums }) if extends(physical, checksums.len()) => {
+                                Some(Found::Stored { physical, checksums })
+                                    if extends(physical, checksums.len()) =>
+                                {
                                     checksums.push(checksum);
                                 }
                                 _ => {

@@ -77,7 +77,7 @@ async fn work(store: &Store, steps: &[Step], history: &RefCell<History>) {
     let mut model = history.borrow().states.last().cloned().unwrap_or_default();
     let mut content = 1 + history.borrow().states.len() as u64 * 1000;
     for step in steps {
-        let mut note = |model: &Model| history.borrow_mut().states.push(model.clone());
+        let note = |model: &Model| history.borrow_mut().states.push(model.clone());
         match *step {
             Step::Put { key } => {
                 let cost = Cost { data_blocks: 0, entries: 1, frees_space: false };
@@ -116,7 +116,9 @@ async fn work(store: &Store, steps: &[Step], history: &RefCell<History>) {
                 let mut transaction = store.begin(cost).await.unwrap();
                 transaction.unmap(ObjectId(object), LogicalBlock(start), len);
                 store.apply(transaction).unwrap();
-                (start..start + len).for_each(|at| drop(model.blocks.remove(&(object, at))));
+                (start..start + len).for_each(|at| {
+                    model.blocks.remove(&(object, at));
+                });
                 note(&model);
             }
             Step::Sync => {
@@ -225,7 +227,7 @@ fn crash_everywhere(name: &str, steps: &[Step], mode: CrashMode) {
     let (world, history, crashed) = run(None);
     assert!(!crashed);
     let points = world.count_points();
-    assert_eq!(history.borrow().states.is_empty(), false);
+    assert!(!history.borrow().states.is_empty());
     drop(world);
     let stride = std::env::var("RINGFORT_CRASH_STRIDE").ok().and_then(|stride| stride.parse().ok());
     let stride = stride.unwrap_or(1).max(1);
@@ -333,7 +335,11 @@ workload!(segments_are_freed_and_used_again, PowerLoss, {
 workload!(the_log_wraps_around, PowerLoss, {
     random_steps(9, 90, |random| match random.below(8) {
         0 => Step::Sync,
-        _ => Step::Write { object: random.below(OBJECTS), start: random.below(BLOCKS), len: 1 + random.below(7) },
+        _ => Step::Write {
+            object: random.below(OBJECTS),
+            start: random.below(BLOCKS),
+            len: 1 + random.below(7),
+        },
     })
 });
 workload!(commits_by_the_interval, PowerLoss, {

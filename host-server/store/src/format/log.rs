@@ -134,14 +134,33 @@ pub const WRITE_BLOCKS_MAX: usize = 512;
 /// One change inside a transaction, as logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    Put { tree: TreeId, key: Key, value: Vec<u8> },
-    Delete { tree: TreeId, key: Key },
-    Unmap { object: ObjectId, start: LogicalBlock, len_blocks: u64 },
+    Put {
+        tree: TreeId,
+        key: Key,
+        value: Vec<u8>,
+    },
+    Delete {
+        tree: TreeId,
+        key: Key,
+    },
+    Unmap {
+        object: ObjectId,
+        start: LogicalBlock,
+        len_blocks: u64,
+    },
     Write(WriteRun),
     /// A stripe was written in full; `summary` is its [`format::segment`](super::segment) value.
-    Stripe { segment: SegmentId, stripe: u32, summary: Vec<u8> },
+    Stripe {
+        segment: SegmentId,
+        stripe: u32,
+        summary: Vec<u8>,
+    },
     /// A bank was opened over these stripes.
-    Bank { segment: SegmentId, first_stripe: u32, stripe_count: u32 },
+    Bank {
+        segment: SegmentId,
+        first_stripe: u32,
+        stripe_count: u32,
+    },
 }
 
 /// Contiguous blocks that became part of an object.
@@ -254,7 +273,9 @@ pub fn decode_body(mut body: &[u8]) -> Option<Vec<Vec<Entry>>> {
                 let key = Key::new(entry.hi.get(), entry.lo.get());
                 let tree = TreeId(entry.tree);
                 entries.push(match tag {
-                    TAG_PUT if value.len() <= VALUE_BYTES_MAX => Entry::Put { tree, key, value: value.to_vec() },
+                    TAG_PUT if value.len() <= VALUE_BYTES_MAX => {
+                        Entry::Put { tree, key, value: value.to_vec() }
+                    }
                     TAG_DELETE if value.is_empty() => Entry::Delete { tree, key },
                     _ => return None,
                 });
@@ -365,7 +386,8 @@ mod tests {
     #[test]
     fn the_bytes_of_an_entry_are_frozen() {
         let mut bytes = Vec::new();
-        Entry::Put { tree: TreeId(16), key: Key::new(0x0102, 0x0304), value: b"v".to_vec() }.encode(&mut bytes);
+        Entry::Put { tree: TreeId(16), key: Key::new(0x0102, 0x0304), value: b"v".to_vec() }
+            .encode(&mut bytes);
         assert_eq!(bytes, [1, 16, 1, 0, 2, 1, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0, b'v']);
     }
 }

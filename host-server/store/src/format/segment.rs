@@ -53,7 +53,9 @@ impl StripeSummary {
         let mut runs: Vec<(u64, u16)> = Vec::new();
         for middle in self.middles.iter().map(|middle| middle.map_or(0, |middle| middle.0)) {
             match runs.last_mut() {
-                Some((start, len)) if middle != 0 && *start != 0 && *start + u64::from(*len) == middle => *len += 1,
+                Some((start, len)) if middle != 0 && *start != 0 && *start + u64::from(*len) == middle => {
+                    *len += 1
+                }
                 Some((0, len)) if middle == 0 => *len += 1,
                 _ => runs.push((middle, 1)),
             }

@@ -88,12 +88,15 @@ pub struct Replay<'a> {
 
 impl<'a> Replay<'a> {
     pub fn new(object: &'a Object, volume: VolumeId, root: &'a Root) -> Self {
-        let windows =
-            object.live_mirrors().into_iter().map(|mirror| Window { mirror, start: 0, bytes: None }).collect();
+        let windows = object
+            .live_mirrors()
+            .into_iter()
+            .map(|mirror| Window { mirror, start: 0, bytes: None })
+            .collect();
         Self {
             object,
             volume,
-            geometry: object.geometry(),
+            geometry: *object.geometry(),
             root,
             windows,
             position: root.replay_position,
@@ -114,7 +117,10 @@ impl<'a> Replay<'a> {
                         ErrorKind::Damaged,
                         "replay log record",
                         format!("sequence {}", record.0.live.sequence),
-                        format!("it was written under root {header_root}, the newest readable root is {}", self.root.sequence),
+                        format!(
+                            "it was written under root {header_root}, the newest readable root is {}",
+                            self.root.sequence
+                        ),
                     )
                     .advice("bring back a metadata component that holds the newer root"));
                 }
@@ -178,7 +184,8 @@ impl<'a> Replay<'a> {
             previous_checksum: self.previous_checksum,
             last_transaction: first_transaction.checked_add(transactions.len() as u64 - 1)?,
         };
-        let record = FoundRecord { live, block_count, checksum, first_transaction, transactions, data, bytes };
+        let record =
+            FoundRecord { live, block_count, checksum, first_transaction, transactions, data, bytes };
         Some((record, header.root_sequence.get()))
     }
 

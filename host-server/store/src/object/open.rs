@@ -163,9 +163,13 @@ impl Object {
             .zip(&newest.members)
             .zip(found)
             .map(|((position, member), found)| match found {
-                Some(Candidate { place, device, .. }) => {
-                    Component::live(position, member.component, member.len_bytes, paths[place].clone(), device)
-                }
+                Some(Candidate { place, device, .. }) => Component::live(
+                    position,
+                    member.component,
+                    member.len_bytes,
+                    paths[place].clone(),
+                    device,
+                ),
                 None => {
                     let (path, reason) = explain_missing(paths, position, member, &mut findings);
                     Component::lost(position, member.component, member.len_bytes, path, Some(reason.into()))
@@ -209,9 +213,13 @@ impl Object {
         if lost.is_empty() {
             return Ok(());
         }
-        Err(StoreError::new(ErrorKind::Unavailable, "open", format!("volume {}", self.volume), lost.join("; "))
-            .expected("every live member, since the missing ones could hold newer data")
-            .advice("bring them back, or allow partial membership and give up what they alone hold"))
+        Err(StoreError::new(
+            ErrorKind::Unavailable,
+            "open",
+            format!("volume {}", self.volume),
+            lost.join("; "),
+        )
+        .expected("every live member, since the missing ones could hold newer data")
+        .advice("bring them back, or allow partial membership and give up what they alone hold"))
     }
 }
-

@@ -224,7 +224,8 @@ pub(super) fn dismiss_foreign(
 /// Two paths with the same component: one of them is a copy, and there is no telling which.
 pub(super) fn refuse_doubled(paths: &[PathBuf], candidates: &[Candidate]) -> Result<(), StoreError> {
     for (index, candidate) in candidates.iter().enumerate() {
-        let twin = candidates[..index].iter().find(|other| other.label.component == candidate.label.component);
+        let twin =
+            candidates[..index].iter().find(|other| other.label.component == candidate.label.component);
         if let Some(twin) = twin {
             return Err(StoreError::new(
                 ErrorKind::Invalid,

@@ -137,7 +137,8 @@ impl Bank {
 
     /// Takes the full stripes of which nothing is logged, for writing.
     pub fn take_unlogged_full(&mut self) -> Vec<FullStripe> {
-        let stripes: Vec<usize> = (0..self.stripes.len()).filter(|&stripe| self.is_unlogged_full(stripe)).collect();
+        let stripes: Vec<usize> =
+            (0..self.stripes.len()).filter(|&stripe| self.is_unlogged_full(stripe)).collect();
         stripes.into_iter().map(|stripe| self.take_stripe(stripe)).collect()
     }
 
