@@ -10,4 +10,5 @@ pub mod geometry;
 pub mod kv;
 pub mod map;
 pub mod model;
+pub mod object;
 pub mod volume;

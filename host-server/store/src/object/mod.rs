@@ -1,0 +1,6 @@
+//! Composite objects.
+
+mod erasure;
+mod galois;
+
+pub use galois::Kernel;
