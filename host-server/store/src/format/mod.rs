@@ -3,9 +3,10 @@
 //! Everything little-endian, in zerocopy types with asserted sizes, with reserved space that is zero and checked.
 //! What a file or slot holds begins with an [`envelope`]; decoding validates every field and never panics.
 //!
-//! Modules, lowest first: `checksum` · `envelope` · `page` · `map` · `filesystem`
+//! Modules, lowest first: `checksum` · `envelope` · `component` · `page` · `map` · `filesystem`
 
 pub mod checksum;
+pub mod component;
 pub mod envelope;
 pub mod filesystem;
 pub mod map;
