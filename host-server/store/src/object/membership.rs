@@ -35,9 +35,10 @@ impl Object {
 
     /// Why this set of components cannot serve, if it cannot.
     pub(super) fn shortage(&self) -> Option<StoreError> {
-        let columns = self.components.iter().filter(|component| {
-            component.is_live() && self.geometry.holds_columns(component.position)
-        });
+        let columns = self
+            .components
+            .iter()
+            .filter(|component| component.is_live() && self.geometry.holds_columns(component.position));
         let (columns, needed) = (columns.count(), usize::from(self.geometry.data_columns));
         let (expected, found) = if columns < needed {
             (

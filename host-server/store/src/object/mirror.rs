@@ -46,11 +46,7 @@ impl Object {
     /// A mirror that fails is expelled; an error only where too few components are left.
     ///
     /// Nobody may be reading the range meanwhile: a read could repair a mirror with what was there before.
-    pub async fn write_metadata(
-        &self,
-        address: MetadataAddress,
-        data: Vec<Slice>,
-    ) -> Result<(), StoreError> {
+    pub async fn write_metadata(&self, address: MetadataAddress, data: Vec<Slice>) -> Result<(), StoreError> {
         let mirrors: Vec<u8> = (0..self.geometry.mirror_count).collect();
         self.write_to_mirrors(&mirrors, address, data).await
     }
@@ -125,7 +121,8 @@ impl Object {
                 }
             }
         }
-        let found: Vec<String> = bad.iter().map(|(component, found)| format!("{component}: {found}")).collect();
+        let found: Vec<String> =
+            bad.iter().map(|(component, found)| format!("{component}: {found}")).collect();
         let found = if found.is_empty() { "no mirror is live".to_owned() } else { found.join("; ") };
         Err(StoreError::new(ErrorKind::Damaged, "read", format!("metadata at {address}"), found)
             .expected(format!("{len_bytes} valid bytes on one of {} mirrors", self.geometry.mirror_count))

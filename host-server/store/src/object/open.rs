@@ -151,7 +151,7 @@ impl Object {
         let volume = choose_volume(paths, &candidates, options.volume, &findings)?;
         let candidates = dismiss_foreign(paths, candidates, volume, &mut findings);
         refuse_doubled(paths, &candidates)?;
-        let newest = newest_label(paths, &candidates, options)?;
+        let newest = newest_label(paths, &candidates, options.allow_partial_membership)?;
         let mut found: Vec<Option<Candidate>> = newest.members.iter().map(|_| None).collect();
         for candidate in candidates {
             if let Some(position) = admit(paths, &candidate, &newest, &mut findings) {
@@ -163,9 +163,13 @@ impl Object {
             .zip(&newest.members)
             .zip(found)
             .map(|((position, member), found)| match found {
-                Some(Candidate { place, device, .. }) => {
-                    Component::live(position, member.component, member.len_bytes, paths[place].clone(), device)
-                }
+                Some(Candidate { place, device, .. }) => Component::live(
+                    position,
+                    member.component,
+                    member.len_bytes,
+                    paths[place].clone(),
+                    device,
+                ),
                 None => {
                     let (path, reason) = explain_missing(paths, position, member, &mut findings);
                     Component::lost(position, member.component, member.len_bytes, path, Some(reason.into()))
@@ -209,9 +213,13 @@ impl Object {
         if lost.is_empty() {
             return Ok(());
         }
-        Err(StoreError::new(ErrorKind::Unavailable, "open", format!("volume {}", self.volume), lost.join("; "))
-            .expected("every live member, since the missing ones could hold newer data")
-            .advice("bring them back, or allow partial membership and give up what they alone hold"))
+        Err(StoreError::new(
+            ErrorKind::Unavailable,
+            "open",
+            format!("volume {}", self.volume),
+            lost.join("; "),
+        )
+        .expected("every live member, since the missing ones could hold newer data")
+        .advice("bring them back, or allow partial membership and give up what they alone hold"))
     }
 }
-

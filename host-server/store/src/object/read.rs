@@ -86,7 +86,12 @@ fn hull(a: Range<u32>, b: Range<u32>) -> Range<u32> {
 }
 
 /// The rows of `column` between `first` and `last`, both included.
-fn rows_between(geometry: &Geometry, first: ColumnBlock, last: ColumnBlock, column: ColumnIndex) -> Range<u32> {
+fn rows_between(
+    geometry: &Geometry,
+    first: ColumnBlock,
+    last: ColumnBlock,
+    column: ColumnIndex,
+) -> Range<u32> {
     let blocks = geometry.blocks_per_unit();
     let start = match column.cmp(&first.column) {
         std::cmp::Ordering::Less => (first.stripe.0 + 1) * blocks,
@@ -252,11 +257,18 @@ impl Reading<'_> {
     }
 
     /// K columns to compute a row from, without `lost`: verified ones, then, if those are too few, ones of unknown checksum.
-    fn sources(&self, row: u32, lost: &[ColumnIndex], summary: &dyn ChecksumSource) -> Option<Vec<ColumnIndex>> {
+    fn sources(
+        &self,
+        row: u32,
+        lost: &[ColumnIndex],
+        summary: &dyn ChecksumSource,
+    ) -> Option<Vec<ColumnIndex>> {
         let mut sources = Vec::new();
         let mut unknown = Vec::new();
         for column in (0..self.geometry().column_count()).map(ColumnIndex) {
-            let Some(block) = self.read_block(column, row).filter(|_| !lost.contains(&column)) else { continue };
+            let Some(block) = self.read_block(column, row).filter(|_| !lost.contains(&column)) else {
+                continue;
+            };
             // A requested block that is not lost has been verified.
             if self.requested(column, row).is_some() {
                 sources.push(column);
@@ -304,12 +316,13 @@ impl Reading<'_> {
         for (of_row, sources) in missing.chunk_by(|a, b| a.row == b.row).zip(sources) {
             let row = of_row[0].row;
             let lost: Vec<ColumnIndex> = of_row.iter().map(|missing| missing.column).collect();
-            let reusable = decoder
-                .take()
-                .filter(|(of_sources, of_lost, _)| of_sources == sources && *of_lost == lost);
-            let (_, _, decode) = decoder.insert(reusable.unwrap_or_else(|| {
-                (sources, lost.clone(), self.object.code.decoder(sources, &lost))
-            }));
+            let reusable =
+                decoder.take().filter(|(of_sources, of_lost, _)| of_sources == sources && *of_lost == lost);
+            let (_, _, decode) =
+                decoder
+                    .insert(reusable.unwrap_or_else(|| {
+                        (sources, lost.clone(), self.object.code.decoder(sources, &lost))
+                    }));
             let inputs: Vec<&[u8]> =
                 sources.iter().filter_map(|column| self.read_block(*column, row)).collect();
             // `room_for` and `lost` are both in order of column.
@@ -330,8 +343,10 @@ impl Reading<'_> {
                 });
             }
         }
-        let frozen = rebuilt.into_iter().map(|rebuilt| {
-            Image { column: rebuilt.column, rows: rebuilt.rows, bytes: rebuilt.bytes.freeze() }
+        let frozen = rebuilt.into_iter().map(|rebuilt| Image {
+            column: rebuilt.column,
+            rows: rebuilt.rows,
+            bytes: rebuilt.bytes.freeze(),
         });
         Ok(frozen.collect())
     }
@@ -459,6 +474,7 @@ impl Reading<'_> {
             let Some(image) = find(images, place.column, row) else {
                 unreachable!("block {place} was read or reconstructed")
             };
+            let run = run.min((image.rows.end - row) as usize);
             let start = block_range(&image.rows, row).start;
             slices.push(image.bytes.slice(start..start + run * BLOCK_BYTES));
             index += run;

@@ -93,7 +93,9 @@ impl Object {
             .collect();
         let health = match &*self.failure.borrow() {
             Some(failure) => Health::Failed(failure.to_string()),
-            None if components.iter().all(|component| component.state == MemberState::Live) => Health::Healthy,
+            None if components.iter().all(|component| component.state == MemberState::Live) => {
+                Health::Healthy
+            }
             None => Health::Degraded,
         };
         TreeReport {
