@@ -65,7 +65,7 @@ mod tests {
     fn slots_leave_room_for_the_first_cookies_and_stay_positive() {
         for number in 0_u64..10_000 {
             let slot = first_slot([number, 3], &number.to_le_bytes());
-            assert!(slot >= SLOTS_PER_HASH && slot % SLOTS_PER_HASH == 0);
+            assert!(slot >= SLOTS_PER_HASH && slot.is_multiple_of(SLOTS_PER_HASH));
             assert!(slot + SLOTS_PER_HASH - 1 < i64::MAX as u64);
         }
     }

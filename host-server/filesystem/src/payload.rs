@@ -114,7 +114,7 @@ mod tests {
                         let end = into + payload.len_bytes();
                         let mut old = vec![0xaa; end.next_multiple_of(BLOCK_BYTES)];
                         let (first, last) = (old[..BLOCK_BYTES].to_vec(), [0xbb; BLOCK_BYTES]);
-                        if end > BLOCK_BYTES && end % BLOCK_BYTES != 0 {
+                        if end > BLOCK_BYTES && !end.is_multiple_of(BLOCK_BYTES) {
                             let start = end / BLOCK_BYTES * BLOCK_BYTES;
                             old[start..].copy_from_slice(&last);
                         }

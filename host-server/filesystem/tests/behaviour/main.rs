@@ -1,4 +1,5 @@
 //! What the filesystem does, on a volume in memory.
+#![allow(clippy::unwrap_used)]
 
 mod data;
 mod links;
