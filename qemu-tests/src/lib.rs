@@ -1,1 +1,24 @@
-//! Seed.
+//! The vocabulary of the black-box tests: fetch a kernel, make an image, boot a guest, run commands in it.
+//!
+//! * [`frame`]: the bytes between host and guest agent
+//! * [`place`]: where downloads, runs and locks lie
+//! * [`apt`]: packages fetched without root and without touching the machine's own package state
+//! * [`provision`]: QEMU, kernel, busybox, test programs, the guest agent
+//! * [`tsc`]: the rate of the host's time-stamp counter
+//! * [`image`]: kernel modules and programs packed into an initramfs
+//! * [`console`]: the serial console's transcript
+//! * [`agent`]: commands that run in the guest
+//! * [`machine`]: QEMU's command line and a guest's life
+//!
+//! Nothing here depends on another crate of the workspace: the tests see programs, sockets and files only.
+#![deny(unsafe_code)]
+
+pub mod agent;
+pub mod apt;
+pub mod console;
+pub mod frame;
+pub mod image;
+pub mod machine;
+pub mod place;
+pub mod provision;
+pub mod tsc;

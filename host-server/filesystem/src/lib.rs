@@ -1,7 +1,34 @@
 //! POSIX meaning on top of a volume.
 //!
-//! Modules, lowest first.
+//! Front ends open a [`filesystem::Filesystem`], open a session each, and hand it the [`operation::Operation`]s that they
+//! decode. Everything runs on the thread that owns the volume.
+//!
+//! Access times change only when they are set (as with `noatime`): a read never writes.
+//!
+//! Modules, lowest first:
+//! `errno` · `operation` · `failure` · `hash` · `lock` · `inode` · `permission` · `handle` · `mount` · `directory` · `payload` · `xattr` ·
+//! `extent` · `allocate` · `orphan` · `attribute` · `namespace` · `rename` · `filesystem` · `check`
 #![forbid(unsafe_code)]
 
+mod allocate;
+mod attribute;
+mod directory;
 pub mod errno;
+mod extent;
+mod failure;
+pub mod filesystem;
+mod handle;
+mod hash;
+mod inode;
+mod lock;
+mod mount;
+mod namespace;
 pub mod operation;
+mod orphan;
+mod payload;
+mod permission;
+mod rename;
+mod xattr;
+
+pub use filesystem::{Counts, Filesystem};
+pub use mount::FilesystemOptions;

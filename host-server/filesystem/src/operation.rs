@@ -263,6 +263,47 @@ pub enum Operation {
     RemoveXattr { node: NodeId, name: Vec<u8> },
 }
 
+impl Operation {
+    /// What it is called in logs and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Lookup { .. } => "lookup",
+            Self::LookupParent { .. } => "lookup parent",
+            Self::Forget { .. } => "forget",
+            Self::GetAttributes { .. } => "get attributes",
+            Self::SetAttributes { .. } => "set attributes",
+            Self::Access { .. } => "access",
+            Self::ReadLink { .. } => "read link",
+            Self::MakeSymlink { .. } => "make symlink",
+            Self::MakeNode { .. } => "make node",
+            Self::MakeDirectory { .. } => "make directory",
+            Self::Unlink { .. } => "unlink",
+            Self::RemoveDirectory { .. } => "remove directory",
+            Self::Rename { .. } => "rename",
+            Self::Link { .. } => "link",
+            Self::Open { .. } => "open",
+            Self::Create { .. } => "create",
+            Self::Read { .. } => "read",
+            Self::Write { .. } => "write",
+            Self::Flush { .. } => "flush",
+            Self::Sync { .. } => "sync",
+            Self::SyncAll { .. } => "sync all",
+            Self::Release { .. } => "release",
+            Self::Seek { .. } => "seek",
+            Self::Allocate { .. } => "allocate",
+            Self::OpenDirectory { .. } => "open directory",
+            Self::ReadDirectory { .. } => "read directory",
+            Self::ReleaseDirectory { .. } => "release directory",
+            Self::SyncDirectory { .. } => "sync directory",
+            Self::StatFs { .. } => "statfs",
+            Self::SetXattr { .. } => "set xattr",
+            Self::GetXattr { .. } => "get xattr",
+            Self::ListXattr { .. } => "list xattr",
+            Self::RemoveXattr { .. } => "remove xattr",
+        }
+    }
+}
+
 /// The bytes of a write, copied out of the guest's memory once.
 ///
 /// Pieces follow each other. A piece that lies on whole 4 KiB blocks of the file and is block-aligned in memory is stored

@@ -92,8 +92,9 @@ fn invert(mut matrix: Matrix) -> Matrix {
                 continue;
             }
             for rows in [&mut matrix, &mut result] {
-                for column in 0..size {
-                    rows[row][column] ^= product(factor, rows[step][column]);
+                let of_step = rows[step].clone();
+                for (value, pivot) in rows[row].iter_mut().zip(of_step) {
+                    *value ^= product(factor, pivot);
                 }
             }
         }

@@ -151,7 +151,7 @@ impl Object {
         let volume = choose_volume(paths, &candidates, options.volume, &findings)?;
         let candidates = dismiss_foreign(paths, candidates, volume, &mut findings);
         refuse_doubled(paths, &candidates)?;
-        let newest = newest_label(paths, &candidates, options)?;
+        let newest = newest_label(paths, &candidates, options.allow_partial_membership)?;
         let mut found: Vec<Option<Candidate>> = newest.members.iter().map(|_| None).collect();
         for candidate in candidates {
             if let Some(position) = admit(paths, &candidate, &newest, &mut findings) {

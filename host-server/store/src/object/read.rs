@@ -474,6 +474,7 @@ impl Reading<'_> {
             let Some(image) = find(images, place.column, row) else {
                 unreachable!("block {place} was read or reconstructed")
             };
+            let run = run.min((image.rows.end - row) as usize);
             let start = block_range(&image.rows, row).start;
             slices.push(image.bytes.slice(start..start + run * BLOCK_BYTES));
             index += run;

@@ -9,7 +9,6 @@ use ringfort_engine::engine::Engine;
 use ringfort_engine::error::ErrorKind as EngineErrorKind;
 use ringfort_engine::sync::join_all;
 
-use super::open::OpenOptions;
 use crate::address::{ComponentPosition, VolumeId};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::component::{LABEL_BYTES, LABEL_SLOTS, Label, Member, MemberState};
@@ -251,7 +250,7 @@ pub(super) fn refuse_doubled(paths: &[PathBuf], candidates: &[Candidate]) -> Res
 pub(super) fn newest_label(
     paths: &[PathBuf],
     candidates: &[Candidate],
-    options: OpenOptions,
+    allow_partial_membership: bool,
 ) -> Result<Label, StoreError> {
     let sequence = candidates.iter().map(|candidate| candidate.label.sequence).max().unwrap_or(0);
     let mut rivals: Vec<(&Candidate, usize)> = Vec::new();
@@ -266,7 +265,7 @@ pub(super) fn newest_label(
     rivals.sort_by_key(|(_, columns)| std::cmp::Reverse(*columns));
     let undecided = |first: &Candidate, columns: usize, other: usize| {
         let geometry = first.label.geometry;
-        let quorum = geometry.data_columns > geometry.parity_columns || options.allow_partial_membership;
+        let quorum = geometry.data_columns > geometry.parity_columns || allow_partial_membership;
         columns == other || !quorum
     };
     match rivals[..] {

@@ -1,0 +1,321 @@
+//! File data: reading, writing, and giving blocks back.
+//!
+//! # Invariants
+//! * Bytes between the end of a file and the end of its last block are zero, and no block wholly beyond the end is mapped: a file
+//!   grows by a change of its size alone. Where freeing blocks is interrupted, the inode is on the orphan list, and
+//!   [`Inode::trim_pending`] says so in memory; the work is finished before the file grows.
+//! * `allocated_blocks` of the inode counts its mapped blocks.
+//!
+//! # Locks
+//! Reads and writes of whole blocks share the inode's lock: two such writes end up in the order of their transactions, and each
+//! is atomic. What reads before it writes (parts of blocks, appends), and what takes blocks away, is exclusive.
+
+use std::rc::Rc;
+
+use ringfort_engine::buffer::Slice;
+use ringfort_store::address::LogicalBlock;
+use ringfort_store::format::filesystem as format;
+use ringfort_store::volume::{Key, ReadPiece, Volume};
+
+use crate::errno::Errno;
+use crate::failure::Result;
+use crate::inode::{BLOCK_BYTES, FILE_BYTES_MAX, Inode, Metadata};
+use crate::lock::LockGuard;
+use crate::mount::{Mount, object};
+use crate::operation::{DataPiece, Payload};
+use crate::payload::assemble;
+use crate::permission::without_set_id;
+
+/// The most mapped blocks that one transaction frees: 16 MiB.
+const FREED_BLOCKS_MAX: u64 = 4096;
+
+/// A mapped part of a file that one transaction can free.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Freeable {
+    pub start: u64,
+    pub len_blocks: u64,
+    pub mapped_blocks: u64,
+}
+
+impl<V: Volume> Mount<V> {
+    /// Bytes from `offset_bytes` on, short at the end of the file.
+    pub async fn read(&self, inode: &Rc<Inode>, offset_bytes: u64, len_bytes: u32) -> Result<Vec<DataPiece>> {
+        let _lock = self.locks.shared(inode.number).await;
+        require_present(inode)?;
+        let size_bytes = inode.metadata().size_bytes;
+        let end_bytes = offset_bytes.saturating_add(u64::from(len_bytes)).min(size_bytes);
+        if offset_bytes >= end_bytes {
+            return Ok(Vec::new());
+        }
+        let first_block = offset_bytes / BLOCK_BYTES;
+        let len_blocks = end_bytes.div_ceil(BLOCK_BYTES) - first_block;
+        let pieces = self.volume.read(object(inode.number), LogicalBlock(first_block), len_blocks).await?;
+        Ok(cut(pieces, (offset_bytes % BLOCK_BYTES) as usize, (end_bytes - offset_bytes) as usize))
+    }
+
+    /// Writes at `offset_bytes`, or at the end with `append`. Returns the length written.
+    pub async fn write(
+        &self,
+        inode: &Rc<Inode>,
+        offset_bytes: u64,
+        payload: &Payload,
+        append: bool,
+        clear_set_id: bool,
+    ) -> Result<u32> {
+        let len_bytes = payload.len_bytes() as u64;
+        if len_bytes == 0 {
+            return Ok(0);
+        }
+        let whole_blocks =
+            offset_bytes.is_multiple_of(BLOCK_BYTES) && len_bytes.is_multiple_of(BLOCK_BYTES) && !append;
+        let takes_capabilities = clear_set_id && inode.metadata().xattr_count > 0;
+        let mut shared = whole_blocks && !takes_capabilities;
+        let mut lock = self.lock(inode, shared).await;
+        if shared && inode.trim_pending.get() {
+            drop(lock);
+            shared = false;
+            lock = self.lock(inode, shared).await;
+        }
+        require_present(inode)?;
+        let offset_bytes = if append { inode.metadata().size_bytes } else { offset_bytes };
+        let end_bytes = offset_bytes.checked_add(len_bytes).filter(|&end| end <= FILE_BYTES_MAX);
+        let end_bytes = end_bytes.ok_or(Errno::EFBIG)?;
+        if !shared {
+            self.finish_trim(inode).await?;
+        }
+        let capability = if takes_capabilities { self.find_capability(inode).await? } else { None };
+
+        let first_block = offset_bytes / BLOCK_BYTES;
+        let last_block = (end_bytes - 1) / BLOCK_BYTES;
+        let len_blocks = last_block - first_block + 1;
+        let first = self.old_block(inode, first_block, !offset_bytes.is_multiple_of(BLOCK_BYTES)).await?;
+        let last_is_partial = !end_bytes.is_multiple_of(BLOCK_BYTES);
+        let last = match &first {
+            Some(first) if first_block == last_block => Some(first.clone()),
+            _ => self.old_block(inode, last_block, last_is_partial).await?,
+        };
+        let blocks = assemble(offset_bytes, payload, first.as_deref(), last.as_deref());
+
+        let mut batch = self.begin(len_blocks, 2).await?;
+        let staged = self.volume.stage(&mut batch.transaction, blocks).await?;
+        let mapped_before = self.mapped_blocks(inode, first_block, len_blocks).await?;
+        // Nothing suspends from here on.
+        batch.transaction.write(object(inode.number), LogicalBlock(first_block), staged);
+        let now = self.now();
+        batch.update(inode, |metadata| {
+            metadata.size_bytes = metadata.size_bytes.max(end_bytes);
+            metadata.allocated_blocks =
+                (metadata.allocated_blocks + len_blocks).saturating_sub(mapped_before);
+            metadata.modified = now;
+            metadata.changed = now;
+            if clear_set_id {
+                metadata.permissions = without_set_id(metadata.kind, metadata.permissions);
+            }
+        })?;
+        if let Some(slot) = capability {
+            batch.delete_xattr(inode, slot)?;
+        }
+        self.commit(batch)?;
+        mapping_changed(inode);
+        drop(lock);
+        Ok(len_bytes as u32)
+    }
+
+    async fn lock(&self, inode: &Inode, shared: bool) -> LockGuard {
+        if shared { self.locks.shared(inode.number).await } else { self.locks.exclusive(inode.number).await }
+    }
+
+    /// Contents of a block of which a part stays; `None` where it reads as zeros or is not `wanted`.
+    async fn old_block(&self, inode: &Rc<Inode>, block: u64, wanted: bool) -> Result<Option<Slice>> {
+        if !wanted || block >= inode.metadata().end_block() {
+            return Ok(None);
+        }
+        let pieces = self.volume.read(object(inode.number), LogicalBlock(block), 1).await?;
+        Ok(pieces.into_iter().find_map(|piece| match piece {
+            ReadPiece::Data(data) => Some(data),
+            ReadPiece::Hole { .. } => None,
+        }))
+    }
+
+    /// How many of these blocks are mapped; true at the moment it returns.
+    async fn mapped_blocks(&self, inode: &Rc<Inode>, start: u64, len_blocks: u64) -> Result<u64> {
+        loop {
+            let version = inode.mapping_version.get();
+            let (mut mapped, mut from, end) = (0, start, start + len_blocks);
+            while from < end {
+                let Some(extent) = self.volume.next_extent(object(inode.number), LogicalBlock(from)).await?
+                else {
+                    break;
+                };
+                let extent_end = (extent.start.0 + extent.len_blocks).min(end);
+                mapped += extent_end.saturating_sub(extent.start.0);
+                from = extent_end.max(extent.start.0);
+            }
+            // Writers of whole blocks run side by side: one that got in between may have changed the answer.
+            if inode.mapping_version.get() == version {
+                return Ok(mapped);
+            }
+        }
+    }
+
+    /// The first mapped part of blocks `from..to` that one transaction can free. The caller holds the lock exclusively.
+    pub async fn next_freeable(&self, inode: &Rc<Inode>, from: u64, to: u64) -> Result<Option<Freeable>> {
+        let mut found: Option<Freeable> = None;
+        let mut from = from;
+        while from < to {
+            let Some(extent) = self.volume.next_extent(object(inode.number), LogicalBlock(from)).await?
+            else {
+                break;
+            };
+            let start = extent.start.0;
+            if start >= to {
+                break;
+            }
+            let room = FREED_BLOCKS_MAX - found.map_or(0, |found| found.mapped_blocks);
+            let len_blocks = extent.len_blocks.min(to - start).min(room);
+            let end = start + len_blocks;
+            let freeable = found.get_or_insert(Freeable { start, len_blocks: 0, mapped_blocks: 0 });
+            freeable.len_blocks = end - freeable.start;
+            freeable.mapped_blocks += len_blocks;
+            if freeable.mapped_blocks == FREED_BLOCKS_MAX {
+                break;
+            }
+            from = end;
+        }
+        Ok(found)
+    }
+
+    /// Frees blocks `from..to`, a transaction at a time. The caller holds the lock exclusively.
+    pub async fn free_blocks(&self, inode: &Rc<Inode>, from: u64, to: u64) -> Result<()> {
+        while let Some(freeable) = self.next_freeable(inode, from, to).await? {
+            let mut batch = self.begin_freeing(0, freeable.mapped_blocks + 1).await?;
+            batch.transaction.unmap(object(inode.number), LogicalBlock(freeable.start), freeable.len_blocks);
+            batch.update(inode, |metadata| {
+                metadata.allocated_blocks = metadata.allocated_blocks.saturating_sub(freeable.mapped_blocks);
+            })?;
+            self.commit(batch)?;
+            mapping_changed(inode);
+        }
+        Ok(())
+    }
+
+    /// Sets the size and lets `also` change more, in one transaction. `capability` is where the attribute lies that goes as
+    /// well. The caller holds the lock exclusively.
+    pub async fn resize(
+        &self,
+        inode: &Rc<Inode>,
+        size_bytes: u64,
+        capability: Option<u64>,
+        also: impl FnOnce(&mut Metadata),
+    ) -> Result<()> {
+        require_present(inode)?;
+        if size_bytes > FILE_BYTES_MAX {
+            return Err(Errno::EFBIG.into());
+        }
+        self.finish_trim(inode).await?;
+        let old_bytes = inode.metadata().size_bytes;
+        if size_bytes >= old_bytes {
+            let mut batch = self.begin(0, 2).await?;
+            batch.update(inode, |metadata| {
+                metadata.size_bytes = size_bytes;
+                also(metadata);
+            })?;
+            if let Some(slot) = capability {
+                batch.delete_xattr(inode, slot)?;
+            }
+            return self.commit(batch);
+        }
+
+        let kept_bytes = (size_bytes % BLOCK_BYTES) as usize;
+        let tail = self.old_block(inode, size_bytes / BLOCK_BYTES, kept_bytes != 0).await?;
+        let tail = tail.map(|old| Slice::copy_of(&old[..kept_bytes]));
+        let end_block = size_bytes.div_ceil(BLOCK_BYTES);
+        let first = self.next_freeable(inode, end_block, u64::MAX).await?;
+        let more = match &first {
+            Some(first) => {
+                self.next_freeable(inode, first.start + first.len_blocks, u64::MAX).await?.is_some()
+            }
+            None => false,
+        };
+        let mapped_blocks = first.map_or(0, |first| first.mapped_blocks);
+        let mut batch = self.begin_freeing(u64::from(tail.is_some()), mapped_blocks + 3).await?;
+        let tail = match tail {
+            Some(tail) => Some(self.volume.stage(&mut batch.transaction, vec![tail]).await?),
+            None => None,
+        };
+        if let Some(tail) = tail {
+            batch.transaction.write(object(inode.number), LogicalBlock(size_bytes / BLOCK_BYTES), tail);
+        }
+        if let Some(first) = first {
+            batch.transaction.unmap(object(inode.number), LogicalBlock(first.start), first.len_blocks);
+        }
+        if more {
+            batch.transaction.put(format::ORPHANS, Key::new(inode.number, 0), format::encode_orphan());
+        }
+        batch.update(inode, |metadata| {
+            metadata.size_bytes = size_bytes;
+            metadata.allocated_blocks = metadata.allocated_blocks.saturating_sub(mapped_blocks);
+            also(metadata);
+        })?;
+        if let Some(slot) = capability {
+            batch.delete_xattr(inode, slot)?;
+        }
+        self.commit(batch)?;
+        mapping_changed(inode);
+        if more {
+            inode.trim_pending.set(true);
+            self.finish_trim(inode).await?;
+        }
+        Ok(())
+    }
+
+    /// Frees what a truncation left beyond the end. The caller holds the lock exclusively.
+    pub async fn finish_trim(&self, inode: &Rc<Inode>) -> Result<()> {
+        if !inode.trim_pending.get() {
+            return Ok(());
+        }
+        let end_block = inode.metadata().end_block();
+        self.free_blocks(inode, end_block, u64::MAX).await?;
+        let mut batch = self.begin_freeing(0, 1).await?;
+        // Without links it stays on the list until it is reclaimed.
+        if inode.metadata().link_count > 0 {
+            batch.transaction.delete(format::ORPHANS, Key::new(inode.number, 0));
+        }
+        self.commit(batch)?;
+        inode.trim_pending.set(false);
+        Ok(())
+    }
+}
+
+/// To be called after every transaction that maps or unmaps blocks, before anything suspends.
+pub(crate) fn mapping_changed(inode: &Inode) {
+    inode.mapping_version.set(inode.mapping_version.get().wrapping_add(1));
+}
+
+/// `ESTALE` where the inode was reclaimed while the caller waited for its lock.
+pub(crate) fn require_present(inode: &Inode) -> Result<()> {
+    if inode.is_gone() { Err(Errno::ESTALE.into()) } else { Ok(()) }
+}
+
+/// Takes `skip_bytes` off the front of whole blocks and keeps `len_bytes`.
+fn cut(pieces: Vec<ReadPiece>, mut skip_bytes: usize, mut len_bytes: usize) -> Vec<DataPiece> {
+    let mut data = Vec::new();
+    for piece in pieces {
+        let piece_bytes = match &piece {
+            ReadPiece::Hole { len_blocks } => (*len_blocks * BLOCK_BYTES) as usize,
+            ReadPiece::Data(slice) => slice.len(),
+        };
+        let start = skip_bytes.min(piece_bytes);
+        let end = (start + len_bytes).min(piece_bytes);
+        skip_bytes -= start;
+        len_bytes -= end - start;
+        if start == end {
+            continue;
+        }
+        data.push(match piece {
+            ReadPiece::Hole { .. } => DataPiece::Zeros { len_bytes: end - start },
+            ReadPiece::Data(slice) => DataPiece::Bytes(slice.slice(start..end)),
+        });
+    }
+    data
+}

@@ -1,0 +1,457 @@
+//! The filesystem as front ends see it: sessions, and one way in for every operation.
+
+use std::rc::Rc;
+
+use ringfort_engine::engine::Engine;
+use ringfort_store::error::{ErrorKind, StoreError};
+use ringfort_store::format::filesystem as format;
+use ringfort_store::volume::{Cost, Key, TreeId, Volume};
+
+use crate::errno::Errno;
+use crate::failure::{Failure, Result};
+use crate::handle::Handle;
+use crate::inode::{Inode, Metadata};
+use crate::mount::{FilesystemOptions, INODE_LIMIT_KEY, Mount, Numbers, PROPERTIES_KEY};
+use crate::namespace::Nature;
+use crate::operation::{
+    Credentials, FileKind, HandleId, Name, NewNode, NodeId, OpenFlags, Operation, Reply, SessionId,
+    Statistics, Timestamp,
+};
+use crate::permission::{self, READ, WRITE};
+
+/// The first inode number that files get; those below are the root's and for later use.
+const FIRST_NUMBER: u64 = 16;
+
+/// A filesystem on a volume. Cheap to clone; clones are the same filesystem. Everything runs on the volume's thread.
+pub struct Filesystem<V: Volume>(Rc<Mount<V>>);
+
+impl<V: Volume> Clone for Filesystem<V> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<V: Volume> Filesystem<V> {
+    /// Makes an empty filesystem on a volume that has none: a root directory that belongs to root, mode 0755. Durable when
+    /// it returns. `Exists` where there is one already.
+    pub async fn format(volume: &V, engine: &dyn Engine) -> std::result::Result<(), StoreError> {
+        let operation = "make a filesystem on";
+        if volume.get(format::PROPERTIES, PROPERTIES_KEY).await?.is_some() {
+            return Err(StoreError::new(
+                ErrorKind::Exists,
+                operation,
+                "the volume",
+                "a filesystem that is there already",
+            ));
+        }
+        let now = engine.wall_clock();
+        let now = Timestamp { seconds: now.as_secs() as i64, nanoseconds: now.subsec_nanos() };
+        let root = Metadata {
+            permissions: 0o755,
+            link_count: 2,
+            generation: 1,
+            parent: NodeId::ROOT.0,
+            accessed: now,
+            modified: now,
+            changed: now,
+            ..Metadata::empty(FileKind::Directory)
+        };
+        let properties =
+            format::Properties { hash_key: [engine.random_u64(), engine.random_u64()], root: NodeId::ROOT.0 };
+        let mut transaction = volume.begin(Cost { data_blocks: 0, entries: 3, frees_space: false }).await?;
+        transaction.put(format::INODES, Key::new(NodeId::ROOT.0, 0), root.encode());
+        transaction.put(format::PROPERTIES, PROPERTIES_KEY, properties.encode());
+        transaction.put(format::PROPERTIES, INODE_LIMIT_KEY, format::encode_inode_limit(FIRST_NUMBER));
+        volume.apply(transaction)?;
+        volume.sync().await
+    }
+
+    /// Opens the filesystem of a volume and finishes what a crash left unfinished: files that were unlinked while open, and
+    /// truncations cut short.
+    pub async fn open(
+        volume: Rc<V>,
+        engine: Rc<dyn Engine>,
+        options: FilesystemOptions,
+    ) -> std::result::Result<Self, StoreError> {
+        let properties = property(&*volume, PROPERTIES_KEY).await?;
+        let properties = format::Properties::decode(&properties)
+            .map_err(|error| damaged("the filesystem's properties", error.to_string()))?;
+        if properties.root != NodeId::ROOT.0 {
+            let found = format!("root directory {}", properties.root);
+            return Err(damaged("the filesystem's properties", found));
+        }
+        let limit = property(&*volume, INODE_LIMIT_KEY).await?;
+        let limit = format::decode_inode_limit(&limit)
+            .map_err(|error| damaged("the inode limit", error.to_string()))?;
+        let numbers = Numbers::starting_at(limit.max(FIRST_NUMBER));
+        let mount = Mount::new(volume, engine, options, properties.hash_key, numbers);
+        mount.recover().await.map_err(|failure| match failure {
+            Failure::Store(error) => *error,
+            Failure::Refused(errno) => damaged("the orphan list", errno.to_string()),
+        })?;
+        Ok(Self(Rc::new(mount)))
+    }
+
+    pub fn open_session(&self) -> SessionId {
+        self.0.sessions.borrow_mut().open()
+    }
+
+    /// Ends a session: its handles are closed and its lookups taken back; unlinked files that only it held are reclaimed. An
+    /// unknown session is ignored. Operations of the session that still run answer `ESTALE` or complete.
+    pub async fn close_session(&self, session: SessionId) {
+        let dropped = self.0.sessions.borrow_mut().close(session);
+        for number in dropped {
+            self.0.reclaim_unless_held(number).await;
+        }
+    }
+
+    /// Ends every session and makes everything durable.
+    pub async fn shut_down(&self) -> std::result::Result<(), StoreError> {
+        let sessions = self.0.sessions.borrow().all();
+        for session in sessions {
+            self.close_session(session).await;
+        }
+        self.0.volume.sync().await
+    }
+
+    pub fn volume(&self) -> &Rc<V> {
+        &self.0.volume
+    }
+
+    /// What is in memory, for status reports and tests.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            cached_inodes: self.0.inodes.len(),
+            held_inodes: self.0.sessions.borrow().held_inodes(),
+            unlinked_inodes: self.0.orphans.borrow().len(),
+        }
+    }
+
+    /// Carries out one operation. Operations may run at the same time; each is atomic unless its documentation says otherwise.
+    /// Failures of the store are logged here, with their full text, and become error numbers.
+    pub async fn execute(
+        &self,
+        session: SessionId,
+        credentials: &Credentials,
+        operation: Operation,
+    ) -> std::result::Result<Reply, Errno> {
+        let doing = operation.name();
+        self.0
+            .execute(session, credentials, operation)
+            .await
+            .map_err(|failure| self.0.log.errno(failure, doing, self.0.engine.monotonic()))
+    }
+}
+
+/// How much a filesystem holds in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub cached_inodes: usize,
+    /// Inodes with lookups or handles.
+    pub held_inodes: usize,
+    /// Inodes without links that wait for their last holder.
+    pub unlinked_inodes: usize,
+}
+
+async fn property<V: Volume>(volume: &V, key: Key) -> std::result::Result<Vec<u8>, StoreError> {
+    volume.get(format::PROPERTIES, key).await?.ok_or_else(|| {
+        let TreeId(tree) = format::PROPERTIES;
+        StoreError::new(ErrorKind::NotFound, "open the filesystem of", "the volume", "none")
+            .expected(format!("entry {} of tree {tree}", key.hi))
+            .advice("create the volume anew if its creation was interrupted")
+    })
+}
+
+fn damaged(place: &str, found: String) -> StoreError {
+    StoreError::new(ErrorKind::Damaged, "open", place, found).advice("check the volume offline")
+}
+
+impl<V: Volume> Mount<V> {
+    async fn execute(
+        &self,
+        session: SessionId,
+        credentials: &Credentials,
+        operation: Operation,
+    ) -> Result<Reply> {
+        if !self.sessions.borrow().is_open(session) {
+            return Err(Errno::ESTALE.into());
+        }
+        Ok(match operation {
+            Operation::Lookup { parent, name } => {
+                Reply::Node(self.lookup(session, credentials, parent, &name).await?)
+            }
+            Operation::LookupParent { node } => {
+                Reply::Node(self.lookup_parent(session, credentials, node).await?)
+            }
+            Operation::Forget { node, count } => {
+                let last = self.sessions.borrow_mut().forget(session, node.0, count);
+                if last {
+                    self.reclaim_unless_held(node.0).await;
+                }
+                Reply::Done
+            }
+            Operation::GetAttributes { node, handle } => {
+                Reply::Attributes(self.target(session, node, handle).await?.0.attributes())
+            }
+            Operation::SetAttributes { node, handle, change } => {
+                let (inode, writable) = self.target(session, node, handle).await?;
+                Reply::Attributes(self.set_attributes(credentials, &inode, &change, writable).await?)
+            }
+            Operation::Access { node, mask } => {
+                let inode = self.node(node).await?;
+                permission::access(credentials, &inode.metadata(), mask & 7)?;
+                Reply::Done
+            }
+            Operation::ReadLink { node } => {
+                let inode = self.node(node).await?;
+                let metadata = inode.metadata();
+                if metadata.kind != FileKind::Symlink {
+                    return Err(Errno::EINVAL.into());
+                }
+                Reply::Target(metadata.target.to_vec())
+            }
+            Operation::MakeSymlink { parent, name, target } => {
+                let new = NewNode { parent, name, permissions: 0o777 };
+                let nature = Nature { target, ..Nature::of(FileKind::Symlink) };
+                Reply::Node(self.make(session, credentials, &new, nature).await?.attributes())
+            }
+            Operation::MakeNode { new, kind, device } => {
+                if matches!(kind, FileKind::Directory | FileKind::Symlink) {
+                    return Err(Errno::EINVAL.into());
+                }
+                let has_device = matches!(kind, FileKind::CharacterDevice | FileKind::BlockDevice);
+                let nature = Nature { device: if has_device { device } else { 0 }, ..Nature::of(kind) };
+                Reply::Node(self.make(session, credentials, &new, nature).await?.attributes())
+            }
+            Operation::MakeDirectory { new } => {
+                let nature = Nature::of(FileKind::Directory);
+                Reply::Node(self.make(session, credentials, &new, nature).await?.attributes())
+            }
+            Operation::Unlink { parent, name } => {
+                self.unlink(credentials, parent, &name).await?;
+                Reply::Done
+            }
+            Operation::RemoveDirectory { parent, name } => {
+                self.remove_directory(credentials, parent, &name).await?;
+                Reply::Done
+            }
+            Operation::Rename { parent, name, new_parent, new_name, mode } => {
+                self.rename(credentials, (parent, &name), (new_parent, &new_name), mode).await?;
+                Reply::Done
+            }
+            Operation::Link { node, parent, name } => {
+                Reply::Node(self.link(session, credentials, node, parent, &name).await?)
+            }
+            Operation::Open { node, flags } => {
+                let inode = self.node(node).await?;
+                self.check_open(credentials, &inode, flags)?;
+                Reply::Opened(self.open_file(session, inode, flags).await?)
+            }
+            Operation::Create { new, flags } => self.create(session, credentials, &new, flags).await?,
+            Operation::Read { handle, offset_bytes, len_bytes } => {
+                let handle = self.file(session, handle)?;
+                if !handle.flags.read {
+                    return Err(Errno::EBADF.into());
+                }
+                Reply::Data(self.read(&handle.inode, offset_bytes, len_bytes).await?)
+            }
+            Operation::Write { handle, offset_bytes, data, append, clear_set_id } => {
+                let handle = self.writable_file(session, handle)?;
+                let append = append || handle.flags.append;
+                let clear_set_id = clear_set_id || !credentials.is_exempt();
+                let len_bytes = self.write(&handle.inode, offset_bytes, &data, append, clear_set_id).await?;
+                if handle.flags.sync || handle.flags.data_sync {
+                    self.volume.sync().await?;
+                }
+                Reply::Written { len_bytes }
+            }
+            Operation::Flush { handle } => {
+                self.handle(session, handle)?;
+                Reply::Done
+            }
+            Operation::Sync { handle, data_only: _ } => {
+                self.file(session, handle)?;
+                self.volume.sync().await?;
+                Reply::Done
+            }
+            Operation::SyncAll => {
+                self.volume.sync().await?;
+                Reply::Done
+            }
+            Operation::Release { handle } => self.release(session, handle, false).await?,
+            Operation::Seek { handle, offset_bytes, whence } => {
+                let handle = self.file(session, handle)?;
+                Reply::Offset(self.seek(&handle.inode, offset_bytes, whence).await?)
+            }
+            Operation::Allocate { handle, offset_bytes, len_bytes, mode } => {
+                let handle = self.writable_file(session, handle)?;
+                self.allocate(&handle.inode, offset_bytes, len_bytes, mode).await?;
+                Reply::Done
+            }
+            Operation::OpenDirectory { node } => {
+                let inode = self.node(node).await?;
+                crate::directory::require_directory(&inode)?;
+                permission::require(credentials, &inode.metadata(), READ)?;
+                let flags = OpenFlags { read: true, ..OpenFlags::default() };
+                Reply::Opened(self.open_handle(session, Handle { inode, flags, directory: true })?)
+            }
+            Operation::ReadDirectory { handle, cookie, limit, attributes } => {
+                let inode = self.directory(session, handle)?.inode;
+                Reply::Entries(self.list(session, &inode, cookie, limit, attributes).await?)
+            }
+            Operation::ReleaseDirectory { handle } => self.release(session, handle, true).await?,
+            Operation::SyncDirectory { handle } => {
+                self.directory(session, handle)?;
+                self.volume.sync().await?;
+                Reply::Done
+            }
+            Operation::StatFs => Reply::Statistics(self.statistics()),
+            Operation::SetXattr { node, name, value, mode } => {
+                let inode = self.node(node).await?;
+                self.set_xattr(credentials, &inode, &name, value, mode).await?;
+                Reply::Done
+            }
+            Operation::GetXattr { node, name } => {
+                let inode = self.node(node).await?;
+                Reply::Value(self.get_xattr(credentials, &inode, &name).await?)
+            }
+            Operation::ListXattr { node } => {
+                let inode = self.node(node).await?;
+                Reply::Value(self.list_xattr(credentials, &inode).await?)
+            }
+            Operation::RemoveXattr { node, name } => {
+                let inode = self.node(node).await?;
+                self.remove_xattr(credentials, &inode, &name).await?;
+                Reply::Done
+            }
+        })
+    }
+
+    /// The inode of an operation that may name a handle as well, and whether that handle may write.
+    async fn target(
+        &self,
+        session: SessionId,
+        node: NodeId,
+        handle: Option<HandleId>,
+    ) -> Result<(Rc<Inode>, bool)> {
+        let Some(handle) = handle else { return Ok((self.node(node).await?, false)) };
+        let handle = self.handle(session, handle)?;
+        if handle.inode.number != node.0 {
+            return Err(Errno::EBADF.into());
+        }
+        Ok((handle.inode, handle.flags.write))
+    }
+
+    fn file(&self, session: SessionId, handle: HandleId) -> Result<Handle> {
+        let handle = self.handle(session, handle)?;
+        if handle.directory { Err(Errno::EISDIR.into()) } else { Ok(handle) }
+    }
+
+    fn writable_file(&self, session: SessionId, handle: HandleId) -> Result<Handle> {
+        let handle = self.file(session, handle)?;
+        if handle.flags.write { Ok(handle) } else { Err(Errno::EBADF.into()) }
+    }
+
+    fn directory(&self, session: SessionId, handle: HandleId) -> Result<Handle> {
+        let handle = self.handle(session, handle)?;
+        if handle.directory { Ok(handle) } else { Err(Errno::ENOTDIR.into()) }
+    }
+
+    fn check_open(&self, credentials: &Credentials, inode: &Inode, flags: OpenFlags) -> Result<()> {
+        let metadata = inode.metadata();
+        match metadata.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(Errno::EISDIR.into()),
+            FileKind::Symlink => return Err(Errno::ELOOP.into()),
+            // Opened by the guest's kernel itself: nothing lies behind them here.
+            _ => return Err(Errno::ENXIO.into()),
+        }
+        let mask = if flags.read { READ } else { 0 } | if flags.write || flags.truncate { WRITE } else { 0 };
+        permission::require(credentials, &metadata, mask)
+    }
+
+    async fn open_file(&self, session: SessionId, inode: Rc<Inode>, flags: OpenFlags) -> Result<HandleId> {
+        if flags.truncate {
+            let _lock = self.locks.exclusive(inode.number).await;
+            let now = self.now();
+            self.resize(&inode, 0, None, |metadata| {
+                metadata.modified = now;
+                metadata.changed = now;
+            })
+            .await?;
+        }
+        self.open_handle(session, Handle { inode, flags, directory: false })
+    }
+
+    fn open_handle(&self, session: SessionId, handle: Handle) -> Result<HandleId> {
+        // It may have been reclaimed since it was found; what is open stays.
+        crate::extent::require_present(&handle.inode)?;
+        let handles_max = self.options.handles_per_session_max;
+        Ok(self.sessions.borrow_mut().open_handle(session, handle, handles_max)?)
+    }
+
+    async fn create(
+        &self,
+        session: SessionId,
+        credentials: &Credentials,
+        new: &NewNode,
+        flags: OpenFlags,
+    ) -> Result<Reply> {
+        let inode = loop {
+            match self.make(session, credentials, new, Nature::of(FileKind::Regular)).await {
+                Ok(inode) => break inode,
+                Err(Failure::Refused(Errno::EEXIST)) if !flags.exclusive => {}
+                Err(failure) => return Err(failure),
+            }
+            let found = match self.lookup(session, credentials, new.parent, &new.name).await {
+                Ok(found) => found,
+                // Gone between the two: made anew.
+                Err(Failure::Refused(Errno::ENOENT)) => continue,
+                Err(failure) => return Err(failure),
+            };
+            let inode = self.node(found.node).await?;
+            if let Err(failure) = self.check_open(credentials, &inode, flags) {
+                self.forget_one(session, &inode).await;
+                return Err(failure);
+            }
+            break inode;
+        };
+        match self.open_file(session, Rc::clone(&inode), flags).await {
+            Ok(handle) => Ok(Reply::Created { attributes: inode.attributes(), handle }),
+            Err(failure) => {
+                self.forget_one(session, &inode).await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Takes back a lookup that the caller will not hear of.
+    async fn forget_one(&self, session: SessionId, inode: &Inode) {
+        let last = self.sessions.borrow_mut().forget(session, inode.number, 1);
+        if last {
+            self.reclaim_unless_held(inode.number).await;
+        }
+    }
+
+    async fn release(&self, session: SessionId, handle: HandleId, directory: bool) -> Result<Reply> {
+        let (inode, last) = self.sessions.borrow_mut().close_handle(session, handle, directory)?;
+        if last {
+            self.reclaim_unless_held(inode.number).await;
+        }
+        Ok(Reply::Done)
+    }
+
+    fn statistics(&self) -> Statistics {
+        let space = self.volume.space();
+        Statistics {
+            block_bytes: crate::inode::BLOCK_BYTES as u32,
+            total_blocks: space.total_blocks,
+            free_blocks: space.free_blocks,
+            available_blocks: space.available_blocks,
+            // Inodes are made as they are needed; a block each is what most volumes never reach.
+            total_inodes: space.total_blocks,
+            free_inodes: space.available_blocks,
+            name_bytes_max: Name::LEN_BYTES_MAX as u32,
+        }
+    }
+}

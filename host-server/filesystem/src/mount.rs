@@ -1,0 +1,273 @@
+//! The state that all operations share, and the way in which they change it.
+//!
+//! # How a change is made
+//! 1. Take the locks that protect what is going to be read ([`crate::lock`] has the order).
+//! 2. Read and decide. This may suspend.
+//! 3. [`Mount::begin`] reserves space. It may suspend, and it comes after the locks: whoever waited for a lock while holding a
+//!    reservation could wait for one that waits for that space. For the same reason nobody holds two reservations.
+//! 4. Collect the changes in the [`Batch`] and [`Mount::commit`] them. From the first [`Batch::update`] on **nothing suspends**: what it
+//!    reads of an inode is what the commit overwrites.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use ringfort_engine::engine::Engine;
+use ringfort_store::address::ObjectId;
+use ringfort_store::format::filesystem as format;
+use ringfort_store::volume::{Cost, Key, Transaction, Volume};
+
+use crate::errno::Errno;
+use crate::failure::{ErrorLog, Failure, Result};
+use crate::handle::{Handle, Sessions};
+use crate::inode::{Inode, InodeCache, Metadata};
+use crate::lock::LockTable;
+use crate::operation::{HandleId, NodeId, SessionId, Timestamp};
+
+/// Settings of a filesystem in use.
+#[derive(Clone, Copy, Debug)]
+pub struct FilesystemOptions {
+    /// Inodes kept in memory beyond those in use. About 300 bytes each.
+    pub cached_inodes_max: usize,
+    /// Open files and directories of one session; beyond it `ENFILE`.
+    pub handles_per_session_max: usize,
+}
+
+impl Default for FilesystemOptions {
+    fn default() -> Self {
+        Self { cached_inodes_max: 1 << 17, handles_per_session_max: 1 << 20 }
+    }
+}
+
+/// Key of the [`format::Properties`].
+pub(crate) const PROPERTIES_KEY: Key = Key::new(0, 0);
+/// Key of the inode limit.
+pub(crate) const INODE_LIMIT_KEY: Key = Key::new(1, 0);
+
+/// How many inode numbers are set aside at a time. One sync for so many new files.
+pub(crate) const NUMBERS_PER_BATCH: u64 = 1 << 16;
+
+/// The number that stands for the lock of renames between directories. No inode has it.
+const RENAME_LOCK: u64 = 0;
+
+/// Where inode numbers come from. A number is handed out once in the life of a volume: the limit that is durable lies
+/// always beyond it.
+pub(crate) struct Numbers {
+    next: Cell<u64>,
+    limit: Cell<u64>,
+}
+
+impl Numbers {
+    /// Nothing below `limit` will be handed out.
+    pub fn starting_at(limit: u64) -> Self {
+        Self { next: Cell::new(limit), limit: Cell::new(limit) }
+    }
+}
+
+pub(crate) struct Mount<V: Volume> {
+    pub volume: Rc<V>,
+    pub engine: Rc<dyn Engine>,
+    pub options: FilesystemOptions,
+    pub hash_key: [u64; 2],
+    pub locks: LockTable,
+    /// Taken while an inode is read from the volume, so that an old value never follows a new one into memory.
+    loading: LockTable,
+    pub inodes: InodeCache,
+    pub numbers: Numbers,
+    pub sessions: RefCell<Sessions>,
+    /// Inodes without links that somebody still holds.
+    pub orphans: RefCell<BTreeSet<u64>>,
+    pub log: ErrorLog,
+}
+
+impl<V: Volume> Mount<V> {
+    pub fn new(
+        volume: Rc<V>,
+        engine: Rc<dyn Engine>,
+        options: FilesystemOptions,
+        hash_key: [u64; 2],
+        numbers: Numbers,
+    ) -> Self {
+        Self {
+            volume,
+            engine,
+            options,
+            hash_key,
+            locks: LockTable::default(),
+            loading: LockTable::default(),
+            inodes: InodeCache::new(options.cached_inodes_max),
+            numbers,
+            sessions: RefCell::default(),
+            orphans: RefCell::default(),
+            log: ErrorLog::default(),
+        }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        let now = self.engine.wall_clock();
+        Timestamp { seconds: now.as_secs() as i64, nanoseconds: now.subsec_nanos() }
+    }
+
+    pub fn rename_lock(&self) -> crate::lock::Acquire {
+        self.locks.exclusive(RENAME_LOCK)
+    }
+
+    /// The inode a front end names. `ESTALE` where there is none.
+    pub async fn node(&self, node: NodeId) -> Result<Rc<Inode>> {
+        match self.load(node.0).await? {
+            Some(inode) => Ok(inode),
+            None => Err(Errno::ESTALE.into()),
+        }
+    }
+
+    /// The inode that an entry of directory `directory` names.
+    pub async fn child(&self, directory: u64, number: u64) -> Result<Rc<Inode>> {
+        self.load(number).await?.ok_or_else(|| {
+            Failure::inconsistent(
+                format!("look up inode {number} of"),
+                format!("directory {directory}"),
+                "an entry whose inode does not exist",
+            )
+        })
+    }
+
+    pub async fn load(&self, number: u64) -> Result<Option<Rc<Inode>>> {
+        if let Some(inode) = self.inodes.get(number) {
+            return Ok(Some(inode));
+        }
+        let _loading = self.loading.exclusive(number).await;
+        if let Some(inode) = self.inodes.get(number) {
+            return Ok(Some(inode));
+        }
+        let Some(value) = self.volume.get(format::INODES, Key::new(number, 0)).await? else {
+            return Ok(None);
+        };
+        let metadata = Metadata::decode(&value)
+            .map_err(|error| Failure::damaged("read the attributes of", format!("inode {number}"), &error))?;
+        let inode = Rc::new(Inode::new(number, metadata));
+        self.inodes.insert(Rc::clone(&inode));
+        Ok(Some(inode))
+    }
+
+    /// A number that no inode ever had.
+    pub async fn new_number(&self) -> Result<u64> {
+        loop {
+            let number = self.numbers.next.get();
+            if number < self.numbers.limit.get() {
+                self.numbers.next.set(number + 1);
+                return Ok(number);
+            }
+            let _raising = self.loading.exclusive(RENAME_LOCK).await;
+            if self.numbers.next.get() < self.numbers.limit.get() {
+                continue;
+            }
+            let limit = self.numbers.limit.get() + NUMBERS_PER_BATCH;
+            let mut batch = self.begin(0, 1).await?;
+            batch.transaction.put(format::PROPERTIES, INODE_LIMIT_KEY, format::encode_inode_limit(limit));
+            self.commit(batch)?;
+            // Before a number is used, the promise not to use it again must be beyond the reach of a power loss.
+            self.volume.sync().await?;
+            self.numbers.limit.set(limit);
+        }
+    }
+
+    /// Reserves space for `data_blocks` of data and `entries` tree entries.
+    pub async fn begin(&self, data_blocks: u64, entries: u64) -> Result<Batch<V>> {
+        self.begin_with(Cost { data_blocks, entries, frees_space: false }).await
+    }
+
+    /// As [`Mount::begin`], for what gives space back.
+    pub async fn begin_freeing(&self, data_blocks: u64, entries: u64) -> Result<Batch<V>> {
+        self.begin_with(Cost { data_blocks, entries, frees_space: true }).await
+    }
+
+    async fn begin_with(&self, cost: Cost) -> Result<Batch<V>> {
+        let transaction = self.volume.begin(cost).await?;
+        Ok(Batch {
+            transaction,
+            updates: Vec::new(),
+            created: Vec::new(),
+            orphaned: Vec::new(),
+            removed: Vec::new(),
+        })
+    }
+
+    /// Applies the changes to the volume, then to memory.
+    pub fn commit(&self, mut batch: Batch<V>) -> Result<()> {
+        for (inode, metadata) in &batch.updates {
+            batch.transaction.put(format::INODES, Key::new(inode.number, 0), metadata.encode());
+        }
+        self.volume.apply(batch.transaction)?;
+        for (inode, metadata) in batch.updates {
+            inode.set_metadata(metadata);
+        }
+        for inode in batch.created {
+            self.inodes.insert(inode);
+        }
+        self.orphans.borrow_mut().extend(batch.orphaned);
+        for inode in batch.removed {
+            inode.set_gone();
+            self.inodes.remove(inode.number);
+            self.orphans.borrow_mut().remove(&inode.number);
+        }
+        Ok(())
+    }
+
+    pub fn handle(&self, session: SessionId, handle: HandleId) -> Result<Handle> {
+        Ok(self.sessions.borrow().handle(session, handle)?)
+    }
+}
+
+/// Changes that happen together.
+pub(crate) struct Batch<V: Volume> {
+    pub transaction: Transaction<V::Reservation>,
+    updates: Vec<(Rc<Inode>, Metadata)>,
+    created: Vec<Rc<Inode>>,
+    orphaned: Vec<u64>,
+    removed: Vec<Rc<Inode>>,
+}
+
+impl<V: Volume> Batch<V> {
+    /// Changes an inode; one tree entry, however often. `ESTALE` where it was reclaimed meanwhile.
+    pub fn update(&mut self, inode: &Rc<Inode>, change: impl FnOnce(&mut Metadata)) -> Result<()> {
+        if inode.is_gone() {
+            return Err(Errno::ESTALE.into());
+        }
+        let known = self.updates.iter_mut().find(|(updated, _)| Rc::ptr_eq(updated, inode));
+        match known {
+            Some((_, metadata)) => change(metadata),
+            None => {
+                let mut metadata = inode.metadata().clone();
+                change(&mut metadata);
+                self.updates.push((Rc::clone(inode), metadata));
+            }
+        }
+        Ok(())
+    }
+
+    /// A new inode; one tree entry.
+    pub fn create(&mut self, number: u64, metadata: Metadata) -> Rc<Inode> {
+        let inode = Rc::new(Inode::new(number, metadata.clone()));
+        self.updates.push((Rc::clone(&inode), metadata));
+        self.created.push(Rc::clone(&inode));
+        inode
+    }
+
+    /// Lists an inode that has just lost its last link; one tree entry.
+    pub fn orphan(&mut self, number: u64) {
+        self.transaction.put(format::ORPHANS, Key::new(number, 0), format::encode_orphan());
+        self.orphaned.push(number);
+    }
+
+    /// Removes an inode that nothing refers to from the volume and the orphan list; two tree entries.
+    pub fn remove(&mut self, inode: &Rc<Inode>) {
+        self.transaction.delete(format::INODES, Key::new(inode.number, 0));
+        self.transaction.delete(format::ORPHANS, Key::new(inode.number, 0));
+        self.removed.push(Rc::clone(inode));
+    }
+}
+
+/// A file's data has the number of its inode.
+pub(crate) fn object(number: u64) -> ObjectId {
+    ObjectId(number)
+}

@@ -1,0 +1,88 @@
+//! Inodes without links, and truncations cut short: what becomes of them.
+//!
+//! An inode that loses its last link is put on the orphan list by the same transaction. It lives on while a session holds it, and is
+//! reclaimed when the last hold goes, or when the filesystem is opened after a crash.
+
+use std::rc::Rc;
+
+use ringfort_store::format::filesystem as format;
+use ringfort_store::volume::{Key, Volume};
+
+use crate::failure::{Failure, Result};
+use crate::inode::Inode;
+use crate::mount::Mount;
+
+/// Orphans looked at together when a filesystem is opened.
+const LISTED_AT_ONCE: usize = 1024;
+
+impl<V: Volume> Mount<V> {
+    /// Reclaims the inode if it has no links and nobody holds it. A failure is logged and leaves it on the list for the
+    /// next opening: whoever dropped the last hold has done nothing wrong.
+    pub async fn reclaim_unless_held(&self, number: u64) {
+        let is_due = self.orphans.borrow().contains(&number) && !self.sessions.borrow().is_held(number);
+        if !is_due {
+            return;
+        }
+        if let Err(failure) = self.reclaim(number).await {
+            self.log.errno(failure, "reclaim an unlinked inode", self.engine.monotonic());
+        }
+    }
+
+    async fn reclaim(&self, number: u64) -> Result<()> {
+        let _lock = self.locks.exclusive(number).await;
+        let Some(inode) = self.load(number).await? else { return Ok(()) };
+        let held = self.sessions.borrow().is_held(number);
+        if inode.metadata().link_count > 0 || held {
+            return Ok(());
+        }
+        self.remove(&inode).await
+    }
+
+    /// Takes everything of an inode off the volume. The caller holds the lock exclusively.
+    async fn remove(&self, inode: &Rc<Inode>) -> Result<()> {
+        self.free_blocks(inode, 0, u64::MAX).await?;
+        if inode.metadata().xattr_count > 0 {
+            self.clear_xattrs(inode).await?;
+        }
+        let mut batch = self.begin_freeing(0, 2).await?;
+        batch.remove(inode);
+        self.commit(batch)
+    }
+
+    /// Finishes what was left unfinished by a crash. Before anything else uses the filesystem.
+    pub async fn recover(&self) -> Result<()> {
+        let mut from = Key::MIN;
+        let (mut reclaimed, mut trimmed) = (0_u64, 0_u64);
+        loop {
+            let orphans = self.volume.scan(format::ORPHANS, from, Key::MAX, LISTED_AT_ONCE).await?;
+            let Some((last, _)) = orphans.last() else { break };
+            from = Key::new(last.hi, last.lo.saturating_add(1));
+            for (key, value) in orphans {
+                format::decode_orphan(&value).map_err(|error| {
+                    Failure::damaged("read the orphan entry of", format!("inode {}", key.hi), &error)
+                })?;
+                let _lock = self.locks.exclusive(key.hi).await;
+                match self.load(key.hi).await? {
+                    None => {
+                        let mut batch = self.begin_freeing(0, 1).await?;
+                        batch.transaction.delete(format::ORPHANS, key);
+                        self.commit(batch)?;
+                    }
+                    Some(inode) if inode.metadata().link_count == 0 => {
+                        self.remove(&inode).await?;
+                        reclaimed += 1;
+                    }
+                    Some(inode) => {
+                        inode.trim_pending.set(true);
+                        self.finish_trim(&inode).await?;
+                        trimmed += 1;
+                    }
+                }
+            }
+        }
+        if reclaimed + trimmed > 0 {
+            tracing::info!(reclaimed, trimmed, "finished with files that were unlinked or being truncated");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! Extended attributes.
+//!
+//! Namespaces `user`, `trusted` and `security` are stored as they come. Access control lists (`system.posix_acl_*`) are refused with
+//! `EOPNOTSUPP`, so that nobody believes in a list that nothing enforces.
+
+use std::rc::Rc;
+
+use ringfort_store::format::filesystem as format;
+use ringfort_store::volume::{Key, Volume};
+
+use crate::errno::Errno;
+use crate::failure::{Failure, Result};
+use crate::hash::{SLOTS_PER_HASH, first_slot};
+use crate::inode::Inode;
+use crate::mount::{Batch, Mount};
+use crate::operation::{Credentials, FileKind, SetXattrMode};
+use crate::permission;
+
+const NAME_BYTES_MAX: usize = 255;
+/// Linux's limit for the list of names, in bytes.
+const LIST_BYTES_MAX: usize = 65_536;
+/// Linux's limit for a value, in bytes.
+const VALUE_BYTES_MAX: usize = 65_536;
+/// Attributes of one inode: with names of full length they still fit into a list.
+const COUNT_MAX: u32 = (LIST_BYTES_MAX / (NAME_BYTES_MAX + 1)) as u32;
+
+/// What Linux keeps the capabilities of an executable in. Goes where set-id bits go.
+const CAPABILITY: &[u8] = b"security.capability";
+
+struct Found {
+    slot: Option<(u64, Vec<u8>)>,
+    free: Option<u64>,
+}
+
+impl<V: Volume> Mount<V> {
+    async fn find_xattr(&self, number: u64, name: &[u8]) -> Result<Found> {
+        let first = first_slot(self.hash_key, name);
+        let last = first + SLOTS_PER_HASH - 1;
+        let (from, to) = (Key::new(number, first), Key::new(number, last));
+        let mut free = first;
+        for (key, value) in self.volume.scan(format::XATTRS, from, to, SLOTS_PER_HASH as usize).await? {
+            let xattr = decode(number, &value)?;
+            if xattr.name == name {
+                return Ok(Found { slot: Some((key.lo, xattr.value)), free: None });
+            }
+            if key.lo == free {
+                free += 1;
+            }
+        }
+        Ok(Found { slot: None, free: (free <= last).then_some(free) })
+    }
+
+    pub async fn get_xattr(
+        &self,
+        credentials: &Credentials,
+        inode: &Rc<Inode>,
+        name: &[u8],
+    ) -> Result<Vec<u8>> {
+        check_name(name)?;
+        may_read(credentials, inode, name)?;
+        let _lock = self.locks.shared(inode.number).await;
+        // Guests ask for `security.capability` before every write; most files have no attributes at all.
+        if inode.metadata().xattr_count == 0 {
+            return Err(Errno::ENODATA.into());
+        }
+        let found = self.find_xattr(inode.number, name).await?;
+        found.slot.map(|(_, value)| value).ok_or_else(|| Errno::ENODATA.into())
+    }
+
+    pub async fn list_xattr(&self, credentials: &Credentials, inode: &Rc<Inode>) -> Result<Vec<u8>> {
+        let _lock = self.locks.shared(inode.number).await;
+        let mut names = Vec::new();
+        if inode.metadata().xattr_count == 0 {
+            return Ok(names);
+        }
+        let (from, to) = (Key::new(inode.number, 0), Key::new(inode.number, u64::MAX));
+        for (_, value) in self.volume.scan(format::XATTRS, from, to, COUNT_MAX as usize).await? {
+            let xattr = decode(inode.number, &value)?;
+            if xattr.name.starts_with(b"trusted.") && !credentials.is_exempt() {
+                continue;
+            }
+            names.extend_from_slice(&xattr.name);
+            names.push(0);
+        }
+        Ok(names)
+    }
+
+    pub async fn set_xattr(
+        &self,
+        credentials: &Credentials,
+        inode: &Rc<Inode>,
+        name: &[u8],
+        value: Vec<u8>,
+        mode: SetXattrMode,
+    ) -> Result<()> {
+        check_name(name)?;
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(Errno::E2BIG.into());
+        }
+        may_write(credentials, inode, name)?;
+        let _lock = self.locks.exclusive(inode.number).await;
+        let found = self.find_xattr(inode.number, name).await?;
+        match (mode, &found.slot) {
+            (SetXattrMode::Create, Some(_)) => return Err(Errno::EEXIST.into()),
+            (SetXattrMode::Replace, None) => return Err(Errno::ENODATA.into()),
+            _ => {}
+        }
+        let is_new = found.slot.is_none();
+        let full = is_new && inode.metadata().xattr_count >= COUNT_MAX;
+        if full || name.len() + value.len() > format::XATTR_BYTES_MAX {
+            return Err(Errno::ENOSPC.into());
+        }
+        let slot = found.slot.map(|(slot, _)| slot).or(found.free).ok_or(Errno::ENOSPC)?;
+        let mut batch = self.begin(0, 2).await?;
+        let now = self.now();
+        batch.update(inode, |metadata| {
+            metadata.changed = now;
+            metadata.xattr_count += u32::from(is_new);
+        })?;
+        let xattr = format::Xattr { name: name.to_vec(), value };
+        batch.transaction.put(format::XATTRS, Key::new(inode.number, slot), xattr.encode());
+        self.commit(batch)
+    }
+
+    pub async fn remove_xattr(
+        &self,
+        credentials: &Credentials,
+        inode: &Rc<Inode>,
+        name: &[u8],
+    ) -> Result<()> {
+        check_name(name)?;
+        may_write(credentials, inode, name)?;
+        let _lock = self.locks.exclusive(inode.number).await;
+        let found = self.find_xattr(inode.number, name).await?;
+        let Some((slot, _)) = found.slot else { return Err(Errno::ENODATA.into()) };
+        let mut batch = self.begin_freeing(0, 2).await?;
+        let now = self.now();
+        batch.update(inode, |metadata| metadata.changed = now)?;
+        batch.delete_xattr(inode, slot)?;
+        self.commit(batch)
+    }
+
+    /// Where the capabilities of an executable lie, if it has any. The caller holds the inode's lock, exclusively if it means to
+    /// take them away.
+    pub async fn find_capability(&self, inode: &Rc<Inode>) -> Result<Option<u64>> {
+        if inode.metadata().xattr_count == 0 {
+            return Ok(None);
+        }
+        let found = self.find_xattr(inode.number, CAPABILITY).await?;
+        Ok(found.slot.map(|(slot, _)| slot))
+    }
+
+    /// Deletes all attributes of an inode that is being reclaimed.
+    pub async fn clear_xattrs(&self, inode: &Rc<Inode>) -> Result<()> {
+        const PER_TRANSACTION: usize = 256;
+        let (from, to) = (Key::new(inode.number, 0), Key::new(inode.number, u64::MAX));
+        loop {
+            let entries = self.volume.scan(format::XATTRS, from, to, PER_TRANSACTION).await?;
+            if entries.is_empty() {
+                return Ok(());
+            }
+            let mut batch = self.begin_freeing(0, entries.len() as u64).await?;
+            for (key, _) in &entries {
+                batch.transaction.delete(format::XATTRS, *key);
+            }
+            self.commit(batch)?;
+        }
+    }
+}
+
+impl<V: Volume> Batch<V> {
+    /// Takes the attribute at `slot` away; one tree entry and an update of the inode.
+    pub fn delete_xattr(&mut self, inode: &Rc<Inode>, slot: u64) -> Result<()> {
+        self.transaction.delete(format::XATTRS, Key::new(inode.number, slot));
+        self.update(inode, |metadata| metadata.xattr_count = metadata.xattr_count.saturating_sub(1))
+    }
+}
+
+fn decode(number: u64, value: &[u8]) -> Result<format::Xattr> {
+    format::Xattr::decode(value)
+        .map_err(|error| Failure::damaged("read an extended attribute of", format!("inode {number}"), &error))
+}
+
+fn check_name(name: &[u8]) -> Result<()> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX {
+        return Err(Errno::ERANGE.into());
+    }
+    if name.contains(&0) {
+        return Err(Errno::EINVAL.into());
+    }
+    let prefixes: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    match prefixes.iter().find(|prefix| name.starts_with(prefix)) {
+        None => Err(Errno::EOPNOTSUPP.into()),
+        Some(prefix) if prefix.len() == name.len() => Err(Errno::EINVAL.into()),
+        Some(_) => Ok(()),
+    }
+}
+
+fn may_read(credentials: &Credentials, inode: &Inode, name: &[u8]) -> Result<()> {
+    let metadata = inode.metadata();
+    if name.starts_with(b"trusted.") && !credentials.is_exempt() {
+        return Err(Errno::ENODATA.into());
+    }
+    if name.starts_with(b"user.") {
+        if !matches!(metadata.kind, FileKind::Regular | FileKind::Directory) {
+            return Err(Errno::ENODATA.into());
+        }
+        permission::require(credentials, &metadata, permission::READ)?;
+    }
+    Ok(())
+}
+
+fn may_write(credentials: &Credentials, inode: &Inode, name: &[u8]) -> Result<()> {
+    let metadata = inode.metadata();
+    if name.starts_with(b"user.") {
+        if !matches!(metadata.kind, FileKind::Regular | FileKind::Directory) {
+            return Err(Errno::EPERM.into());
+        }
+        if metadata.kind == FileKind::Directory && metadata.permissions & permission::STICKY != 0 {
+            permission::require_owner(credentials, &metadata)?;
+        }
+        return permission::require(credentials, &metadata, permission::WRITE);
+    }
+    if credentials.is_exempt() { Ok(()) } else { Err(Errno::EPERM.into()) }
+}

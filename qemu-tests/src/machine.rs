@@ -1,0 +1,308 @@
+//! QEMU's command line, and a guest's life from boot to power-off.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::agent::{Agent, Outcome, Task};
+use crate::console::Console;
+use crate::place::RunFolder;
+use crate::{image, provision, tsc};
+
+/// Under software emulation, with the host's cores taken by others, a boot of two seconds has been seen to take forty.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// For commands with nothing heavy to do.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The machine type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Board {
+    /// QEMU's `microvm`: virtio over MMIO, the quickest to boot.
+    MicroVm,
+    /// A PC with PCI Express.
+    Q35,
+}
+
+/// How guest instructions run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+impl Accelerator {
+    /// KVM where the processor offers it and the node opens, else emulation; `RINGFORT_ACCEL=kvm|tcg` decides instead.
+    /// The node alone proves nothing: in a virtual machine without nesting it may open and guests still hang.
+    pub fn choose() -> Result<Accelerator> {
+        match std::env::var("RINGFORT_ACCEL").as_deref() {
+            Ok("kvm") => return Ok(Accelerator::Kvm),
+            Ok("tcg") => return Ok(Accelerator::Tcg),
+            Ok(other) => bail!("RINGFORT_ACCEL is {other:?}; say kvm or tcg"),
+            Err(_) => {}
+        }
+        let processors = fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
+        let offered = processors.split_whitespace().any(|flag| flag == "svm" || flag == "vmx");
+        let opens = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+        Ok(if offered && opens { Accelerator::Kvm } else { Accelerator::Tcg })
+    }
+
+    /// For reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Accelerator::Kvm => "KVM",
+            Accelerator::Tcg => "TCG (software emulation)",
+        }
+    }
+}
+
+/// A virtio-fs device.
+#[derive(Clone, Debug)]
+struct Share {
+    tag: String,
+    socket: PathBuf,
+}
+
+/// A machine to be booted.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    board: Board,
+    memory_mib: u32,
+    shares: Vec<Share>,
+    test_programs: bool,
+}
+
+impl Machine {
+    /// A machine with one processor and 512 MiB.
+    pub fn new(board: Board) -> Machine {
+        Machine { board, memory_mib: 512, shares: Vec::new(), test_programs: false }
+    }
+
+    /// Sets the memory.
+    pub fn memory_mib(mut self, memory_mib: u32) -> Machine {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Adds a virtio-fs device with `tag`, served at `socket`.
+    pub fn share(mut self, tag: &str, socket: &Path) -> Machine {
+        self.shares.push(Share { tag: tag.to_owned(), socket: socket.to_owned() });
+        self
+    }
+
+    /// Packs `fio` and `sqlite3` into the image.
+    pub fn test_programs(mut self) -> Machine {
+        self.test_programs = true;
+        self
+    }
+
+    /// Boots, and returns when the guest's agent listens. `name` is the run folder's.
+    pub fn boot(&self, name: &str) -> Result<Guest> {
+        let parts = provision::parts()?;
+        let programs = if self.test_programs { provision::test_programs()? } else { Vec::new() };
+        let folder = RunFolder::new(name)?;
+        let initramfs = folder.path().join("initramfs");
+        image::write(&initramfs, parts, &programs)?;
+        let accelerator = Accelerator::choose()?;
+        let nonce = nonce()?;
+        let agent_socket = folder.socket("agent");
+        let errors = folder.path().join("qemu.log");
+
+        let mut command = parts.qemu.command();
+        command
+            .args(self.arguments(accelerator))
+            .arg("-kernel")
+            .arg(&parts.kernel)
+            .arg("-initrd")
+            .arg(&initramfs)
+            .args(["-append", &kernel_arguments(accelerator, &nonce)])
+            .args([
+                "-chardev",
+                &format!("socket,id=agent,path={},server=on,wait=off", agent_socket.display()),
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&errors).with_context(|| format!("creating {}", errors.display()))?);
+        let started = Instant::now();
+        let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
+        let output = child.stdout.take().context("QEMU has no standard output")?;
+        let console = Console::follow(output);
+        let agent = Agent::connect(&agent_socket, &nonce, console.clone());
+        let ready = agent.and_then(|agent| agent.wait_ready(BOOT_TIMEOUT).map(|()| agent));
+        match ready {
+            Ok(agent) => {
+                Ok(Guest { child, agent, console, nonce, folder, booted_in: started.elapsed(), accelerator })
+            }
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let said = fs::read_to_string(&errors).unwrap_or_default();
+                Err(error.context(format!("booting a {:?} guest; QEMU said: {said:?}", self.board)))
+            }
+        }
+    }
+
+    fn arguments(&self, accelerator: Accelerator) -> Vec<String> {
+        let memory_mib = self.memory_mib;
+        let (machine, bus) = match self.board {
+            Board::MicroVm => ("microvm,memory-backend=mem,rtc=on", "device"),
+            Board::Q35 => ("q35,memory-backend=mem", "pci"),
+        };
+        let (accelerator, processor) = match accelerator {
+            Accelerator::Kvm => ("kvm", "host"),
+            Accelerator::Tcg => ("tcg,thread=multi", "max"),
+        };
+        let mut all: Vec<String> = ["-machine", machine, "-accel", accelerator, "-cpu", processor]
+            // With one possible processor QEMU emits guest atomics without the lock prefix, and words shared with the
+            // host would tear: a second one must be possible, though it is never plugged.
+            .into_iter()
+            .chain([
+                "-smp",
+                "1,maxcpus=2",
+                "-nodefaults",
+                "-no-user-config",
+                "-no-reboot",
+                "-display",
+                "none",
+            ])
+            .map(str::to_owned)
+            .collect();
+        let mut push = |name: &str, value: String| all.extend([name.to_owned(), value]);
+        push("-m", format!("{memory_mib}M"));
+        push("-object", format!("memory-backend-memfd,id=mem,size={memory_mib}M,share=on"));
+        push("-chardev", "stdio,id=console,signal=off".to_owned());
+        push("-serial", "chardev:console".to_owned());
+        push("-device", format!("virtio-serial-{bus}"));
+        push("-device", "virtserialport,chardev=agent,name=ringfort.agent".to_owned());
+        for (number, share) in self.shares.iter().enumerate() {
+            push("-chardev", format!("socket,id=fs{number},path={}", share.socket.display()));
+            push(
+                "-device",
+                format!("vhost-user-fs-{bus},chardev=fs{number},tag={},queue-size=1024", share.tag),
+            );
+        }
+        all
+    }
+}
+
+fn kernel_arguments(accelerator: Accelerator, nonce: &str) -> String {
+    let clock = match accelerator {
+        Accelerator::Kvm => String::new(),
+        // Without a given rate the kernel calibrates the counter against a timer, which emulation starves: half of the
+        // boots then hang.
+        Accelerator::Tcg => format!("tsc_early_khz={} tsc=reliable no_timer_check ", tsc::rate_khz()),
+    };
+    format!("{clock}console=ttyS0 panic=-1 reboot=t quiet loglevel=4 ringfort.nonce={nonce}")
+}
+
+fn nonce() -> Result<String> {
+    use std::io::Read;
+    let mut bytes = [0u8; 8];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("reading /dev/urandom")?;
+    Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
+}
+
+/// A running guest. Dropping it pulls the plug.
+#[derive(Debug)]
+pub struct Guest {
+    child: Child,
+    agent: Agent,
+    console: Console,
+    nonce: String,
+    folder: RunFolder,
+    /// From QEMU's start to the agent's word.
+    pub booted_in: Duration,
+    pub accelerator: Accelerator,
+}
+
+impl Guest {
+    /// Runs a shell script in the guest.
+    pub fn shell(&self, script: &str) -> Result<Outcome> {
+        self.agent.run(&["/bin/sh", "-c", script], COMMAND_TIMEOUT)
+    }
+
+    /// Runs a shell script that must succeed; returns its standard output.
+    pub fn must(&self, script: &str) -> Result<String> {
+        self.shell(script)?.success()
+    }
+
+    /// Runs a program that must succeed within `timeout`; returns its standard output.
+    pub fn run(&self, arguments: &[&str], timeout: Duration) -> Result<String> {
+        self.agent.run(arguments, timeout)?.success()
+    }
+
+    /// Starts a program and leaves it running.
+    pub fn start(&self, arguments: &[&str]) -> Result<Task<'_>> {
+        self.agent.start(arguments)
+    }
+
+    /// Mounts the device `tag` at `/mnt/tag`.
+    pub fn mount(&self, tag: &str) -> Result<()> {
+        self.must(&format!("mkdir -p /mnt/{tag} && mount -t virtiofs {tag} /mnt/{tag}")).map(drop)
+    }
+
+    /// Unmounts `/mnt/tag`, which also drops everything that the guest had cached of it.
+    pub fn unmount(&self, tag: &str) -> Result<()> {
+        self.must(&format!("cd / && umount /mnt/{tag}")).map(drop)
+    }
+
+    /// The console's last lines.
+    pub fn console_tail(&self) -> String {
+        self.console.tail()
+    }
+
+    /// Unmounts everything, powers off, and checks that the guest got there by itself and in health.
+    pub fn shut_down(mut self) -> Result<()> {
+        self.must("cd /; sync; for at in $(grep ' virtiofs ' /proc/mounts | cut -d' ' -f2); do umount $at || exit 1; done")?;
+        // The marker is assembled in the guest so that an echo of this command cannot stand for it.
+        let nonce = self.nonce.clone();
+        let _last = self.agent.start(&[
+            "/bin/sh",
+            "-c",
+            &format!("printf 'ringfort-guest: %s {nonce}\\n' down > /dev/console; reboot -f"),
+        ])?;
+        self.console.expect(&format!("ringfort-guest: down {nonce}"), COMMAND_TIMEOUT)?;
+        let deadline = Instant::now() + COMMAND_TIMEOUT;
+        while self.child.try_wait().context("waiting for QEMU")?.is_none() {
+            if Instant::now() > deadline {
+                bail!(
+                    "the guest said that it goes down, but QEMU still runs; console:\n{}",
+                    self.console.tail()
+                );
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.console.require_healthy()
+    }
+
+    /// Ends the machine at once, as a power cut would.
+    pub fn pull_the_plug(mut self) {
+        self.stop_now();
+    }
+
+    /// The folder of QEMU's log and the image.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn stop_now(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.stop_now();
+        if thread::panicking() {
+            eprintln!("guest console:\n{}", self.console.tail());
+        }
+    }
+}
