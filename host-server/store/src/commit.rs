@@ -8,7 +8,7 @@ use std::rc::Rc;
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 use ringfort_engine::sync::join_all;
 
-use crate::address::{PhysicalBlock, SegmentId};
+use crate::address::PhysicalBlock;
 use crate::core::Core;
 use crate::error::StoreError;
 use crate::format::log::Entry;
@@ -250,10 +250,5 @@ impl Core {
                 self.commit_wanted.notify_one();
             }
         }
-    }
-
-    /// Whether a segment holds a bank.
-    pub fn has_bank(&self, segment: SegmentId) -> bool {
-        self.state().banks.values().any(|bank| bank.range.segment == segment)
     }
 }

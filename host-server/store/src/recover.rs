@@ -1,10 +1,13 @@
 //! Opening a volume, after a clean stop or a crash alike.
 //!
-//! 1. The newest valid root on any live mirror. 2. Its trees. 3. The chain of log records from its replay point on:
-//! transactions that the trees hold already only give back their bank blocks, later ones are merged. 4. The last record
-//! is made equal on all mirrors: it is the only one that may differ. 5. A root that opens a new epoch; no record of
-//! an older epoch is believed behind this point. 6. Stripes whose blocks came from the log are written in full, padded,
-//! and named. 7. A checkpoint.
+//! 1. The newest valid root on any live mirror.
+//! 2. Its trees.
+//! 3. The chain of log records from its replay point on: transactions that the trees hold already only give back their
+//!    bank blocks, later ones are merged.
+//! 4. The last record is made equal on all mirrors: it is the only one that may differ.
+//! 5. A root that opens a new epoch; no record of an older epoch is believed behind this point.
+//! 6. Stripes whose blocks came from the log are written in full, padded, and named.
+//! 7. A checkpoint.
 //!
 //! Every step may be cut short and begins again: until 5 only bytes that were already there are written, and 6 writes
 //! stripes that nothing durable names.

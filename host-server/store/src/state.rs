@@ -380,11 +380,6 @@ impl State {
         Ok(bank_id)
     }
 
-    /// The bank that takes the next block, if one is open.
-    pub fn current_bank(&self) -> Option<BankId> {
-        self.current_bank
-    }
-
     /// Drops banks of which nothing is left to write and whose last naming transaction is durable.
     pub fn retire_banks(&mut self) {
         let durable = self.durable_transaction;

@@ -387,7 +387,8 @@ impl Volume for Store {
                                 continue;
                             }
                             let extends = |last: &PhysicalBlock, count: usize| {
-                                last.0 + count as u64 == at.0 && at.0 % geometry.blocks_per_segment() != 0
+                                last.0 + count as u64 == at.0
+                                    && !at.0.is_multiple_of(geometry.blocks_per_segment())
                             };
                             match found.last_mut() {
                                 Some(Found::Stored { physical, checksums })

@@ -93,6 +93,7 @@ pub(crate) struct WrittenRun {
     /// Encoded summary of each stripe, in order.
     pub summaries: Vec<Vec<u8>>,
     /// Keeps the segment from being reused until a transaction names the stripes.
+    #[allow(dead_code)] // held for its drop
     pub pin: Box<dyn std::fmt::Debug>,
 }
 

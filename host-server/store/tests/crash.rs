@@ -4,6 +4,8 @@
 //! `RINGFORT_CRASH_STRIDE` tests every n-th point only (default: chosen per workload so that the suite stays short);
 //! `RINGFORT_CRASH_SEED` changes the history.
 
+#![allow(clippy::unwrap_used)]
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;

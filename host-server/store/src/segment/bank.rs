@@ -82,10 +82,6 @@ impl Bank {
         if self.sealed { 0 } else { self.slots.len() - self.filled }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.filled == 0
-    }
-
     /// Physical address of the next free slot.
     pub fn next_physical(&self) -> PhysicalBlock {
         PhysicalBlock(self.start.0 + self.filled as u64)

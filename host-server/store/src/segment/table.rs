@@ -130,10 +130,6 @@ impl SegmentTable {
         u64::from(table.free_count) * u64::from(table.stripes_per_segment) + open
     }
 
-    pub fn free_segments(&self) -> u32 {
-        self.0.borrow().free_count
-    }
-
     /// Hands out up to `count` contiguous stripes: from the class's open segment, else from a free one, else from
     /// whatever segment is open. `None` when nothing is left.
     pub fn allocate(&self, class: Class, count: u32) -> Option<StripeRange> {
