@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, posix_fallocate};
 use nix::sys::stat::{major, minor};
+use nix::sys::statvfs::fstatvfs;
 
 use crate::buffer::BLOCK_BYTES;
 use crate::error::{EngineError, ErrorKind};
@@ -85,6 +86,13 @@ pub(super) fn create(path: &Path, len_bytes: u64) -> Result<Component, EngineErr
 /// Gives a new file its space, and makes it and its name durable.
 fn fill_new(file: &File, path: &Path, len_bytes: u64) -> Result<(), EngineError> {
     let fail = |error: io::Error| from_io(CREATE, path, &error);
+    // Asked first: to find out by preallocating would fill the file system for everybody on it.
+    let space = fstatvfs(file).map_err(|errno| fail(errno.into()))?;
+    let free_bytes = u128::from(space.blocks_available()) * u128::from(space.fragment_size());
+    if free_bytes < u128::from(len_bytes) {
+        let found = format!("{len_bytes} bytes are needed and the file system has {free_bytes} free");
+        return Err(EngineError::new(ErrorKind::NoSpace, CREATE, path.to_string_lossy(), found));
+    }
     loop {
         // Before O_DIRECT is set: where the file system cannot preallocate, the C library writes a byte to each block.
         match posix_fallocate(file, 0, len_bytes as i64) {

@@ -25,6 +25,8 @@ mod engine;
 #[allow(unsafe_code)]
 mod mapping;
 mod operation;
+#[cfg(test)]
+mod tests;
 #[allow(unsafe_code)]
 mod threads;
 #[allow(unsafe_code)]
