@@ -234,8 +234,10 @@ impl Executor {
                 }
             }
             Poll::Ready(()) => {
-                tasks.slots[slot_index] = None;
-                tasks.free.push(slot_index);
+                if let Some(slot) = tasks.slots.get_mut(slot_index) {
+                    *slot = None;
+                    tasks.free.push(slot_index);
+                }
                 // Destructors may spawn.
                 drop(tasks);
                 drop(task);
