@@ -48,7 +48,9 @@ impl EngineError {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
             io::ErrorKind::AlreadyExists => ErrorKind::Exists,
             io::ErrorKind::PermissionDenied => ErrorKind::Denied,
-            io::ErrorKind::StorageFull => ErrorKind::NoSpace,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                ErrorKind::NoSpace
+            }
             _ => ErrorKind::Failed,
         };
         Self::new(kind, operation, place, error.to_string())

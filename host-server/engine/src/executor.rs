@@ -22,6 +22,8 @@ pub(crate) trait Kick: Send + Sync {
 struct ReadyState {
     queue: VecDeque<Arc<TaskWaker>>,
     parked: bool,
+    /// Nobody will pop again; a queued waker would keep itself alive.
+    closed: bool,
 }
 
 /// Who runs next. Shared by the owner and every waker.
@@ -38,6 +40,9 @@ impl ReadyQueue {
     fn push(&self, task: Arc<TaskWaker>) {
         let was_parked = {
             let mut state = self.lock();
+            if state.closed {
+                return;
+            }
             state.queue.push_back(task);
             std::mem::take(&mut state.parked)
         };
@@ -140,7 +145,7 @@ pub(crate) enum Step<T> {
 
 impl Executor {
     pub(crate) fn new(kick: Box<dyn Kick>) -> Self {
-        let state = ReadyState { queue: VecDeque::new(), parked: false };
+        let state = ReadyState { queue: VecDeque::new(), parked: false, closed: false };
         Self {
             ready: Arc::new(ReadyQueue { state: Mutex::new(state), kick }),
             tasks: RefCell::default(),
@@ -229,8 +234,10 @@ impl Executor {
                 }
             }
             Poll::Ready(()) => {
-                tasks.slots[slot_index] = None;
-                tasks.free.push(slot_index);
+                if let Some(slot) = tasks.slots.get_mut(slot_index) {
+                    *slot = None;
+                    tasks.free.push(slot_index);
+                }
                 // Destructors may spawn.
                 drop(tasks);
                 drop(task);
@@ -243,7 +250,11 @@ impl Executor {
         self.closed.set(true);
         let slots = std::mem::take(&mut *self.tasks.borrow_mut());
         drop(slots);
-        let stale = std::mem::take(&mut self.ready.lock().queue);
+        let stale = {
+            let mut ready = self.ready.lock();
+            ready.closed = true;
+            std::mem::take(&mut ready.queue)
+        };
         drop(stale);
     }
 }

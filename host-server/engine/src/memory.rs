@@ -67,6 +67,11 @@ impl MemoryFile {
         Rc::strong_count(&self.0) > 1
     }
 
+    /// Whether any of it is lent out.
+    pub(crate) fn has_loans(&self) -> bool {
+        self.0.lent.borrow().contains(&true)
+    }
+
     /// The same bytes in memory of their own. Everything lent out must be back.
     pub(crate) fn duplicate(&self) -> Self {
         let copy = Self::on_heap(self.0.block_count * BLOCK_BYTES);

@@ -14,7 +14,7 @@ pub(crate) trait Driver {
     /// Submits what is queued and delivers what has completed, without waiting.
     fn turn(&self);
 
-    /// Waits until a completion, a deadline or a kick, unless a task is ready, and delivers.
+    /// Submits, waits until a completion, a deadline or a kick, unless a task is ready, and delivers.
     fn park(&self, ready: &ReadyQueue);
 }
 
@@ -68,12 +68,15 @@ impl Runtime {
             // One round is what is ready now; what it wakes waits for the next, so that I/O is served in between.
             for _ in 0..self.executor.ready().len() {
                 if let Step::Done(output) = self.executor.step(&mut main) {
+                    // What it submitted last is on its way, whenever the next call comes.
+                    self.driver.turn();
                     return output;
                 }
             }
-            self.driver.turn();
             if self.executor.ready().len() == 0 {
                 self.driver.park(self.executor.ready());
+            } else {
+                self.driver.turn();
             }
         }
     }

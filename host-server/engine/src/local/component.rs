@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, posix_fallocate};
 use nix::sys::stat::{major, minor};
+use nix::sys::statvfs::fstatvfs;
 
 use crate::buffer::BLOCK_BYTES;
 use crate::error::{EngineError, ErrorKind};
@@ -23,12 +24,11 @@ const OPEN: &str = "open component";
 const CREATE: &str = "create component";
 
 fn from_io(operation: &str, path: &Path, error: &io::Error) -> EngineError {
-    let mut error_found = EngineError::from_io(operation, path.to_string_lossy(), error);
-    if error.kind() == io::ErrorKind::ResourceBusy {
-        error_found.kind = ErrorKind::Busy;
-        error_found.found = "in use by the kernel: mounted, or part of an array or a pool".into();
-    }
-    error_found
+    EngineError::from_io(operation, path.to_string_lossy(), error)
+}
+
+fn busy(operation: &str, path: &Path, found: String) -> EngineError {
+    EngineError::new(ErrorKind::Busy, operation, path.to_string_lossy(), found)
 }
 
 /// Opens an existing component.
@@ -45,7 +45,10 @@ pub(super) fn open(path: &Path, write: bool) -> Result<Component, EngineError> {
         // The kernel refuses what is mounted, and refuses to mount what we hold.
         options.custom_flags(libc::O_EXCL);
     }
-    let mut file = options.open(path).map_err(|error| from_io(OPEN, path, &error))?;
+    let mut file = options.open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => busy(OPEN, path, claimant(path)),
+        _ => from_io(OPEN, path, &error),
+    })?;
     lock(&file, path, write, OPEN)?;
     bypass_page_cache(&file, path, OPEN)?;
     // Works on block devices too, whose metadata has no length.
@@ -85,6 +88,13 @@ pub(super) fn create(path: &Path, len_bytes: u64) -> Result<Component, EngineErr
 /// Gives a new file its space, and makes it and its name durable.
 fn fill_new(file: &File, path: &Path, len_bytes: u64) -> Result<(), EngineError> {
     let fail = |error: io::Error| from_io(CREATE, path, &error);
+    // Asked first: to find out by preallocating would fill the file system for everybody on it.
+    let space = fstatvfs(file).map_err(|errno| fail(errno.into()))?;
+    let free_bytes = u128::from(space.blocks_available()) * u128::from(space.fragment_size());
+    if free_bytes < u128::from(len_bytes) {
+        let found = format!("{len_bytes} bytes are needed and the file system has {free_bytes} free");
+        return Err(EngineError::new(ErrorKind::NoSpace, CREATE, path.to_string_lossy(), found));
+    }
     loop {
         // Before O_DIRECT is set: where the file system cannot preallocate, the C library writes a byte to each block.
         match posix_fallocate(file, 0, len_bytes as i64) {
@@ -119,10 +129,15 @@ fn lock(file: &File, path: &Path, write: bool, operation: &str) -> Result<(), En
     match locked {
         Ok(()) => Ok(()),
         Err(TryLockError::Error(error)) => Err(from_io(operation, path, &error)),
-        Err(TryLockError::WouldBlock) => {
-            let found = format!("locked by {}", holder(file));
-            Err(EngineError::new(ErrorKind::Busy, operation, path.to_string_lossy(), found))
-        }
+        Err(TryLockError::WouldBlock) => Err(busy(operation, path, format!("locked by {}", holder(file)))),
+    }
+}
+
+/// Who claims a block device: a process that locks it too, or the kernel.
+fn claimant(path: &Path) -> String {
+    match File::open(path).map(|file| (file.try_lock_shared(), file)) {
+        Ok((Err(TryLockError::WouldBlock), file)) => format!("locked by {}", holder(&file)),
+        _ => "in use by the kernel: mounted, or part of an array or a pool".into(),
     }
 }
 

@@ -25,6 +25,8 @@ mod engine;
 #[allow(unsafe_code)]
 mod mapping;
 mod operation;
+#[cfg(test)]
+mod tests;
 #[allow(unsafe_code)]
 mod threads;
 #[allow(unsafe_code)]
@@ -56,7 +58,8 @@ pub struct LocalOptions {
     /// How long to poll for work before sleeping. Costs a core for that long; saves a wake-up.
     pub busy_poll: Duration,
     /// Where memory files live, a directory on a memory file system, made (mode 0700) if missing. None, or one that
-    /// cannot be used: memory files are anonymous and die with the process, with a warning.
+    /// cannot be used: memory files are anonymous and die with the process, with a warning. Every server of this user
+    /// shares it, so names carry the volume's id.
     pub memory_directory: Option<PathBuf>,
     /// Size of the pool of [`Transport::Threads`].
     pub pool_threads: usize,

@@ -280,3 +280,89 @@ impl Table {
         self.deadlines.front().map(|(deadline, ..)| *deadline)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::rc::Rc;
+    use std::time::Instant;
+
+    use super::{BLOCK_BYTES, Component, ErrorKind, Operation, PARTS_MAX, Request, Slice, Table};
+    use crate::completion::completion;
+
+    const BLOCK: u64 = BLOCK_BYTES as u64;
+
+    fn write(data: Vec<Slice>) -> (Operation, crate::completion::Completion<()>) {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let component = Rc::new(Component { file, name: "null".into(), len_bytes: 1 << 30 });
+        let len_bytes = data.iter().map(|slice| slice.len()).sum();
+        let (done, completion) = completion();
+        let request = Request::Write { offset_bytes: 8 * BLOCK, data, done: Some(done) };
+        (Operation::new(component, Rc::default(), request, len_bytes), completion)
+    }
+
+    fn shape(operation: &mut Operation) -> (u64, Vec<usize>) {
+        let transfer = operation.transfer();
+        (transfer.offset_bytes, transfer.parts.iter().map(|part| part.iov_len).collect())
+    }
+
+    fn apart(count: usize) -> Vec<Slice> {
+        // Two blocks each, of which the second is left out, so that none touches the next.
+        (0..count).map(|_| Slice::copy_of(&[1; 2 * BLOCK_BYTES]).slice(0..BLOCK_BYTES)).collect()
+    }
+
+    #[test]
+    fn a_short_write_goes_on_at_the_last_whole_block() {
+        let mut table = Table::default();
+        let (operation, _completion) = write(apart(3));
+        let index = table.insert(operation, None);
+        assert_eq!(shape(table.get_mut(index).unwrap()), (8 * BLOCK, vec![BLOCK_BYTES; 3]));
+        assert!(table.advance(index, Ok(BLOCK_BYTES + 904)));
+        assert_eq!(shape(table.get_mut(index).unwrap()), (9 * BLOCK, vec![BLOCK_BYTES; 2]));
+        assert!(table.advance(index, Err(io::ErrorKind::Interrupted.into())));
+        assert_eq!(shape(table.get_mut(index).unwrap()), (9 * BLOCK, vec![BLOCK_BYTES; 2]));
+        assert!(!table.advance(index, Ok(2 * BLOCK_BYTES)));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_write_that_makes_no_progress_fails() {
+        for moved_bytes in [0, 512] {
+            let mut table = Table::default();
+            let (operation, completion) = write(apart(1));
+            let index = table.insert(operation, None);
+            assert!(!table.advance(index, Ok(moved_bytes)));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            match std::pin::pin!(completion).poll(&mut context) {
+                std::task::Poll::Ready(Err(error)) => assert_eq!(error.kind, ErrorKind::Failed),
+                _ => panic!("not failed"),
+            }
+        }
+    }
+
+    #[test]
+    fn neighbours_in_memory_become_one_part_and_long_lists_are_cut() {
+        let whole = Slice::copy_of(&[1; 4 * BLOCK_BYTES]);
+        let slices = [0..2, 2..3, 3..4]
+            .map(|blocks| whole.slice(blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES));
+        let (mut operation, _completion) = write(slices.to_vec());
+        assert_eq!(shape(&mut operation).1, [4 * BLOCK_BYTES]);
+        let (mut operation, _completion) = write(apart(PARTS_MAX + 1));
+        assert_eq!(shape(&mut operation).1.len(), PARTS_MAX);
+        assert!(operation.progress(Ok(PARTS_MAX * BLOCK_BYTES)).is_none());
+        assert_eq!(shape(&mut operation), ((8 + PARTS_MAX as u64) * BLOCK, vec![BLOCK_BYTES]));
+    }
+
+    #[test]
+    fn a_given_up_operation_keeps_its_place_until_the_answer() {
+        let mut table = Table::default();
+        let now = Instant::now();
+        let (operation, _completion) = write(apart(2));
+        let index = table.insert(operation, Some(now));
+        table.expire(now);
+        assert!(!table.is_empty() && table.next_deadline().is_none());
+        // A short answer is not followed by another transfer: nobody wants it any more.
+        assert!(!table.advance(index, Ok(BLOCK_BYTES)));
+        assert!(table.is_empty());
+    }
+}

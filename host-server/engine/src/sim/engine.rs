@@ -19,17 +19,19 @@ use crate::error::{EngineError, ErrorKind};
 use crate::executor::{Task, YieldNow};
 use crate::memory::MemoryFile;
 
+/// Which paths are open in this life, and whether for writing.
+type Locks = Rc<RefCell<Vec<(Rc<str>, bool)>>>;
+
 pub(super) struct SimEngine {
     world: Rc<World>,
     boot: Rc<Boot>,
     random: RefCell<Random>,
-    /// Which paths are open, for writing or reading, in this life.
-    locks: Rc<RefCell<Vec<(Rc<str>, bool)>>>,
+    locks: Locks,
 }
 
 /// A lock that goes with the device handle.
 struct Lock {
-    locks: Rc<RefCell<Vec<(Rc<str>, bool)>>>,
+    locks: Locks,
     path: Rc<str>,
     write: bool,
 }

@@ -18,7 +18,8 @@
 //!
 //! **Where it crashes.** A *persistence point* is passed when a write is submitted, when a write has taken effect and before
 //! its completion is delivered, and likewise for a flush. A run that is told to crash at the Nth point ends there:
-//! nothing more is delivered or accepted, and the task that was running goes no further than its next `.await`.
+//! nothing more is delivered or accepted, and the task that was running goes no further than its next `.await`. What it
+//! writes to memory files until then is kept, as if the crash had come that much later.
 //!
 //! **Faults by order of the test**: see [`Fault`], and [`Controls`] for silent changes to stored bytes. What is *not* modelled:
 //! sectors that change by themselves, reads that return other bytes than are stored (change the bytes instead), devices that

@@ -291,3 +291,30 @@ fn background_tasks_go_on_in_the_next_run_and_die_with_the_process() {
     world.restart(CrashMode::ProcessDeath, 1);
     assert_eq!(Rc::strong_count(&witness), 1);
 }
+
+#[test]
+#[should_panic(expected = "memory of log is still lent")]
+fn memory_that_outlives_its_process_is_reported() {
+    let world = SimWorld::new(1);
+    let file = world.engine().memory_file("log", BLOCK_BYTES, MemoryOpen::Create).unwrap();
+    let _kept = file.lend(0, 1);
+    world.restart(CrashMode::ProcessDeath, 1);
+}
+
+#[test]
+fn a_crash_may_meet_the_recovery_of_an_earlier_one() {
+    let world = SimWorld::new(9);
+    world.crash_at_point(30);
+    assert!(world.run(workload(world.engine())).is_crashed());
+    let engine = world.restart(CrashMode::PowerLoss, 10);
+    world.crash_at_point(2);
+    let second = async {
+        let device = engine.open("disk".as_ref(), true).unwrap();
+        device.write(0, block_of(200)).await.unwrap();
+    };
+    assert!(world.run(second).is_crashed());
+    let engine = world.restart(CrashMode::ProcessDeath, 11);
+    let block = world.run(async { first_block(&engine.open("disk".as_ref(), true).unwrap()).await }).done();
+    // The second point is the completion: the write was done, and only its caller never heard.
+    assert_eq!(block, [200; BLOCK_BYTES]);
+}

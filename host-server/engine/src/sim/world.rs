@@ -272,7 +272,11 @@ impl SimWorld {
         match mode {
             CrashMode::PowerLoss => files.clear(),
             CrashMode::ProcessDeath => {
-                for file in files.values_mut().filter(|file| file.is_held_elsewhere()) {
+                for (name, file) in files.iter_mut().filter(|(_, file)| file.is_held_elsewhere()) {
+                    assert!(
+                        !file.has_loans(),
+                        "memory of {name} is still lent: drop what belongs to the dead process before the restart"
+                    );
                     *file = file.duplicate();
                 }
             }

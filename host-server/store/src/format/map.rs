@@ -1,4 +1,19 @@
 //! Values of the map trees.
+//!
+//! | offset | bytes | field of a logical run (key: object, first block) |
+//! |---|---|---|
+//! | 0 | 8 | first middle address |
+//! | 8 | 4 | blocks, 1 to 512 |
+//! | 12 | 4 | reserved, zero |
+//!
+//! | offset | bytes | field of a middle run (key: first middle address, 0) |
+//! |---|---|---|
+//! | 0 | 8 | first physical block; zero where dead |
+//! | 8 | 4 | blocks, 1 to 512 |
+//! | 12 | 4 | flags: bit 0 dead |
+//! | 16 | 4 × blocks | CRC-32C of each block; absent where dead |
+//!
+//! The usage table's value (key: segment, 0) is the count of live blocks, 8 bytes, signed, never zero.
 
 use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -153,4 +168,48 @@ pub fn decode_counter(bytes: &[u8]) -> Option<i64> {
 
 pub fn encode_counter(count: i64) -> [u8; 8] {
     count.to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, proptest};
+
+    use super::*;
+
+    #[test]
+    fn run_bytes_are_frozen() {
+        let run = LogicalRun { middle: MiddleAddress(0x0102), len_blocks: 512 };
+        assert_eq!(run.encode(), [2, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0]);
+        let checksums = vec![BlockChecksum(0xaabb_ccdd), BlockChecksum(1)];
+        let run = MiddleRun::Stored { physical: PhysicalBlock(0x0304), checksums };
+        assert_eq!(
+            run.encode(),
+            [4, 3, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0xdd, 0xcc, 0xbb, 0xaa, 1, 0, 0, 0]
+        );
+        let dead = MiddleRun::Dead { len_blocks: 3 };
+        assert_eq!(dead.encode(), [0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(encode_counter(-2), [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_decodes_encodes_to_the_same_bytes(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..40),
+            len_blocks in 0..8_u8,
+            flags in 0..3_u8,
+        ) {
+            if bytes.len() >= 16 {
+                bytes[8..16].copy_from_slice(&[len_blocks, 0, 0, 0, flags, 0, 0, 0]);
+            }
+            if let Some(run) = LogicalRun::decode(&bytes) {
+                assert_eq!(run.encode().as_slice(), bytes);
+            }
+            if let Some(run) = MiddleRun::decode(&bytes) {
+                assert_eq!(run.encode(), bytes);
+            }
+            if let Some(count) = decode_counter(&bytes) {
+                assert_eq!(encode_counter(count).as_slice(), bytes);
+            }
+        }
+    }
 }

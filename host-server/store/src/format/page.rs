@@ -7,6 +7,34 @@
 //! * An *inner page* (level ≥ 1) has an array of [`InnerEntry`]s. Entry `i` leads to the keys from its own key up to the
 //!   key of entry `i + 1`. The key of the first entry is zero.
 //!
+//! | offset | bytes | field of every page |
+//! |---|---|---|
+//! | 0 | 32 | envelope, kind 4, version 1, the rest of the page its body |
+//! | 32 | 8 | generation: the checkpoint that wrote it |
+//! | 40 | 1 | tree |
+//! | 41 | 1 | level |
+//! | 42 | 2 | entries |
+//! | 44 | 2 | leaf: `values_start`; inner page: zero |
+//! | 46 | 10 | reserved, zero |
+//! | 56 | | entries |
+//!
+//! | offset | bytes | field of a leaf's slot |
+//! |---|---|---|
+//! | 0 | 16 | key: hi, lo |
+//! | 16 | 2 | offset of the value in the page |
+//! | 18 | 2 | length of the value, bytes |
+//!
+//! | offset | bytes | field of an inner page's entry |
+//! |---|---|---|
+//! | 0 | 16 | key: hi, lo |
+//! | 16 | 8 | byte offset of the child in the metadata region |
+//! | 24 | 8 | generation of the child |
+//! | 32 | 4 | checksum in the envelope of the child |
+//! | 36 | 4 | reserved, zero |
+//!
+//! The list of roots is 16 bytes (generation 8, count of trees 4, reserved 4), then for each tree 32 bytes: tree 1,
+//! level 1, reserved 2, checksum 4, byte offset 8, generation 8, count of entries 8.
+//!
 //! A pointer to a page carries its checksum and generation: a page whose newest write was lost still has a valid
 //! checksum of its own, and is told by the pointer.
 
@@ -423,5 +451,146 @@ impl Roots {
             })
             .collect();
         Some(Self { generation: header.generation.get(), trees })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, proptest};
+
+    use super::*;
+
+    const VOLUME: VolumeId = VolumeId(0x0102_0304_0506_0708);
+
+    fn identity(level: u8) -> PageIdentity {
+        PageIdentity { volume: VOLUME, generation: 9, tree: TreeId(16), level }
+    }
+
+    fn pointer(checksum: u32) -> PagePointer {
+        PagePointer { address: MetadataAddress(0x10_0000), generation: 9, checksum }
+    }
+
+    fn leaf() -> (Vec<u8>, PagePointer) {
+        let mut page = vec![0; PAGE_BYTES];
+        let (first, second) = (Key::new(1, 2), Key::new(1, 3));
+        leaf_slots_mut(&mut page, 2).copy_from_slice(&[
+            LeafSlot::new(first, PAGE_BYTES - 3, 3),
+            LeafSlot::new(second, PAGE_BYTES - 7, 4),
+        ]);
+        page[PAGE_BYTES - 7..].copy_from_slice(b"fouronE");
+        let checksum = seal_leaf(&mut page, identity(0), 2, PAGE_BYTES - 7);
+        (page, pointer(checksum))
+    }
+
+    fn inner() -> (Vec<u8>, PagePointer) {
+        let mut page = vec![0; PAGE_BYTES];
+        let child = PagePointer { address: MetadataAddress(0x4000), generation: 8, checksum: 0xaabb_ccdd };
+        let entries = [(Key::MIN, child), (Key::new(5, 6), child)];
+        let checksum = encode_inner(&mut page, identity(1), entries.into_iter());
+        (page, pointer(checksum))
+    }
+
+    /// Seals a page again after its bytes were changed, as a confused writer would.
+    fn resealed(page: &mut [u8]) -> PagePointer {
+        envelope::seal(page, Kind::Page, VERSION, VOLUME, PAGE_BYTES - ENVELOPE_BYTES);
+        pointer(envelope::checksum_of(page).unwrap())
+    }
+
+    #[test]
+    fn leaf_bytes_are_frozen() {
+        let (page, pointer) = leaf();
+        assert_eq!(pointer.checksum, LEAF_CHECKSUM);
+        #[rustfmt::skip]
+        assert_eq!(page[32..96], [
+            9, 0, 0, 0, 0, 0, 0, 0, 16, 0, 2, 0, 0xf9, 0x3f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0xfd, 0x3f, 3, 0,
+            1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0xf9, 0x3f, 4, 0,
+        ][..64]);
+        assert_eq!(page[PAGE_BYTES - 7..], *b"fouronE");
+        let DecodedPage::Leaf { slots, values_start } =
+            decode(&page, pointer, VOLUME, TreeId(16), 0).unwrap()
+        else {
+            panic!("a leaf");
+        };
+        assert_eq!((slots.len(), values_start), (2, PAGE_BYTES - 7));
+    }
+
+    #[test]
+    fn inner_bytes_are_frozen() {
+        let (page, pointer) = inner();
+        assert_eq!(pointer.checksum, INNER_CHECKSUM);
+        #[rustfmt::skip]
+        assert_eq!(page[40..136], [
+            16, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, 0x40, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0xdd, 0xcc, 0xbb, 0xaa, 0, 0, 0, 0,
+            5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0,
+            0, 0x40, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0xdd, 0xcc, 0xbb, 0xaa, 0, 0, 0, 0,
+        ]);
+    }
+
+    /// Of the whole page: freezes every byte of it.
+    const LEAF_CHECKSUM: u32 = 0x5140_cd01;
+    const INNER_CHECKSUM: u32 = 0x3ed3_d4b0;
+
+    #[test]
+    fn roots_bytes_are_frozen() {
+        let root = TreeRoot { tree: TreeId(16), level: 1, pointer: pointer(0xaabb_ccdd), entry_count: 7 };
+        let roots = Roots { generation: 9, trees: vec![root] };
+        #[rustfmt::skip]
+        assert_eq!(roots.encode(), [
+            9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0,
+            16, 1, 0, 0, 0xdd, 0xcc, 0xbb, 0xaa, 0, 0, 0x10, 0, 0, 0, 0, 0,
+            9, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0,
+        ]);
+        assert_eq!(Roots::decode(&roots.encode()), Some(roots));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_page_is_named() {
+        let (mut page, pointer) = leaf();
+        let wrong = |page: &[u8], pointer, level| {
+            decode(page, pointer, VOLUME, TreeId(16), level).map(|_| ()).unwrap_err()
+        };
+        let other = PagePointer { checksum: 1, ..pointer };
+        assert!(matches!(wrong(&page, other, 0), PageFault::Checksum { expected: 1, .. }));
+        let newer = PagePointer { generation: 10, ..pointer };
+        assert_eq!(wrong(&page, newer, 0), PageFault::Generation { expected: 10, found: 9 });
+        assert_eq!(wrong(&page, pointer, 1), PageFault::Place { tree: 16, level: 0 });
+        assert_eq!(wrong(&page[1..], pointer, 0), PageFault::Length(PAGE_BYTES - 1));
+        // Keys in the wrong order, then a value that leaves the page.
+        page[PAGE_HEADER_BYTES] = 2;
+        let pointer = resealed(&mut page);
+        assert_eq!(wrong(&page, pointer, 0), PageFault::Order);
+        page[PAGE_HEADER_BYTES] = 1;
+        page[PAGE_HEADER_BYTES + 18] = 4;
+        let pointer = resealed(&mut page);
+        assert_eq!(wrong(&page, pointer, 0), PageFault::Bounds);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_decoding_panic(
+            changes in proptest::collection::vec((ENVELOPE_BYTES..200_usize, any::<u8>()), 0..12),
+            random in proptest::collection::vec(any::<u8>(), 0..200),
+            is_leaf in any::<bool>(),
+        ) {
+            let (mut page, _) = if is_leaf { leaf() } else { inner() };
+            for (offset, byte) in changes {
+                page[offset] = byte;
+            }
+            let pointer = resealed(&mut page);
+            for level in [0, 1] {
+                if let Ok(DecodedPage::Leaf { slots, .. }) = decode(&page, pointer, VOLUME, TreeId(16), level) {
+                    for slot in slots {
+                        let _ = &page[slot.value_range()];
+                    }
+                }
+                assert!(decode(&random, pointer, VOLUME, TreeId(16), level).is_err());
+            }
+            if let Some(roots) = Roots::decode(&random) {
+                assert_eq!(Roots::decode(&roots.encode()), Some(roots));
+            }
+        }
     }
 }

@@ -33,7 +33,8 @@ use message::Pending;
 
 /// The store's own trees.
 pub mod tree {
-    use crate::volume::TreeId;
+    use crate::address::{SegmentId, StripeIndex};
+    use crate::volume::{Key, TreeId};
 
     /// Object, block → middle address.
     pub const LOGICAL: TreeId = TreeId(1);
@@ -45,6 +46,12 @@ pub mod tree {
     pub const SUMMARY: TreeId = TreeId(4);
     /// Properties of the store.
     pub const PROPERTIES: TreeId = TreeId(5);
+
+    /// The key of a stripe in [`SUMMARY`]. Those of one segment lie together: the range of the segment ends before
+    /// the next one's stripe 0.
+    pub fn summary_key(segment: SegmentId, stripe: StripeIndex) -> Key {
+        Key::new(u64::from(segment.0), u64::from(stripe.0))
+    }
 }
 
 /// A piece of an object, as [`Maps::lookup`] finds it.
