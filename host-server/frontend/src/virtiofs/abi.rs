@@ -98,7 +98,6 @@ wire! {
 constants! {
     FUSE_KERNEL_VERSION: u32 = 7;
     FUSE_KERNEL_MINOR_VERSION: u32 = 38;
-    FUSE_ROOT_ID: u64 = 1;
     FUSE_COMPAT_SETXATTR_IN_SIZE: usize = 8;
 
     FATTR_MODE: u32 = 1 << 0;
@@ -110,7 +109,6 @@ constants! {
     FATTR_FH: u32 = 1 << 6;
     FATTR_ATIME_NOW: u32 = 1 << 7;
     FATTR_MTIME_NOW: u32 = 1 << 8;
-    FATTR_LOCKOWNER: u32 = 1 << 9;
     FATTR_CTIME: u32 = 1 << 10;
     FATTR_KILL_SUIDGID: u32 = 1 << 11;
 

@@ -41,7 +41,7 @@ fn evaluate(expression: &str) -> Option<u64> {
     let expression = expression.trim_matches(['(', ')']);
     match expression.split_once("<<") {
         Some((one, shift)) => {
-            assert!(one.trim() == "1" || one.trim() == "1ULL", "{expression}");
+            assert!(["1", "1ULL", "1ull"].contains(&one.trim()), "{expression}");
             Some(1 << shift.trim().parse::<u32>().ok()?)
         }
         None => expression.parse().ok(),
@@ -105,8 +105,10 @@ fn structures_equal_the_kernel_header() {
     for (name, size, fields) in LAYOUTS {
         let (header_fields, header_size) = header_layout(&text, name);
         assert_eq!(*size, header_size, "size of {name}");
-        let fields: Vec<_> =
-            fields.iter().map(|(field, offset)| (field.trim_start_matches("r#").to_owned(), *offset)).collect();
+        let fields: Vec<_> = fields
+            .iter()
+            .map(|(field, offset)| (field.trim_start_matches("r#").to_owned(), *offset))
+            .collect();
         assert_eq!(fields, header_fields, "fields of {name}");
     }
 }

@@ -4,8 +4,8 @@
 use ringfort_engine::buffer::Buffer;
 use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::{
-    AllocateMode, Credentials, FileKind, HandleId, Name, NewNode, NodeId, OpenFlags, Operation, Payload, RenameMode,
-    SetAttributes, SetTime, SetXattrMode, Timestamp, Whence,
+    AllocateMode, Credentials, FileKind, HandleId, Name, NewNode, NodeId, OpenFlags, Operation, Payload,
+    RenameMode, SetAttributes, SetTime, SetXattrMode, Timestamp, Whence,
 };
 use zerocopy::FromBytes;
 
@@ -60,19 +60,37 @@ pub enum Shape {
     Attributes,
     Target,
     /// A file; `clear_set_id` asks to clear set-id bits of what was truncated by opening.
-    Open { clear_set_id: bool, sync: Option<SyncWrites> },
+    Open {
+        clear_set_id: bool,
+        sync: Option<SyncWrites>,
+    },
     OpenDirectory,
-    Create { clear_set_id: bool, sync: Option<SyncWrites> },
-    Data { len_bytes: u32 },
+    Create {
+        clear_set_id: bool,
+        sync: Option<SyncWrites>,
+    },
+    Data {
+        len_bytes: u32,
+    },
     /// `sync`: this one write asks for durability, whatever its handle was opened with.
-    Write { handle: HandleId, sync: Option<SyncWrites> },
+    Write {
+        handle: HandleId,
+        sync: Option<SyncWrites>,
+    },
     Statistics,
     /// An attribute's value or a list of names; `room_bytes` 0 asks for the length only.
-    Xattr { room_bytes: u32 },
-    Entries { room_bytes: u32, plus: bool },
+    Xattr {
+        room_bytes: u32,
+    },
+    Entries {
+        room_bytes: u32,
+        plus: bool,
+    },
     Offset,
     /// The handle is gone once this is done.
-    Release { handle: HandleId },
+    Release {
+        handle: HandleId,
+    },
 }
 
 /// What `O_DSYNC` and `O_SYNC` ask of writes.
@@ -90,7 +108,10 @@ pub enum Request {
     /// Nothing to do.
     Interrupt,
     Forget(Vec<(NodeId, u64)>),
-    Operation { operation: Operation, shape: Shape },
+    Operation {
+        operation: Operation,
+        shape: Shape,
+    },
 }
 
 /// Reads the header. An error is a chain too short to hold one: there is nobody to answer.
@@ -309,7 +330,8 @@ fn write(header: &Header, input: &mut Input<'_>) -> Result<Request, Errno> {
     let mut data = Payload::default();
     for piece_bytes in [head, whole, tail] {
         if piece_bytes > 0 {
-            let mut buffer = Buffer::zeroed(piece_bytes.next_multiple_of(ringfort_engine::buffer::BLOCK_BYTES));
+            let mut buffer =
+                Buffer::zeroed(piece_bytes.next_multiple_of(ringfort_engine::buffer::BLOCK_BYTES));
             input.read(&mut buffer[..piece_bytes]).map_err(|_| Errno::EINVAL)?;
             data.pieces.push(buffer.freeze().slice(0..piece_bytes));
         }
@@ -346,13 +368,14 @@ fn set_attributes(node: NodeId, set: &abi::SetattrIn) -> Result<Operation, Errno
         // Signed on both sides, unsigned on the wire.
         Ok(Timestamp { seconds: seconds.cast_signed(), nanoseconds })
     };
-    let settable = |set_bit: u32, now_bit: u32, seconds: u64, nanoseconds: u32| -> Result<Option<SetTime>, Errno> {
-        Ok(match (has(set_bit), has(now_bit)) {
-            (false, _) => None,
-            (true, true) => Some(SetTime::Now),
-            (true, false) => Some(SetTime::At(time(seconds, nanoseconds)?)),
-        })
-    };
+    let settable =
+        |set_bit: u32, now_bit: u32, seconds: u64, nanoseconds: u32| -> Result<Option<SetTime>, Errno> {
+            Ok(match (has(set_bit), has(now_bit)) {
+                (false, _) => None,
+                (true, true) => Some(SetTime::Now),
+                (true, false) => Some(SetTime::At(time(seconds, nanoseconds)?)),
+            })
+        };
     if has(abi::FATTR_SIZE) && set.size.get() > OFFSET_MAX {
         return Err(Errno::EFBIG);
     }
@@ -382,7 +405,8 @@ fn read_directory(read: &abi::ReadIn, plus: bool) -> Result<(Operation, Shape), 
     if room_bytes > TRANSFER_BYTES_MAX {
         return Err(Errno::EINVAL);
     }
-    let entry = if plus { size_of::<abi::EntryOut>() } else { 0 } + size_of::<abi::Dirent>() + NAME_BYTES_GUESS;
+    let entry =
+        if plus { size_of::<abi::EntryOut>() } else { 0 } + size_of::<abi::Dirent>() + NAME_BYTES_GUESS;
     let limit = (room_bytes as usize / entry).max(1);
     let operation = Operation::ReadDirectory {
         handle: HandleId(read.fh.get()),
@@ -529,7 +553,8 @@ impl<'a> Body<'a> {
     }
 
     fn set_xattr(&mut self, node: NodeId) -> Result<Operation, Errno> {
-        let (fixed, rest) = self.0.split_at_checked(abi::FUSE_COMPAT_SETXATTR_IN_SIZE).ok_or(Errno::EINVAL)?;
+        let (fixed, rest) =
+            self.0.split_at_checked(abi::FUSE_COMPAT_SETXATTR_IN_SIZE).ok_or(Errno::EINVAL)?;
         let mut set = [0; size_of::<abi::SetxattrIn>()];
         set[..fixed.len()].copy_from_slice(fixed);
         let set = abi::SetxattrIn::read_from_bytes(&set).map_err(|_| Errno::EINVAL)?;

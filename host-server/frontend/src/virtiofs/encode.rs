@@ -199,13 +199,20 @@ pub fn statistics(statistics: &Statistics) -> Answer {
 pub fn xattr(value: Vec<u8>, room_bytes: u32) -> Result<Answer, Errno> {
     if room_bytes == 0 {
         let size = u32::try_from(value.len()).map_err(|_| Errno::E2BIG)?;
-        return Ok(Answer::Bytes(abi::GetxattrOut { size: size.into(), padding: 0.into() }.as_bytes().to_vec()));
+        return Ok(Answer::Bytes(
+            abi::GetxattrOut { size: size.into(), padding: 0.into() }.as_bytes().to_vec(),
+        ));
     }
     if value.len() > room_bytes as usize { Err(Errno::ERANGE) } else { Ok(Answer::Bytes(value)) }
 }
 
 /// Packs as many `entries` as fit into `room_bytes`; gives the body and how many it holds.
-pub fn entries(entries: &[DirectoryEntry], room_bytes: usize, plus: bool, validity: Validity) -> (Vec<u8>, usize) {
+pub fn entries(
+    entries: &[DirectoryEntry],
+    room_bytes: usize,
+    plus: bool,
+    validity: Validity,
+) -> (Vec<u8>, usize) {
     const ALIGN: usize = 8;
     let mut body = Vec::with_capacity(room_bytes);
     for (packed, entry) in entries.iter().enumerate() {
@@ -217,9 +224,10 @@ pub fn entries(entries: &[DirectoryEntry], room_bytes: usize, plus: bool, validi
         let end = body.len() + len_bytes;
         if plus {
             // A node id of zero hands over no lookup: the kernel takes name and kind only.
-            let out = entry.attributes.as_ref().map_or_else(abi::EntryOut::new_zeroed, |attributes| {
-                entry_out(attributes, validity)
-            });
+            let out = entry
+                .attributes
+                .as_ref()
+                .map_or_else(abi::EntryOut::new_zeroed, |attributes| entry_out(attributes, validity));
             body.extend_from_slice(out.as_bytes());
         }
         let dirent = abi::Dirent {
@@ -261,7 +269,10 @@ mod tests {
         let (body, packed) = entries(&list, 104, false, Validity::default());
         assert_eq!((body.len(), packed), (104, 3));
         let (second, _) = abi::Dirent::read_from_prefix(&body[32..]).unwrap();
-        assert_eq!((second.ino.get(), second.off.get(), second.namelen.get(), second.r#type.get()), (102, 2, 8, 4));
+        assert_eq!(
+            (second.ino.get(), second.off.get(), second.namelen.get(), second.r#type.get()),
+            (102, 2, 8, 4)
+        );
         assert_eq!(&body[56..64], b"12345678");
 
         let (body, packed) = entries(&list, 160, true, Validity::default());

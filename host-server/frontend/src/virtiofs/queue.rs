@@ -24,7 +24,9 @@ pub const CHAIN_BYTES_MAX: usize = 2 * 1024 * 1024 + 128 * 1024;
 pub enum ChainError {
     #[error("a chain has no descriptors that can be read")]
     Empty,
-    #[error("a chain does not end: a loop, an index beyond the table, or a descriptor outside the guest's memory")]
+    #[error(
+        "a chain does not end: a loop, an index beyond the table, or a descriptor outside the guest's memory"
+    )]
     Endless,
     #[error("a chain has more than {CHAIN_DESCRIPTORS_MAX} descriptors")]
     TooManyDescriptors,
@@ -145,7 +147,11 @@ impl Chain {
 
     /// The readable bytes, from the first on.
     pub fn input(&self) -> Input<'_> {
-        Input { memory: &self.memory, cursor: Cursor::new(&self.readable), remaining_bytes: self.readable_bytes }
+        Input {
+            memory: &self.memory,
+            cursor: Cursor::new(&self.readable),
+            remaining_bytes: self.readable_bytes,
+        }
     }
 
     /// The writable bytes, from the first on.
@@ -274,9 +280,14 @@ mod tests {
 
     #[test]
     fn bytes_cross_descriptors_in_order() {
-        let chain =
-            walk(&[(0x100, 3, NEXT), (0x200, 0, NEXT), (0x300, 5, NEXT), (0x400, 4, WRITE | NEXT), (0x500, 8, WRITE)])
-                .unwrap();
+        let chain = walk(&[
+            (0x100, 3, NEXT),
+            (0x200, 0, NEXT),
+            (0x300, 5, NEXT),
+            (0x400, 4, WRITE | NEXT),
+            (0x500, 8, WRITE),
+        ])
+        .unwrap();
         chain.memory.write_slice(b"abc", GuestAddress(0x100)).unwrap();
         chain.memory.write_slice(b"defgh", GuestAddress(0x300)).unwrap();
         let mut input = chain.input();

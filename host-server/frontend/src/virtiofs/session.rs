@@ -213,7 +213,9 @@ impl<S: Service> Conversation<S> {
         match (shape, reply) {
             (Shape::Empty | Shape::Release { .. }, Reply::Done) => Ok(Answer::empty()),
             (Shape::Entry, Reply::Node(attributes)) => Ok(encode::entry(&attributes, validity)),
-            (Shape::Attributes, Reply::Attributes(attributes)) => Ok(encode::attributes(&attributes, validity)),
+            (Shape::Attributes, Reply::Attributes(attributes)) => {
+                Ok(encode::attributes(&attributes, validity))
+            }
             (Shape::Target, Reply::Target(target)) => Ok(Answer::Bytes(target)),
             (Shape::Open { clear_set_id, sync }, Reply::Opened(handle)) => {
                 if let (true, Some(node)) = (clear_set_id, opened_node) {
@@ -226,7 +228,8 @@ impl<S: Service> Conversation<S> {
                 Ok(encode::opened(handle, self.cache.directory_open_flags()))
             }
             (Shape::Create { clear_set_id, sync }, Reply::Created { attributes, handle }) => {
-                if clear_set_id && let Err(errno) = self.clear_set_id(session, credentials, attributes.node, handle).await
+                if clear_set_id
+                    && let Err(errno) = self.clear_set_id(session, credentials, attributes.node, handle).await
                 {
                     self.forget(session, vec![(attributes.node, 1)]).await;
                     return Err(errno);
