@@ -29,6 +29,9 @@ struct Crate {
 const UNSAFE_FILES: &[(&str, &str)] = &[
     ("host-server/engine/src/buffer.rs", "block-aligned memory"),
     ("host-server/engine/src/memory.rs", "memory that outlives the process"),
+    ("host-server/engine/src/local/uring.rs", "memory lent to the kernel"),
+    ("host-server/engine/src/local/threads.rs", "memory lent to the pool's threads"),
+    ("host-server/engine/src/local/mapping.rs", "mapped memory files"),
 ];
 
 /// Folders and files in which layouts of bytes may be defined.
