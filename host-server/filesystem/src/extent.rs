@@ -233,7 +233,8 @@ impl<V: Volume> Mount<V> {
         let first = self.next_freeable(inode, end_block, u64::MAX).await?;
         let more = match &first {
             Some(first) => {
-                self.next_freeable(inode, first.start + first.len_blocks, u64::MAX).await?.is_some()
+                let after = LogicalBlock(first.start + first.len_blocks);
+                self.volume.next_extent(object(inode.number), after).await?.is_some()
             }
             None => false,
         };

@@ -12,6 +12,7 @@
 
 mod allocate;
 mod attribute;
+pub mod check;
 mod directory;
 pub mod errno;
 mod extent;
@@ -30,5 +31,6 @@ mod permission;
 mod rename;
 mod xattr;
 
+pub use check::{CheckReport, check};
 pub use filesystem::{Counts, Filesystem};
 pub use mount::FilesystemOptions;

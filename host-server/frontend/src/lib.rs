@@ -1,1 +1,14 @@
-//! Seed.
+//! Front ends: untrusted bytes of guests ↔ operations of the filesystem.
+//!
+//! Untrusted input ends here. What a guest sends is copied out of its memory once, validated, and only then used; a bad
+//! request costs its sender an error and leaves a count in the metrics.
+//!
+//! Modules, lowest first: `rate_limit` · `metrics` · `pending` · `service` · `virtiofs`
+
+#![forbid(unsafe_code)]
+
+pub mod metrics;
+mod pending;
+mod rate_limit;
+pub mod service;
+pub mod virtiofs;

@@ -130,6 +130,11 @@ impl Geometry {
         self.column_count() + if self.dedicated_metadata { self.mirror_count } else { 0 }
     }
 
+    /// Whether two sets of components without a common member could each serve (K ≤ M).
+    pub fn allows_disjoint_sets(&self) -> bool {
+        self.data_columns <= self.parity_columns
+    }
+
     pub fn blocks_per_unit(&self) -> u32 {
         self.unit_bytes / BLOCK_BYTES as u32
     }

@@ -1,7 +1,13 @@
 //! What the filesystem does, on a volume in memory.
 #![allow(clippy::unwrap_used)]
 
+mod attributes;
+mod concurrency;
+mod crash;
+mod damage;
 mod data;
 mod links;
+mod model;
 mod namespace;
+mod reference;
 mod world;

@@ -151,7 +151,7 @@ impl Object {
         let volume = choose_volume(paths, &candidates, options.volume, &findings)?;
         let candidates = dismiss_foreign(paths, candidates, volume, &mut findings);
         refuse_doubled(paths, &candidates)?;
-        let newest = newest_label(paths, &candidates, options.allow_partial_membership)?;
+        let newest = newest_label(paths, &candidates)?;
         let mut found: Vec<Option<Candidate>> = newest.members.iter().map(|_| None).collect();
         for candidate in candidates {
             if let Some(position) = admit(paths, &candidate, &newest, &mut findings) {
@@ -196,7 +196,7 @@ impl Object {
         if let Some(shortage) = self.shortage() {
             return Err(StoreError { operation: "open".into(), ..shortage });
         }
-        if self.geometry.data_columns > self.geometry.parity_columns || options.allow_partial_membership {
+        if !self.geometry.allows_disjoint_sets() || options.allow_partial_membership {
             // Any two sets that can serve have a component in common, which has seen the newest label.
             return Ok(());
         }

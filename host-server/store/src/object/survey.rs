@@ -244,38 +244,30 @@ pub(super) fn refuse_doubled(paths: &[PathBuf], candidates: &[Candidate]) -> Res
     Ok(())
 }
 
-/// The label that counts. Two labels of one sequence number can differ where a change of membership was cut short on
-/// some components and another was made without them. A change is acted upon only once it is on all of its members, which
-/// (with K > M) one of the two can be at most: the one that more columns carry.
-pub(super) fn newest_label(
-    paths: &[PathBuf],
-    candidates: &[Candidate],
-    allow_partial_membership: bool,
-) -> Result<Label, StoreError> {
+/// The label that counts.
+///
+/// Two labels of one sequence number can differ where a change of membership was cut short and another was made without
+/// the components that it had reached. With K > M neither has been acted upon: that takes a label on all of its members, of
+/// which every later session sees one and then goes two numbers ahead. So either may be followed; the more common one is.
+/// Otherwise both may have been, and nobody but the operator can choose.
+pub(super) fn newest_label(paths: &[PathBuf], candidates: &[Candidate]) -> Result<Label, StoreError> {
     let sequence = candidates.iter().map(|candidate| candidate.label.sequence).max().unwrap_or(0);
     let mut rivals: Vec<(&Candidate, usize)> = Vec::new();
     for candidate in candidates.iter().filter(|candidate| candidate.label.sequence == sequence) {
-        let label = &candidate.label;
-        let column = usize::from(label.geometry.holds_columns(label.position));
-        match rivals.iter_mut().find(|(rival, _)| rival.label.nonce == label.nonce) {
-            Some((_, columns)) => *columns += column,
-            None => rivals.push((candidate, column)),
+        match rivals.iter_mut().find(|(rival, _)| rival.label.nonce == candidate.label.nonce) {
+            Some((_, count)) => *count += 1,
+            None => rivals.push((candidate, 1)),
         }
     }
-    rivals.sort_by_key(|(_, columns)| std::cmp::Reverse(*columns));
-    let undecided = |first: &Candidate, columns: usize, other: usize| {
-        let geometry = first.label.geometry;
-        let quorum = geometry.data_columns > geometry.parity_columns || allow_partial_membership;
-        columns == other || !quorum
-    };
+    rivals.sort_by_key(|(candidate, count)| (std::cmp::Reverse(*count), candidate.label.position));
     match rivals[..] {
         [] => Err(StoreError::new(ErrorKind::NotFound, "open volume", "no component", "no label")),
-        [(first, columns), (second, other), ..] if undecided(first, columns, other) => Err(StoreError::new(
+        [(first, _), (second, _), ..] if first.label.geometry.allows_disjoint_sets() => Err(StoreError::new(
             ErrorKind::Damaged,
             "open volume",
             first.label.volume.to_string(),
             format!(
-                "two histories of sequence {sequence}: {} tells one, {} another",
+                "two histories of membership {sequence}: {} tells one, {} another",
                 paths[first.place].display(),
                 paths[second.place].display()
             ),
@@ -315,8 +307,7 @@ pub(super) fn admit(
         let found = format!("it is marked as failed since membership {since_sequence}");
         return refuse(FindingKind::Failed, String::new(), found);
     }
-    let is_other_history = label.sequence == newest.sequence && label.nonce != newest.nonce;
-    if is_other_history || label.sequence + 1 < newest.sequence {
+    if label.sequence + 1 < newest.sequence {
         return refuse(
             FindingKind::Stale,
             format!("membership {}", newest.sequence),

@@ -1,0 +1,24 @@
+//! What a front end needs of the filesystem behind it.
+
+use std::future::Future;
+
+use ringfort_filesystem::errno::Errno;
+use ringfort_filesystem::operation::{Credentials, Operation, Reply, SessionId};
+
+/// Executes operations on the thread that owns the volume. The implementation validates every identifier in an
+/// operation itself: node ids and handles come from a guest.
+pub trait Service: 'static {
+    /// Runs one operation. Operations of one session may run concurrently.
+    fn execute(
+        &self,
+        session: SessionId,
+        credentials: &Credentials,
+        operation: Operation,
+    ) -> impl Future<Output = Result<Reply, Errno>>;
+
+    /// Begins a session: no handles, no counted lookups.
+    fn open_session(&self) -> impl Future<Output = SessionId>;
+
+    /// Ends a session, with its handles and lookup counts. Called when none of its operations runs.
+    fn close_session(&self, session: SessionId) -> impl Future<Output = ()>;
+}

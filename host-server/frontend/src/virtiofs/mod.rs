@@ -1,0 +1,22 @@
+//! The virtio-fs device: FUSE requests in descriptor chains, over vhost-user.
+//!
+//! [`server`] listens on a socket and hands what [`vhost_user`] hears to [`device`], which lives on the volume's
+//! thread, takes chains from [`queue`]s, has them read by [`decode`], carries them out through [`session`] and has the
+//! replies written by [`encode`].
+//!
+//! Modules, lowest first: `abi` · `queue` · `decode` · `encode` · `session` · `device` · `vhost_user` · `server`
+
+mod abi;
+mod decode;
+mod device;
+mod encode;
+mod queue;
+mod server;
+mod session;
+#[cfg(test)]
+mod tests;
+mod vhost_user;
+
+pub use device::Options;
+pub use server::{StartError, VirtioFsServer};
+pub use session::CachePolicy;

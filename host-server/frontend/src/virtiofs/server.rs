@@ -1,0 +1,292 @@
+//! A virtio-fs device behind a Unix socket: one guest at a time, one after the other.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use nix::sys::stat::{Mode, fchmod};
+use ringfort_engine::engine::Engine;
+use ringfort_engine::mailbox::{Sender, mailbox};
+use vhost::vhost_user::Listener;
+use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
+
+use super::device::{self, Event, Options};
+use super::queue::Memory;
+use super::vhost_user::{AtomicMemory, Backend};
+use crate::metrics::Metrics;
+use crate::service::Service;
+
+/// Request queues of a device. QEMU's default is 1; kernels from 6.11 on use several.
+const REQUEST_QUEUES_MAX: usize = 16;
+
+/// A device that could not be started: what was tried, on which path, what was found.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("listen on {path}: {found}")]
+    Occupied { path: PathBuf, found: &'static str },
+    #[error("{tried} {path}: {source}")]
+    System { tried: &'static str, path: PathBuf, source: io::Error },
+    #[error("serve {path}: {count} request queues asked for, 1 to {REQUEST_QUEUES_MAX} are possible")]
+    QueueCount { path: PathBuf, count: usize },
+}
+
+/// A running device. Dropping it stops it.
+pub struct VirtioFsServer {
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    path: PathBuf,
+    stopping: AtomicBool,
+    wake: EventFd,
+    /// Ends the connection that is being served.
+    connection: Mutex<Option<ShutdownHandle>>,
+}
+
+impl VirtioFsServer {
+    /// Listens on `path` and serves guests with `service`. To be called on the volume's thread, where the device's tasks
+    /// run; the server itself may go to any thread. A socket that nobody listens on any more is replaced. Only this user
+    /// may connect.
+    pub fn start<S: Service>(
+        engine: &Rc<dyn Engine>,
+        service: Rc<S>,
+        path: &Path,
+        request_queue_count: usize,
+        options: Options,
+    ) -> Result<Self, StartError> {
+        if request_queue_count == 0 || request_queue_count > REQUEST_QUEUES_MAX {
+            return Err(StartError::QueueCount { path: path.to_owned(), count: request_queue_count });
+        }
+        let socket = Socket::listen(path)?;
+        let system = |tried| move |source| StartError::System { tried, path: path.to_owned(), source };
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| system("create an event for")(errno.into()))?;
+        let metrics = Arc::new(Metrics::default());
+        let shared = Arc::new(Shared {
+            path: path.to_owned(),
+            stopping: AtomicBool::new(false),
+            wake,
+            connection: Mutex::new(None),
+        });
+        let (events, receiver) = mailbox();
+        let serving = Serving {
+            shared: Arc::clone(&shared),
+            metrics: Arc::clone(&metrics),
+            events,
+            request_queue_count,
+        };
+        let thread = thread::Builder::new()
+            .name("virtiofs".to_owned())
+            .spawn(move || serving.run(socket))
+            .map_err(system("start a thread for"))?;
+        let name = path.display().to_string();
+        let device = device::run(name, Rc::clone(engine), service, options, Arc::clone(&metrics), receiver);
+        engine.spawn(Box::pin(device));
+        Ok(Self { shared, metrics, thread: Some(thread) })
+    }
+
+    /// Counters since the start.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Disconnects the guest, lets its requests finish, ends its session and removes the socket. Blocks: not to be called
+    /// on the volume's thread, which has to finish the requests.
+    pub fn stop(mut self) {
+        self.request_stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of {} panicked", self.shared.path.display());
+        }
+    }
+
+    /// Begins what [`stop`](Self::stop) does and does not wait.
+    pub fn request_stop(&self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        if let Err(error) = self.shared.wake.write(1) {
+            tracing::error!("wake the thread of {}: {error}", self.shared.path.display());
+        }
+        if let Some(connection) = self.shared.connection().as_ref() {
+            connection.shutdown();
+        }
+    }
+}
+
+impl Drop for VirtioFsServer {
+    fn drop(&mut self) {
+        // No wait: the drop may happen on the volume's thread.
+        self.request_stop();
+    }
+}
+
+impl Shared {
+    fn connection(&self) -> MutexGuard<'_, Option<ShutdownHandle>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+}
+
+/// What the server's thread works with.
+struct Serving {
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    events: Sender<Event>,
+    request_queue_count: usize,
+}
+
+impl Serving {
+    fn run(self, socket: Socket) {
+        let path = &self.shared.path;
+        while !self.shared.stopping() {
+            match wait_for_connection(&socket.listener, &self.shared.wake) {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::error!("wait for a guest on {}: {error}", path.display());
+                    break;
+                }
+            }
+            if self.shared.stopping() {
+                break;
+            }
+            if let Err(error) = self.serve_connection(&socket.listener) {
+                tracing::warn!("connection on {} ended: {error}", path.display());
+            }
+        }
+    }
+
+    /// Accepts the connection that waits and serves it to its end.
+    fn serve_connection(&self, listener: &UnixListener) -> Result<(), String> {
+        let memory = AtomicMemory::new(Memory::new());
+        let backend = Arc::new(Backend::new(self.request_queue_count, memory.clone(), self.events.clone()));
+        let result = self.serve_backend(listener, &backend, memory);
+        // In this order: the daemon's threads are gone, so nothing follows the detachment.
+        backend.detach();
+        backend.close_exit_descriptor();
+        result
+    }
+
+    fn serve_backend(
+        &self,
+        listener: &UnixListener,
+        backend: &Arc<Backend>,
+        memory: AtomicMemory,
+    ) -> Result<(), String> {
+        let listener = listener.try_clone().map_err(|error| error.to_string())?;
+        let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(backend), memory)
+            .map_err(|error| error.to_string())?;
+        daemon.start(&mut Listener::from(listener)).map_err(|error| error.to_string())?;
+        self.metrics.connections.add(1);
+        tracing::info!("guest connected on {}", self.shared.path.display());
+        *self.shared.connection() = daemon.shutdown_handle();
+        if self.shared.stopping() {
+            // The request to stop may have come before there was a connection to end.
+            daemon.request_shutdown();
+        }
+        let result = daemon.wait();
+        *self.shared.connection() = None;
+        drop(daemon);
+        tracing::info!("guest disconnected from {}", self.shared.path.display());
+        match result {
+            Err(vhost_user_backend::Error::HandleRequest(
+                vhost::vhost_user::Error::Disconnected | vhost::vhost_user::Error::PartialMessage,
+            ))
+            | Ok(()) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+fn wait_for_connection(listener: &UnixListener, wake: &EventFd) -> io::Result<()> {
+    loop {
+        let mut waiting =
+            [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut waiting, PollTimeout::NONE) {
+            Ok(_) => return Ok(()),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// A listening socket that removes its own file.
+struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode number of the file, so that nobody else's is removed.
+    identity: (u64, u64),
+}
+
+impl Socket {
+    fn listen(path: &Path) -> Result<Self, StartError> {
+        remove_stale(path)?;
+        let system = |tried: &'static str| {
+            move |source: io::Error| StartError::System { tried, path: path.to_owned(), source }
+        };
+        let bind_to = |path: &Path| -> nix::Result<OwnedFd> {
+            let descriptor = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            // Linux gives the file the mode of the socket: there is no moment at which others could connect.
+            fchmod(&descriptor, Mode::S_IRUSR | Mode::S_IWUSR)?;
+            bind(descriptor.as_raw_fd(), &UnixAddr::new(path)?)?;
+            // QEMU connects once; a second guest waits until the first is gone.
+            listen(&descriptor, Backlog::new(1)?)?;
+            Ok(descriptor)
+        };
+        let descriptor = bind_to(path).map_err(|errno| system("listen on")(errno.into()))?;
+        let found = std::fs::metadata(path).map_err(system("look at"))?;
+        Ok(Self {
+            listener: UnixListener::from(descriptor),
+            path: path.to_owned(),
+            identity: (found.dev(), found.ino()),
+        })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let ours =
+            std::fs::metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!("remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Removes a socket that its owner left behind: one that refuses connections.
+fn remove_stale(path: &Path) -> Result<(), StartError> {
+    let occupied = |found| StartError::Occupied { path: path.to_owned(), found };
+    let system = |tried| move |source| StartError::System { tried, path: path.to_owned(), source };
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(system("look at")(error)),
+    };
+    if !found.file_type().is_socket() {
+        return Err(occupied("something that is not a socket is there; remove it or choose another path"));
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(occupied("another process listens there; stop it or choose another path")),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(system("remove stale socket"))
+        }
+        Err(error) => Err(system("probe")(error)),
+    }
+}

@@ -1,0 +1,323 @@
+//! The FUSE conversation of one guest: negotiation, then each request to an operation and its reply to an answer.
+//!
+//! A guest has at most one session. It begins with INIT and ends with DESTROY, with another INIT (the guest mounted
+//! anew or rebooted) or with the connection; ending it waits for its operations and gives up its handles and lookups.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ringfort_filesystem::errno::Errno;
+use ringfort_filesystem::operation::{
+    Credentials, DirectoryEntry, HandleId, NodeId, Operation, Reply, SessionId, SetAttributes,
+};
+use zerocopy::IntoBytes;
+
+use super::abi;
+use super::decode::{Header, Request, Shape, SyncWrites, TRANSFER_BYTES_MAX};
+use super::encode::{self, Answer, Validity};
+use crate::metrics::Metrics;
+use crate::pending::Pending;
+use crate::service::Service;
+
+/// The oldest protocol that is spoken: before it, virtio-fs did not exist.
+const MINOR_MIN: u32 = 31;
+
+/// Pages of 4 KiB in one request: the most that a kernel accepts without privileges, and [`TRANSFER_BYTES_MAX`].
+const PAGES_MAX: u16 = (TRANSFER_BYTES_MAX / 4096) as u16;
+
+/// Background requests (readahead, writeback, asynchronous I/O) that a guest keeps in flight; beyond three quarters it
+/// considers itself congested.
+const BACKGROUND_REQUESTS_MAX: u16 = 256;
+
+/// How long guests may rely on what they know, with virtiofsd's names and meaning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CachePolicy {
+    /// Nothing is cached: files are read and written directly, names and attributes asked for each time.
+    Never,
+    /// Names and attributes are believed for a second, file data from open to close.
+    #[default]
+    Auto,
+    /// The guest assumes that nobody else changes anything.
+    Always,
+}
+
+impl CachePolicy {
+    fn validity(self) -> Validity {
+        let seconds = match self {
+            Self::Never => 0,
+            Self::Auto => 1,
+            Self::Always => 86_400,
+        };
+        Validity { seconds }
+    }
+
+    fn file_open_flags(self) -> u32 {
+        match self {
+            Self::Never => abi::FOPEN_DIRECT_IO | abi::FOPEN_PARALLEL_DIRECT_WRITES,
+            Self::Auto => 0,
+            Self::Always => abi::FOPEN_KEEP_CACHE,
+        }
+    }
+
+    fn directory_open_flags(self) -> u32 {
+        match self {
+            Self::Never | Self::Auto => 0,
+            Self::Always => abi::FOPEN_KEEP_CACHE | abi::FOPEN_CACHE_DIR,
+        }
+    }
+
+    fn init_flags(self) -> u32 {
+        let always = abi::FUSE_ASYNC_READ
+            | abi::FUSE_ATOMIC_O_TRUNC
+            | abi::FUSE_BIG_WRITES
+            | abi::FUSE_ASYNC_DIO
+            | abi::FUSE_PARALLEL_DIROPS
+            | abi::FUSE_MAX_PAGES
+            | abi::FUSE_HANDLE_KILLPRIV_V2;
+        // Attributes that expire at once are not worth sending with names.
+        let plus = abi::FUSE_DO_READDIRPLUS | abi::FUSE_READDIRPLUS_AUTO;
+        always
+            | match self {
+                Self::Never => 0,
+                Self::Auto => plus | abi::FUSE_AUTO_INVAL_DATA | abi::FUSE_CACHE_SYMLINKS,
+                Self::Always => plus | abi::FUSE_CACHE_SYMLINKS,
+            }
+    }
+}
+
+/// A negotiated session.
+struct Session {
+    id: SessionId,
+    /// Its operations under way.
+    pending: Pending,
+    /// Handles whose every write is durable already, as they were opened so.
+    synchronous: RefCell<HashMap<HandleId, SyncWrites>>,
+}
+
+/// One guest's conversation with the filesystem.
+pub struct Conversation<S> {
+    service: Rc<S>,
+    cache: CachePolicy,
+    metrics: Arc<Metrics>,
+    session: RefCell<Option<Rc<Session>>>,
+}
+
+impl<S: Service> Conversation<S> {
+    pub fn new(service: Rc<S>, cache: CachePolicy, metrics: Arc<Metrics>) -> Self {
+        Self { service, cache, metrics, session: RefCell::new(None) }
+    }
+
+    /// Carries out a request. None where the protocol forbids a reply.
+    pub async fn answer(&self, header: &Header, request: Request) -> Option<Result<Answer, Errno>> {
+        let (operation, shape) = match request {
+            Request::Interrupt => return None,
+            Request::Init(init) => return Some(self.init(&init).await),
+            Request::Destroy => {
+                self.end().await;
+                return Some(Ok(Answer::empty()));
+            }
+            Request::Forget(nodes) => {
+                if let Some(session) = self.current() {
+                    let _pending = session.pending.enter();
+                    self.forget(&session, nodes).await;
+                }
+                return None;
+            }
+            Request::Operation { operation, shape } => (operation, shape),
+        };
+        let Some(session) = self.current() else { return Some(Err(Errno::EIO)) };
+        let _pending = session.pending.enter();
+        Some(self.operate(&session, &header.credentials(), operation, shape).await)
+    }
+
+    /// Ends the session, if there is one, once its operations are done.
+    pub async fn end(&self) {
+        let ended = self.session.take();
+        if let Some(session) = ended {
+            session.pending.idle().await;
+            self.service.close_session(session.id).await;
+        }
+    }
+
+    fn current(&self) -> Option<Rc<Session>> {
+        self.session.borrow().clone()
+    }
+
+    async fn init(&self, init: &abi::InitIn) -> Result<Answer, Errno> {
+        let mut out = abi::InitOut {
+            major: abi::FUSE_KERNEL_VERSION.into(),
+            minor: abi::FUSE_KERNEL_MINOR_VERSION.into(),
+            ..Default::default()
+        };
+        let (major, minor) = (init.major.get(), init.minor.get());
+        if major > abi::FUSE_KERNEL_VERSION {
+            // The guest asks again in our version.
+            return Ok(Answer::Bytes(out.as_bytes().to_vec()));
+        }
+        if major < abi::FUSE_KERNEL_VERSION || minor < MINOR_MIN {
+            tracing::error!(
+                "guest speaks FUSE {major}.{minor}, 7.{MINOR_MIN} is the oldest supported: use a newer guest kernel"
+            );
+            return Err(Errno::EPROTO);
+        }
+        self.end().await;
+        let session = Session {
+            id: self.service.open_session().await,
+            pending: Pending::default(),
+            synchronous: RefCell::default(),
+        };
+        let displaced = self.session.replace(Some(Rc::new(session)));
+        if let Some(displaced) = displaced {
+            // Two INITs at once: the later stands.
+            displaced.pending.idle().await;
+            self.service.close_session(displaced.id).await;
+        }
+        self.metrics.sessions.add(1);
+        out.minor = minor.min(abi::FUSE_KERNEL_MINOR_VERSION).into();
+        out.max_readahead = init.max_readahead.get().min(TRANSFER_BYTES_MAX).into();
+        out.flags = (init.flags.get() & self.cache.init_flags()).into();
+        out.max_background = BACKGROUND_REQUESTS_MAX.into();
+        out.congestion_threshold = (BACKGROUND_REQUESTS_MAX / 4 * 3).into();
+        out.max_write = TRANSFER_BYTES_MAX.into();
+        out.time_gran = 1.into();
+        out.max_pages = PAGES_MAX.into();
+        Ok(Answer::Bytes(out.as_bytes().to_vec()))
+    }
+
+    async fn forget(&self, session: &Session, nodes: Vec<(NodeId, u64)>) {
+        for (node, count) in nodes {
+            let forget = Operation::Forget { node, count };
+            // Never fails, says its contract; and there is nobody to tell.
+            let _ = self.service.execute(session.id, &Credentials::root(), forget).await;
+        }
+    }
+
+    async fn operate(
+        &self,
+        session: &Session,
+        credentials: &Credentials,
+        operation: Operation,
+        shape: Shape,
+    ) -> Result<Answer, Errno> {
+        let opened_node = match &operation {
+            Operation::Open { node, .. } => Some(*node),
+            _ => None,
+        };
+        if let Shape::Release { handle } = shape {
+            session.synchronous.borrow_mut().remove(&handle);
+        }
+        let reply = self.service.execute(session.id, credentials, operation).await?;
+        let validity = self.cache.validity();
+        match (shape, reply) {
+            (Shape::Empty | Shape::Release { .. }, Reply::Done) => Ok(Answer::empty()),
+            (Shape::Entry, Reply::Node(attributes)) => Ok(encode::entry(&attributes, validity)),
+            (Shape::Attributes, Reply::Attributes(attributes)) => {
+                Ok(encode::attributes(&attributes, validity))
+            }
+            (Shape::Target, Reply::Target(target)) => Ok(Answer::Bytes(target)),
+            (Shape::Open { clear_set_id, sync }, Reply::Opened(handle)) => {
+                if let (true, Some(node)) = (clear_set_id, opened_node) {
+                    self.clear_set_id(session, credentials, node, handle).await?;
+                }
+                session.remember(handle, sync);
+                Ok(encode::opened(handle, self.cache.file_open_flags()))
+            }
+            (Shape::OpenDirectory, Reply::Opened(handle)) => {
+                Ok(encode::opened(handle, self.cache.directory_open_flags()))
+            }
+            (Shape::Create { clear_set_id, sync }, Reply::Created { attributes, handle }) => {
+                if clear_set_id
+                    && let Err(errno) = self.clear_set_id(session, credentials, attributes.node, handle).await
+                {
+                    self.forget(session, vec![(attributes.node, 1)]).await;
+                    return Err(errno);
+                }
+                session.remember(handle, sync);
+                Ok(encode::created(&attributes, validity, handle, self.cache.file_open_flags()))
+            }
+            (Shape::Data { len_bytes }, Reply::Data(pieces)) => {
+                let answer = Answer::Data(pieces);
+                if answer.len_bytes() > len_bytes as usize {
+                    return Err(mismatch("more data than was asked for"));
+                }
+                self.metrics.read_bytes.add(answer.len_bytes() as u64);
+                Ok(answer)
+            }
+            (Shape::Write { handle, sync }, Reply::Written { len_bytes }) => {
+                if let Some(data_only) = session.sync_after_write(handle, sync) {
+                    let sync = Operation::Sync { handle, data_only };
+                    self.service.execute(session.id, credentials, sync).await?;
+                }
+                self.metrics.written_bytes.add(u64::from(len_bytes));
+                Ok(encode::written(len_bytes))
+            }
+            (Shape::Statistics, Reply::Statistics(statistics)) => Ok(encode::statistics(&statistics)),
+            (Shape::Xattr { room_bytes }, Reply::Value(value)) => encode::xattr(value, room_bytes),
+            (Shape::Entries { room_bytes, plus }, Reply::Entries(entries)) => {
+                self.pack_entries(session, &entries, room_bytes as usize, plus).await
+            }
+            (Shape::Offset, Reply::Offset(offset_bytes)) => Ok(encode::offset(offset_bytes)),
+            _ => Err(mismatch("another kind of reply than the operation has")),
+        }
+    }
+
+    /// What opening with truncation left set on behalf of a caller who may not keep it.
+    async fn clear_set_id(
+        &self,
+        session: &Session,
+        credentials: &Credentials,
+        node: NodeId,
+        handle: HandleId,
+    ) -> Result<(), Errno> {
+        let change = SetAttributes { clear_set_id: true, ..Default::default() };
+        let operation = Operation::SetAttributes { node, handle: Some(handle), change };
+        if let Err(errno) = self.service.execute(session.id, credentials, operation).await {
+            // The guest never hears of the handle.
+            let _ = self.service.execute(session.id, credentials, Operation::Release { handle }).await;
+            return Err(errno);
+        }
+        Ok(())
+    }
+
+    /// Packs what fits and takes back the lookups of the rest.
+    async fn pack_entries(
+        &self,
+        session: &Session,
+        list: &[DirectoryEntry],
+        room_bytes: usize,
+        plus: bool,
+    ) -> Result<Answer, Errno> {
+        let (body, packed) = encode::entries(list, room_bytes, plus, self.cache.validity());
+        let left_out = list.iter().skip(packed).filter_map(|entry| entry.attributes.as_ref());
+        self.forget(session, left_out.map(|attributes| (attributes.node, 1)).collect()).await;
+        if packed == 0 && !list.is_empty() {
+            // An empty body would say that the directory ends here.
+            return Err(Errno::EINVAL);
+        }
+        Ok(Answer::Bytes(body))
+    }
+}
+
+impl Session {
+    fn remember(&self, handle: HandleId, sync: Option<SyncWrites>) {
+        if let Some(sync) = sync {
+            self.synchronous.borrow_mut().insert(handle, sync);
+        }
+    }
+
+    /// Whether a write that asked for `wanted` needs a sync of its own, and if so whether of data only.
+    fn sync_after_write(&self, handle: HandleId, wanted: Option<SyncWrites>) -> Option<bool> {
+        let given = self.synchronous.borrow().get(&handle).copied();
+        match (wanted, given) {
+            (None, _) | (_, Some(SyncWrites::All)) | (Some(SyncWrites::Data), Some(SyncWrites::Data)) => None,
+            (Some(wanted), _) => Some(wanted == SyncWrites::Data),
+        }
+    }
+}
+
+fn mismatch(what: &str) -> Errno {
+    tracing::error!("the filesystem gave {what}: a fault of ringfort, please report it");
+    Errno::EIO
+}

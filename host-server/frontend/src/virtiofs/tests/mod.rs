@@ -1,0 +1,7 @@
+//! The device under a guest's driver: in a simulated machine, without vhost-user; and through vhost-user.
+
+mod conversation;
+mod driver;
+mod fake;
+mod guest;
+mod hostile;
