@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod address;
+pub mod check;
 pub(crate) mod checkpoint;
 pub(crate) mod commit;
 pub(crate) mod core;

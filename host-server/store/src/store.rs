@@ -1,6 +1,6 @@
 //! The handle of an open volume.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::map::{Content, tree};
 use crate::object::{ChecksumSource, Object, OpenReport};
 use crate::recover::{self, RecoveryReport};
 use crate::segment::table::{Class, StripeRange};
-use crate::state::{Reservation, State, checksums_of, summary_key};
+use crate::state::{Reservation, checksums_of, summary_key};
 use crate::status::StatusReport;
 use crate::volume::{
     Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, StagedPiece, Transaction, TreeId,
@@ -61,39 +61,26 @@ pub struct Store {
     recovery: RecoveryReport,
 }
 
-/// Checksums of stripes, from their summaries.
-pub(crate) struct Summaries {
-    stripes: BTreeMap<(SegmentId, StripeIndex), StripeSummary>,
-    blocks_per_unit: usize,
+/// Checksums of stripes, from their summaries: looked up only when something must be reconstructed.
+struct Summaries<'a> {
+    core: &'a Core,
+    at_hand: RefCell<Option<(SegmentId, StripeIndex, StripeSummary)>>,
 }
 
-impl Summaries {
-    /// The summaries of the stripes that a range of data blocks touches.
-    pub(crate) fn of(state: &State, first: PhysicalBlock, count: u64) -> Self {
-        let stripe_blocks = state.geometry.blocks_per_stripe();
-        let mut summaries = BTreeMap::new();
-        let mut at = first.0 / stripe_blocks * stripe_blocks;
-        while at < first.0 + count {
-            let place = state.geometry.locate(PhysicalBlock(at));
-            let key = summary_key(place.segment, place.stripe);
-            if let Some(summary) = state.maps.get(tree::SUMMARY, key).and_then(StripeSummary::decode) {
-                summaries.insert((place.segment, place.stripe), summary);
-            }
-            at += stripe_blocks;
-        }
-        Self { stripes: summaries, blocks_per_unit: state.geometry.blocks_per_unit() as usize }
-    }
-}
-
-impl ChecksumSource for Summaries {
+impl ChecksumSource for Summaries<'_> {
     fn checksum(&self, place: ColumnBlock) -> Option<BlockChecksum> {
-        let summary = self.stripes.get(&(place.segment, place.stripe))?;
-        let index = usize::from(place.column.0) * self.blocks_per_unit + place.block_in_unit as usize;
-        let data = summary.data_checksums.len();
-        match index.checked_sub(data) {
-            None => summary.data_checksums.get(index).copied(),
-            Some(parity) => summary.parity_checksums.get(parity).copied(),
+        let mut at_hand = self.at_hand.borrow_mut();
+        let state = self.core.state();
+        if at_hand
+            .as_ref()
+            .is_none_or(|(segment, stripe, _)| (*segment, *stripe) != (place.segment, place.stripe))
+        {
+            let bytes = state.maps.get(tree::SUMMARY, summary_key(place.segment, place.stripe))?;
+            *at_hand = Some((place.segment, place.stripe, StripeSummary::decode(bytes)?));
         }
+        let (_, _, summary) = at_hand.as_ref()?;
+        let blocks_per_unit = state.geometry.blocks_per_unit() as usize;
+        summary.column_checksum(usize::from(place.column.0) * blocks_per_unit + place.block_in_unit as usize)
     }
 }
 
@@ -486,7 +473,7 @@ impl Store {
         match found {
             Found::Ready(piece) => Ok(vec![piece]),
             Found::Stored { physical, checksums } => {
-                let summaries = Summaries::of(&self.core.state(), physical, checksums.len() as u64);
+                let summaries = Summaries { core: &self.core, at_hand: RefCell::new(None) };
                 let read = self.core.object.read_blocks(physical, &checksums, &summaries);
                 let slices = read.await.map_err(|mut error| {
                     error.place = format!("object {object}, {}", error.place).into();

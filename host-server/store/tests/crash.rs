@@ -15,6 +15,7 @@ use std::time::Duration;
 use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
 use ringfort_engine::sim::{CrashMode, Random, SimWorld};
 use ringfort_store::address::{LogicalBlock, ObjectId};
+use ringfort_store::check::check;
 use ringfort_store::create::CreateOptions;
 use ringfort_store::store::{OpenOptions, Store};
 use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume};
@@ -260,6 +261,14 @@ fn crash_everywhere(name: &str, steps: &[Step], mode: CrashMode) {
             position_in(&history, &found.done(), synced, &what)
         };
         lost_something += usize::from(position < history.states.len());
+        // Nothing is left lying about.
+        if point % 5 == 0 {
+            world.restart(CrashMode::ProcessDeath, random.next_u64());
+            let engine = world.engine();
+            let report =
+                world.run(async move { check(engine, &components(), &mut |_| {}).await.unwrap().0 }).done();
+            assert!(report.is_clean(), "{what}: {:?}", report.damage);
+        }
         // The recovered volume is a volume like any other: it takes writes and opens again.
         world.restart(CrashMode::PowerLoss, random.next_u64());
         let engine = world.engine();

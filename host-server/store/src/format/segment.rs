@@ -78,6 +78,14 @@ impl StripeSummary {
         bytes
     }
 
+    /// Checksum of the block at `index`, counted through data columns and then parity columns.
+    pub fn column_checksum(&self, index: usize) -> Option<BlockChecksum> {
+        match index.checked_sub(self.data_checksums.len()) {
+            None => self.data_checksums.get(index).copied(),
+            Some(parity) => self.parity_checksums.get(parity).copied(),
+        }
+    }
+
     /// `None` where the bytes are no summary.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (header, rest) = SummaryHeader::read_from_prefix(bytes).ok()?;

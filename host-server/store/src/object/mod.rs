@@ -36,6 +36,7 @@ mod membership;
 mod mirror;
 mod open;
 mod read;
+mod scrub;
 mod stripe;
 mod survey;
 #[cfg(test)]
@@ -46,6 +47,7 @@ pub use component::ComponentCounters;
 pub use galois::Kernel;
 pub use open::{ComponentSpec, OpenOptions, OpenReport};
 pub use read::ChecksumSource;
+pub use scrub::StripeFault;
 pub use survey::{Finding, FindingKind};
 pub use tree::{ComponentReport, Health, TreeReport};
 
