@@ -10,7 +10,9 @@ use super::testing::{MemoryPages, run};
 use super::{KeyValue, PageAllocator};
 use crate::address::{MetadataAddress, VolumeId};
 use crate::error::ErrorKind;
-use crate::format::page::{LEAF_SLOT_BYTES, PAGE_BYTES, PAGE_CAPACITY_BYTES, Roots};
+use crate::format::page::{
+    LEAF_SLOT_BYTES, PAGE_BYTES, PAGE_CAPACITY_BYTES, PageIdentity, Roots, encode_inner,
+};
 use crate::volume::{Key, TreeId, VALUE_BYTES_MAX};
 
 const VOLUME: VolumeId = VolumeId(77);
@@ -318,19 +320,28 @@ fn a_checkpoint_writes_only_what_changed_and_gives_pages_back() {
     }
 }
 
+/// An area so small that a few checkpoints write every page of it again.
+const FEW_PAGES: usize = 40;
+
+fn filled_in_few_pages() -> KeyValue {
+    let mut kv = KeyValue::new(VOLUME, allocator(FEW_PAGES));
+    (0..5000).for_each(|lo| kv.put(TREE, Key { hi: 0, lo }, &[0; 8]));
+    assert!(kv.page_count() > 8 && kv.page_count() < FEW_PAGES / 3);
+    kv
+}
+
 #[test]
 fn an_unreleased_checkpoint_leaves_the_old_roots_loadable() {
-    let mut kv = filled(20_000);
+    let mut kv = filled_in_few_pages();
     let store = MemoryPages::default();
-    let old_roots = run(kv.snapshot().write(&store)).unwrap();
-    kv.settle(old_roots.generation);
-    let old = contents(&kv, TREE);
-    for round in 0..5 {
-        for lo in (0..20_000).step_by(7) {
-            kv.put(TREE, Key { hi: 0, lo }, &[round; 9]);
-        }
+    for round in 1..10 {
+        let durable = run(kv.snapshot().write(&store)).unwrap();
+        kv.settle(durable.generation);
+        let expected = contents(&kv, TREE);
+        (0..5000).step_by(7).for_each(|lo| kv.put(TREE, Key { hi: 0, lo }, &[round; 8]));
+        // Written, but its roots are not durable yet: a crash here starts from the old ones.
         run(kv.snapshot().write(&store)).unwrap();
-        assert_eq!(contents(&load(&old_roots, &store, PAGES), TREE), old);
+        assert_eq!(contents(&load(&durable, &store, FEW_PAGES), TREE), expected);
     }
 }
 
@@ -374,28 +385,46 @@ fn a_corrupted_page_is_noticed_by_its_parent() {
 
 #[test]
 fn a_lost_write_is_noticed_by_its_generation() {
-    let mut kv = filled(5000);
+    let mut kv = filled_in_few_pages();
     let store = MemoryPages::default();
-    run(kv.snapshot().write(&store)).unwrap();
-    kv.settle(1);
-    let stale = store.pages.borrow().clone();
-    for round in 0..3 {
-        for lo in (0..5000).step_by(50) {
-            kv.put(TREE, Key { hi: 0, lo }, &[round; 8]);
-        }
+    let mut stale_found = 0;
+    for round in 0..12 {
+        let before = store.pages.borrow().clone();
+        (0..5000).step_by(50).for_each(|lo| kv.put(TREE, Key { hi: 0, lo }, &[round; 8]));
         let roots = run(kv.snapshot().write(&store)).unwrap();
         kv.settle(roots.generation);
-        let reused: Vec<u64> =
-            stale.keys().copied().filter(|address| store.pages.borrow()[address] != stale[address]).collect();
-        for address in &reused {
-            let newest = store.pages.borrow_mut().insert(*address, stale[address].clone()).unwrap();
-            let reached = run(KeyValue::load(VOLUME, &roots, &store, allocator(PAGES))).is_err();
-            if reached {
-                assert!(load_error(&roots, &store).contains("a stale page"));
-            }
-            store.pages.borrow_mut().insert(*address, newest);
+        let written_again: Vec<u64> = before
+            .keys()
+            .copied()
+            .filter(|address| store.pages.borrow()[address] != before[address])
+            .collect();
+        for address in written_again {
+            let newest = store.pages.borrow_mut().insert(address, before[&address].clone()).unwrap();
+            let error = run(KeyValue::load(VOLUME, &roots, &store, allocator(FEW_PAGES))).err().unwrap();
+            assert!(error.to_string().contains("a stale page"), "{error}");
+            store.pages.borrow_mut().insert(address, newest);
+            stale_found += 1;
         }
+        load(&roots, &store, FEW_PAGES);
     }
+    assert!(stale_found > 20, "{stale_found} pages were written again");
+}
+
+#[test]
+fn a_page_with_keys_of_another_place_is_noticed() {
+    // Two leaves change places in a parent that is sealed anew: every page is sound, the tree is not.
+    let mut kv = filled(1000);
+    let root = kv.tree(TREE).root.clone().unwrap();
+    let store = MemoryPages::default();
+    let mut roots = run(kv.snapshot().write(&store)).unwrap();
+    let Body::Inner(inner) = &root.body else { panic!("{} pages", kv.page_count()) };
+    let pointers: Vec<_> = inner.children.iter().map(|child| child.durable.get().unwrap()).collect();
+    let swapped = inner.keys.iter().copied().zip(pointers.into_iter().rev());
+    let identity = PageIdentity { volume: VOLUME, generation: root.generation, tree: TREE, level: 1 };
+    let mut page = vec![0; PAGE_BYTES];
+    roots.trees[0].pointer.checksum = encode_inner(&mut page, identity, swapped);
+    store.pages.borrow_mut().insert(roots.trees[0].pointer.address.0, page);
+    assert!(load_error(&roots, &store).contains("keys that belong to another page"));
 }
 
 #[test]
