@@ -85,6 +85,11 @@ impl MemoryFile {
         self.0.block_count
     }
 
+    /// Whether none of `block_count` blocks from `first_block` on is lent out.
+    pub fn is_free(&self, first_block: usize, block_count: usize) -> bool {
+        self.0.lent.borrow()[first_block..first_block + block_count].iter().all(|lent| !lent)
+    }
+
     /// Lends `block_count` blocks from `first_block` on, with whatever bytes they hold. The blocks come back when
     /// the buffer and every slice frozen from it are dropped. Lending a block twice is the caller's fault and panics.
     pub fn lend(&self, first_block: usize, block_count: usize) -> Buffer {

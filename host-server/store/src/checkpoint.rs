@@ -221,6 +221,7 @@ impl Core {
                 log_blocks: state.ring.block_count(),
                 page_area_bytes: self.page_area_bytes,
                 total_blocks: self.total_blocks,
+                kept_epoch: state.ring.epoch(),
                 trees: roots,
             };
             (root, replay)

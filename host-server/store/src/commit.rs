@@ -57,6 +57,9 @@ impl State {
                 }
             }
         }
+        if let Some(keep) = &mut self.keep {
+            keep.switch();
+        }
         self.frames_body_bytes = 0;
         self.frames_data_blocks = 0;
         let content = RecordContent {

@@ -189,6 +189,7 @@ pub(crate) async fn create(
         log_blocks: log_bytes / BLOCK_BYTES as u64,
         page_area_bytes,
         total_blocks,
+        kept_epoch: 0,
         trees: Roots::default(),
     };
     let bytes = root.encode(volume);

@@ -12,6 +12,7 @@ pub mod create;
 pub mod error;
 pub mod format;
 pub mod geometry;
+pub(crate) mod keep;
 pub mod kv;
 pub mod limits;
 pub(crate) mod log;

@@ -22,6 +22,12 @@ pub const CHECKPOINT_AT_QUARTERS: u64 = 2;
 /// commits that must get through: those of the checkpoint itself.
 pub const WAIT_AT_QUARTERS: u64 = 3;
 
+/// Areas of the memory file: one for each bank that may be in memory at a time, and some whose blocks readers still hold.
+pub const KEEP_AREAS: u32 = BANKS_WAITING_MAX as u32 + 4;
+
+/// A half of the memory file holds the entries of what may wait for a commit, and one large transaction more.
+pub const KEEP_HALF_BYTES: usize = 4 << 20;
+
 /// The shortest log that leaves every reserve a useful size.
 pub const LOG_BYTES_MIN: u64 = 1 << 20;
 

@@ -25,10 +25,11 @@ use crate::checkpoint::{Pages, decode_segment};
 use crate::core::Core;
 use crate::error::{ErrorKind, StoreError};
 use crate::format::checksum::block_checksum;
-use crate::format::log::Entry;
+use crate::format::log::{Entry, decode_body};
 use crate::format::page::PAGE_BYTES;
 use crate::format::root::{LOG_START, ROOT_SLOT_BYTES, Root};
 use crate::format::segment::StripeSummary;
+use crate::keep::{Keep, Kept};
 use crate::kv::PageAllocator;
 use crate::limits::MIDDLE_RESERVE;
 use crate::log::replay::{FoundRecord, Replay};
@@ -37,7 +38,7 @@ use crate::map::{Maps, tree};
 use crate::object::Object;
 use crate::segment::bank::Slot;
 use crate::segment::table::{Class, SegmentTable};
-use crate::state::{State, segment_key, summary_key};
+use crate::state::{Frame, State, segment_key, summary_key};
 
 /// What recovery found and did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct RecoveryReport {
     pub replayed_records: u64,
     pub replayed_transactions: u64,
     pub replayed_log_bytes: u64,
+    /// Transactions that only the memory of the last process held.
+    pub kept_transactions: u64,
     /// Stripes written from blocks that only the log had.
     pub rewritten_stripes: u64,
     pub elapsed: Duration,
@@ -218,6 +221,55 @@ impl State {
         Ok(replayed)
     }
 
+    /// Takes in what the last process had applied and not logged; returns how many transactions that were. Their blocks join `found`, so that
+    /// the stripes written next hold them and the commit that follows names both.
+    fn replay_kept(&mut self, kept: &Kept, found: &mut Found) -> Result<u64, StoreError> {
+        let mut replayed = 0;
+        for (transaction, body) in &kept.frames {
+            if *transaction < self.next_transaction {
+                continue;
+            }
+            let entries = match decode_body(body) {
+                Some(transactions) if *transaction == self.next_transaction => transactions.concat(),
+                _ => break,
+            };
+            let Some(blocks) = kept_blocks(kept, &entries) else {
+                tracing::warn!(
+                    transaction,
+                    "a kept transaction lacks its blocks; it and those after it are lost"
+                );
+                break;
+            };
+            for entry in &entries {
+                self.replay_entry(entry).map_err(|what| {
+                    StoreError::new(
+                        ErrorKind::Damaged,
+                        "replay",
+                        format!("kept transaction {transaction}"),
+                        what,
+                    )
+                })?;
+            }
+            for (physical, slot) in blocks {
+                found.insert(physical, slot);
+            }
+            for entry in &entries {
+                if let Entry::Stripe { segment, stripe, .. } = entry {
+                    let at = |physical: &PhysicalBlock| {
+                        let place = self.geometry.locate(*physical);
+                        (place.segment, place.stripe.0) == (*segment, *stripe)
+                    };
+                    found.retain(|physical, _| !at(physical));
+                }
+            }
+            self.frames_body_bytes += body.len();
+            self.frames.push_back(Frame { body: body.clone(), bank_runs: Vec::new() });
+            self.next_transaction += 1;
+            replayed += 1;
+        }
+        Ok(replayed)
+    }
+
     fn replay_entry(&mut self, entry: &Entry) -> Result<(), String> {
         let geometry = self.geometry;
         let check = |segment: SegmentId, end: u64| {
@@ -255,6 +307,27 @@ impl State {
         self.merge_entry(entry);
         Ok(())
     }
+}
+
+/// The blocks that a kept transaction put into banks; `None` where one is not there as it was.
+fn kept_blocks(kept: &Kept, entries: &[Entry]) -> Option<Vec<(PhysicalBlock, Slot)>> {
+    let mut blocks = Vec::new();
+    for entry in entries {
+        let Entry::Write(run) = entry else { continue };
+        if !run.bank {
+            continue;
+        }
+        for (offset, checksum) in run.checksums.iter().enumerate() {
+            let physical = PhysicalBlock(run.physical.0 + offset as u64);
+            let data = kept.block(physical)?;
+            if block_checksum(&data) != *checksum {
+                return None;
+            }
+            let middle = crate::address::MiddleAddress(run.middle.0 + offset as u64);
+            blocks.push((physical, Slot { data, checksum: *checksum, middle }));
+        }
+    }
+    Some(blocks)
 }
 
 /// Steps 4 and 5: afterwards the log may be appended to.
@@ -338,7 +411,7 @@ pub(crate) async fn recover(
     memory_bytes: u64,
 ) -> Result<(Core, RecoveryReport), StoreError> {
     let began = engine.monotonic();
-    let Replayed { state, root, found, last, mut report } = replay(&object, volume).await?;
+    let Replayed { state, root, mut found, last, mut report } = replay(&object, volume).await?;
     let (page_area_bytes, total_blocks) = (root.page_area_bytes, root.total_blocks);
     let core = Core::new(
         Rc::clone(&engine),
@@ -350,9 +423,20 @@ pub(crate) async fn recover(
         page_area_bytes,
         total_blocks,
     );
+    let kept_shape = State::keep_shape(core.object.geometry(), root.log_blocks, root.kept_epoch);
+    let kept = Kept::find(&engine, volume, kept_shape);
     open_epoch(&core, root, last).await?;
+    if let Some(kept) = kept {
+        report.kept_transactions = core.state_mut().replay_kept(&kept, &mut found)?;
+    }
     report.rewritten_stripes = rewrite_stripes(&core, found).await?;
     core.commit().await?;
+    {
+        // From here on the log holds all that the old file did.
+        let mut state = core.state_mut();
+        let shape = State::keep_shape(&state.geometry, state.ring.block_count(), state.ring.epoch());
+        state.keep = Keep::create(&engine, volume, shape);
+    }
     core.checkpoint(true).await?;
     report.elapsed = engine.monotonic() - began;
     Ok((core, report))

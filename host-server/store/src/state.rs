@@ -16,8 +16,10 @@ use crate::address::{
 use crate::error::{ErrorKind, StoreError};
 use crate::format::checksum::block_checksum;
 use crate::format::log::{Entry, WRITE_BLOCKS_MAX, WriteRun, encode_end};
+use crate::format::memory::MemoryShape;
 use crate::geometry::Geometry;
-use crate::limits::BANK_STRIPES;
+use crate::keep::Keep;
+use crate::limits::{BANK_STRIPES, KEEP_AREAS, KEEP_HALF_BYTES};
 use crate::log::ring::Ring;
 use crate::map::{Maps, Message, tree};
 use crate::segment::bank::{Bank, Slot};
@@ -79,6 +81,8 @@ pub(crate) struct State {
     /// The newest durable root.
     pub root_sequence: u64,
     pub reserved: Rc<Reserved>,
+    /// What outlives the process; none where the host gives no memory for it.
+    pub keep: Option<Keep>,
     /// Set when the volume can no longer promise anything: every later change is refused with it.
     pub failed: Option<StoreError>,
     pub counters: PathCounters,
@@ -139,8 +143,19 @@ impl State {
             next_middle: 1,
             root_sequence: 0,
             reserved: Rc::new(Reserved::default()),
+            keep: None,
             failed: None,
             counters: PathCounters::default(),
+        }
+    }
+
+    /// How the memory file of a process of `epoch` is divided.
+    pub fn keep_shape(geometry: &Geometry, log_blocks: u64, epoch: u64) -> MemoryShape {
+        MemoryShape {
+            epoch,
+            half_blocks: log_blocks.div_ceil(2).min((KEEP_HALF_BYTES / BLOCK_BYTES) as u64) as u32,
+            area_count: KEEP_AREAS,
+            area_blocks: bank_stripes(geometry) * geometry.blocks_per_stripe() as u32,
         }
     }
 
@@ -226,9 +241,12 @@ impl State {
         encode_end(&mut body);
         self.frames_body_bytes += body.len();
         self.frames_data_blocks += bank_runs.iter().map(|(_, count)| *count as u64).sum::<u64>();
-        self.frames.push_back(Frame { body, bank_runs });
         let transaction = self.next_transaction;
         self.next_transaction += 1;
+        if let Some(keep) = &mut self.keep {
+            keep.append(transaction, &body);
+        }
+        self.frames.push_back(Frame { body, bank_runs });
         transaction
     }
 
@@ -333,8 +351,17 @@ impl State {
                 for (index, block) in blocks[done..done + count].iter().enumerate() {
                     let checksum = block_checksum(block);
                     checksums.push(checksum);
+                    // A copy in any case: a block that waits in a bank must not hold a whole request's memory.
+                    let data = match (&self.keep, bank.area) {
+                        (Some(keep), Some(area)) => {
+                            let mut slot = keep.block(area, bank.next_slot());
+                            slot.copy_from_slice(block);
+                            slot.freeze()
+                        }
+                        _ => Slice::copy_of(block),
+                    };
                     let middle = MiddleAddress(middle.0 + index as u64);
-                    bank.push(Slot { data: block.clone(), checksum, middle });
+                    bank.push(Slot { data, checksum, middle });
                 }
             }
             entries.push(Entry::Write(WriteRun {
@@ -359,7 +386,7 @@ impl State {
         {
             return Ok(bank);
         }
-        let stripes = BANK_STRIPES.min(self.geometry.stripes_per_segment.div_ceil(4));
+        let stripes = bank_stripes(&self.geometry);
         let Some(range) = self.segments.allocate(Class::Bank, stripes) else {
             // Reservations keep this from happening; should one be wrong, the volume stays consistent and stops.
             let error = StoreError::new(ErrorKind::NoSpace, "open bank", "data region", "no stripe is left");
@@ -370,7 +397,10 @@ impl State {
         self.next_bank += 1;
         let start = self.geometry.stripe_start(range.segment, range.first);
         let pin = self.segments.pin(range.segment);
-        self.banks.insert(bank_id, Bank::new(range, start, self.stripe_blocks(), pin));
+        let stripe_blocks = self.stripe_blocks();
+        let block_count = range.count * stripe_blocks as u32;
+        let area = self.keep.as_mut().and_then(|keep| keep.take_area(start, block_count));
+        self.banks.insert(bank_id, Bank::new(range, start, stripe_blocks, pin, area));
         self.current_bank = Some(bank_id);
         entries.push(Entry::Bank {
             segment: range.segment,
@@ -382,9 +412,20 @@ impl State {
 
     /// Drops banks of which nothing is left to write and whose last naming transaction is durable.
     pub fn retire_banks(&mut self) {
-        let durable = self.durable_transaction;
-        self.banks.retain(|_, bank| !(bank.is_done() && bank.written_by.is_none_or(|by| by <= durable)));
+        let Self { banks, keep, durable_transaction: durable, .. } = self;
+        banks.retain(|_, bank| {
+            let retired = bank.is_done() && bank.written_by.is_none_or(|by| by <= *durable);
+            if let (true, Some(keep), Some(area)) = (retired, keep.as_mut(), bank.area) {
+                keep.give_back(area);
+            }
+            !retired
+        });
     }
+}
+
+/// Stripes of a bank.
+pub(crate) fn bank_stripes(geometry: &Geometry) -> u32 {
+    BANK_STRIPES.min(geometry.stripes_per_segment.div_ceil(4))
 }
 
 /// Where the summary of a stripe is kept.

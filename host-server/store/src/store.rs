@@ -427,8 +427,7 @@ impl Volume for Store {
         let (large, small) = blocks.split_at(in_stripes);
         let mut pieces = self.stage_stripes(large, &mut transaction.reservation).await?;
         if !small.is_empty() {
-            // Copies: a block that waits in a bank must not keep a whole request's memory alive.
-            pieces.push(StagedPiece::Memory(small.iter().map(|block| Slice::copy_of(block)).collect()));
+            pieces.push(StagedPiece::Memory(small.to_vec()));
         }
         Ok(StagedBlocks { pieces })
     }

@@ -30,8 +30,9 @@ struct RootBody {
     log_blocks: U64,
     page_area_bytes: U64,
     total_blocks: U64,
+    kept_epoch: U64,
     replay_previous_checksum: U32,
-    reserved: [u8; 44],
+    reserved: [u8; 36],
 }
 
 const _: () = assert!(size_of::<RootBody>() == 128);
@@ -59,6 +60,8 @@ pub struct Root {
     pub page_area_bytes: u64,
     /// What the volume offers to users, in data blocks.
     pub total_blocks: u64,
+    /// The newest epoch that got as far as taking writes: a memory file of it may hold transactions that the log lacks.
+    pub kept_epoch: u64,
     pub trees: Roots,
 }
 
@@ -81,8 +84,9 @@ impl Root {
             log_blocks: U64::new(self.log_blocks),
             page_area_bytes: U64::new(self.page_area_bytes),
             total_blocks: U64::new(self.total_blocks),
+            kept_epoch: U64::new(self.kept_epoch),
             replay_previous_checksum: U32::new(self.replay_previous_checksum),
-            reserved: [0; 44],
+            reserved: [0; 36],
         };
         let mut bytes = vec![0; ENVELOPE_BYTES];
         bytes.extend_from_slice(body.as_bytes());
@@ -97,7 +101,7 @@ impl Root {
     pub fn decode(bytes: &[u8], volume: VolumeId) -> Option<Self> {
         let opened = envelope::open(bytes, Kind::Superblock, VERSION, Some(volume)).ok()?;
         let (body, trees) = RootBody::read_from_prefix(opened.body).ok()?;
-        if body.reserved != [0; 44] {
+        if body.reserved != [0; 36] {
             return None;
         }
         Some(Self {
@@ -112,6 +116,7 @@ impl Root {
             log_blocks: body.log_blocks.get(),
             page_area_bytes: body.page_area_bytes.get(),
             total_blocks: body.total_blocks.get(),
+            kept_epoch: body.kept_epoch.get(),
             trees: Roots::decode(trees)?,
         })
     }

@@ -9,6 +9,7 @@ use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
 
 use crate::address::{BlockChecksum, MiddleAddress, PhysicalBlock, StripeIndex};
 use crate::format::checksum::block_checksum;
+use crate::keep::AreaId;
 use crate::segment::table::{SegmentPin, StripeRange};
 
 /// A block in its slot.
@@ -46,6 +47,8 @@ pub struct Bank {
     pub sealed: bool,
     /// The transaction that named the last written stripe, once all are written.
     pub written_by: Option<u64>,
+    /// Memory that outlives the process, if the bank has some.
+    pub area: Option<AreaId>,
     _pin: SegmentPin,
 }
 
@@ -61,7 +64,13 @@ pub struct FullStripe {
 }
 
 impl Bank {
-    pub fn new(range: StripeRange, start: PhysicalBlock, stripe_blocks: usize, pin: SegmentPin) -> Self {
+    pub fn new(
+        range: StripeRange,
+        start: PhysicalBlock,
+        stripe_blocks: usize,
+        pin: SegmentPin,
+        area: Option<AreaId>,
+    ) -> Self {
         let stripe_count = range.count as usize;
         Self {
             range,
@@ -74,6 +83,7 @@ impl Bank {
             first_logged_position: None,
             sealed: false,
             written_by: None,
+            area,
             _pin: pin,
         }
     }
@@ -85,6 +95,11 @@ impl Bank {
     /// Physical address of the next free slot.
     pub fn next_physical(&self) -> PhysicalBlock {
         PhysicalBlock(self.start.0 + self.filled as u64)
+    }
+
+    /// Index of the next free slot.
+    pub fn next_slot(&self) -> usize {
+        self.filled
     }
 
     /// Takes a block into the next slot.
