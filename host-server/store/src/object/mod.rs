@@ -17,7 +17,7 @@
 //! * Durability: a write is visible when it returns, durable after the flush that follows.
 //!
 //! Modules, lowest first:
-//! `galois` · `erasure` · `component` · `membership` · `survey` · `open` · `mirror` · `stripe` · `read` · `tree`
+//! `galois` · `erasure` · `component` · `membership` · `survey` · `open` · `mirror` · `stripe` · `read` · `rebuild` · `tree`
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -36,6 +36,7 @@ mod membership;
 mod mirror;
 mod open;
 mod read;
+mod rebuild;
 mod scrub;
 mod stripe;
 mod survey;

@@ -46,20 +46,19 @@ struct Rebuilt {
     bytes: Buffer,
 }
 
-/// A requested block that its component did not give.
+/// A block that is wanted and that its component did not give.
 #[derive(Clone, Copy)]
 struct Missing {
-    /// Index in the request.
-    index: usize,
     column: ColumnIndex,
     row: u32,
+    expected: BlockChecksum,
 }
 
-/// One call of [`Object::read_blocks`].
-struct Reading<'a> {
+/// One call of [`Object::read_blocks`], or one step of a rebuild.
+pub(super) struct Reading<'a> {
     object: &'a Object,
     segment: SegmentId,
-    start: ColumnBlock,
+    /// The request: where it begins, and what is expected there. Empty for a rebuild, which goes by the summary alone.
     first: PhysicalBlock,
     expected: &'a [BlockChecksum],
     images: Vec<Image>,
@@ -139,21 +138,20 @@ impl Object {
         };
         let (start, last) = (geometry.locate(first), geometry.locate(PhysicalBlock(last)));
         let mut reading =
-            Reading { object: self, segment: start.segment, start, first, expected, images: Vec::new() };
-        reading.fetch(reading.plan(last)).await;
+            Reading { object: self, segment: start.segment, first, expected, images: Vec::new() };
+        reading.fetch(reading.plan(start, last)).await;
         let mut missing = reading.missing();
         let mut rebuilt = Vec::new();
         if !missing.is_empty() {
             summary.load(start.segment).await;
-            let sources = match reading.sources_of_rows(&missing, summary) {
-                Ok(sources) => sources,
+            rebuilt = match reading.reconstruct(&missing, summary) {
+                Ok(rebuilt) => rebuilt,
                 Err(_) => {
                     reading.widen(&missing).await;
                     missing = reading.missing();
-                    reading.sources_of_rows(&missing, summary)?
+                    reading.reconstruct(&missing, summary)?
                 }
             };
-            rebuilt = reading.reconstruct(&missing, &sources, summary)?;
         }
         reading.repair(&missing, &rebuilt).await;
         Ok(reading.gather(&missing, &rebuilt))
@@ -161,6 +159,49 @@ impl Object {
 }
 
 impl Reading<'_> {
+    /// Computes one column of some rows from the others: those blocks that the summary knows, in runs of consecutive rows,
+    /// each with its first row. The caller has loaded the segment's checksums.
+    pub(super) async fn rebuild_rows(
+        object: &Object,
+        segment: SegmentId,
+        column: ColumnIndex,
+        rows: Range<u32>,
+        summary: &dyn ChecksumSource,
+    ) -> Result<Vec<(u32, Slice)>, StoreError> {
+        let mut reading =
+            Reading { object, segment, first: PhysicalBlock(0), expected: &[], images: Vec::new() };
+        let missing: Vec<Missing> = rows
+            .filter_map(|row| {
+                let expected = summary.checksum(reading.place(column, row))?;
+                Some(Missing { column, row, expected })
+            })
+            .collect();
+        let (Some(first), Some(last)) = (missing.first(), missing.last()) else { return Ok(Vec::new()) };
+        let wanted = (0..reading.geometry().column_count())
+            .map(ColumnIndex)
+            .filter(|source| *source != column && reading.component(*source).is_live())
+            .take(usize::from(reading.geometry().data_columns))
+            .map(|source| (source, first.row..last.row + 1))
+            .collect();
+        reading.fetch(wanted).await;
+        let rebuilt = match reading.reconstruct(&missing, summary) {
+            Ok(rebuilt) => rebuilt,
+            Err(_) => {
+                reading.widen(&missing).await;
+                reading.reconstruct(&missing, summary)?
+            }
+        };
+        let mut runs = Vec::new();
+        for run in missing.chunk_by(|a, b| a.row + 1 == b.row) {
+            let (first, last) = (run[0].row, run[run.len() - 1].row);
+            if let Some(image) = find(&rebuilt, column, first) {
+                let bytes = block_range(&image.rows, first).start..block_range(&image.rows, last).end;
+                runs.push((first, image.bytes.slice(bytes)));
+            }
+        }
+        Ok(runs)
+    }
+
     fn geometry(&self) -> &Geometry {
         &self.object.geometry
     }
@@ -188,13 +229,13 @@ impl Reading<'_> {
 
     /// What to read: the requested rows, and where components are missing as much of K others as replaces them, so that a
     /// degraded read takes one round like any other.
-    fn plan(&self, last: ColumnBlock) -> Vec<(ColumnIndex, Range<u32>)> {
+    fn plan(&self, first: ColumnBlock, last: ColumnBlock) -> Vec<(ColumnIndex, Range<u32>)> {
         let geometry = self.geometry();
         let mut wanted: Vec<(ColumnIndex, Range<u32>)> = Vec::new();
         let mut replaced = 0..0;
         for column in (0..geometry.column_count()).map(ColumnIndex) {
             let is_data = column.0 < geometry.data_columns;
-            let rows = if is_data { rows_between(geometry, self.start, last, column) } else { 0..0 };
+            let rows = if is_data { rows_between(geometry, first, last, column) } else { 0..0 };
             if self.component(column).is_live() {
                 wanted.push((column, rows));
             } else {
@@ -249,7 +290,7 @@ impl Reading<'_> {
             let (column, row) = (place.column, row_of(geometry, place));
             match self.read_block(column, row) {
                 Some(block) if block_checksum(block) == *expected => {}
-                _ => missing.push(Missing { index, column, row }),
+                _ => missing.push(Missing { column, row, expected: *expected }),
             }
         }
         missing.sort_by_key(|missing| (missing.row, missing.column));
@@ -290,39 +331,26 @@ impl Reading<'_> {
         (sources.len() == usize::from(self.geometry().data_columns)).then_some(sources)
     }
 
-    /// [`sources`](Self::sources) for each row that misses a block.
-    fn sources_of_rows(
-        &self,
-        missing: &[Missing],
-        summary: &dyn ChecksumSource,
-    ) -> Result<Vec<Vec<ColumnIndex>>, StoreError> {
-        let rows = missing.chunk_by(|a, b| a.row == b.row);
-        rows.map(|of_row| {
-            let lost: Vec<ColumnIndex> = of_row.iter().map(|missing| missing.column).collect();
-            self.sources(of_row[0].row, &lost, summary).ok_or_else(|| self.irrecoverable(of_row[0], summary))
-        })
-        .collect()
-    }
-
-    /// Computes what is missing from `sources`, one choice a row.
+    /// Computes what is missing, in order of row and column, from what has been read.
     fn reconstruct(
         &self,
         missing: &[Missing],
-        sources: &[Vec<ColumnIndex>],
         summary: &dyn ChecksumSource,
     ) -> Result<Vec<Image>, StoreError> {
         let mut rebuilt = self.room_for(missing);
-        let mut decoder: Option<(&[ColumnIndex], Vec<ColumnIndex>, Decoder)> = None;
-        for (of_row, sources) in missing.chunk_by(|a, b| a.row == b.row).zip(sources) {
+        let mut decoder: Option<(Vec<ColumnIndex>, Vec<ColumnIndex>, Decoder)> = None;
+        for of_row in missing.chunk_by(|a, b| a.row == b.row) {
             let row = of_row[0].row;
             let lost: Vec<ColumnIndex> = of_row.iter().map(|missing| missing.column).collect();
+            let Some(sources) = self.sources(row, &lost, summary) else {
+                return Err(self.irrecoverable(of_row[0], summary));
+            };
             let reusable =
-                decoder.take().filter(|(of_sources, of_lost, _)| of_sources == sources && *of_lost == lost);
-            let (_, _, decode) =
-                decoder
-                    .insert(reusable.unwrap_or_else(|| {
-                        (sources, lost.clone(), self.object.code.decoder(sources, &lost))
-                    }));
+                decoder.take().filter(|(of_sources, of_lost, _)| *of_sources == sources && *of_lost == lost);
+            let (sources, lost, decode) = decoder.insert(reusable.unwrap_or_else(|| {
+                let decode = self.object.code.decoder(&sources, &lost);
+                (sources, lost, decode)
+            }));
             let inputs: Vec<&[u8]> =
                 sources.iter().filter_map(|column| self.read_block(*column, row)).collect();
             // `room_for` and `lost` are both in order of column.
@@ -333,15 +361,17 @@ impl Reading<'_> {
                 .collect();
             decode.decode(&inputs, &mut outputs);
             for (missing, output) in of_row.iter().zip(&outputs) {
-                if block_checksum(output) != self.expected[missing.index] {
+                if block_checksum(output) != missing.expected {
                     return Err(self.irrecoverable(*missing, summary));
                 }
-                let is_damaged = self.read_block(missing.column, row).is_some();
-                self.component(missing.column).count(|counters| {
-                    counters.damaged_blocks += u64::from(is_damaged);
-                    counters.reconstructed_blocks += 1;
-                });
             }
+        }
+        for missing in missing {
+            let is_damaged = self.read_block(missing.column, missing.row).is_some();
+            self.component(missing.column).count(|counters| {
+                counters.damaged_blocks += u64::from(is_damaged);
+                counters.reconstructed_blocks += 1;
+            });
         }
         let frozen = rebuilt.into_iter().map(|rebuilt| Image {
             column: rebuilt.column,
@@ -353,7 +383,7 @@ impl Reading<'_> {
 
     /// One buffer a column, in order of column, over all of its missing rows.
     fn room_for(&self, missing: &[Missing]) -> Vec<Rebuilt> {
-        (0..self.geometry().data_columns)
+        (0..self.geometry().column_count())
             .map(ColumnIndex)
             .filter_map(|column| {
                 let rows = missing
@@ -381,7 +411,7 @@ impl Reading<'_> {
     }
 
     fn irrecoverable(&self, lost: Missing, summary: &dyn ChecksumSource) -> StoreError {
-        let Missing { column, row, index } = lost;
+        let Missing { column, row, .. } = lost;
         let found: Vec<String> = (0..self.geometry().column_count())
             .map(ColumnIndex)
             .filter_map(|column| {
@@ -399,12 +429,17 @@ impl Reading<'_> {
         StoreError::new(
             ErrorKind::Damaged,
             "read",
-            format!(
-                "physical block {} ({} on {})",
-                self.first.0 + index as u64,
-                self.place(column, row),
-                self.component(column)
-            ),
+            match self.requested(column, row) {
+                Some(index) => {
+                    let physical = self.first.0 + index as u64;
+                    format!(
+                        "physical block {physical} ({} on {})",
+                        self.place(column, row),
+                        self.component(column)
+                    )
+                }
+                None => format!("{} on {}", self.place(column, row), self.component(column)),
+            },
             if found.is_empty() { "columns that do not fit together".to_owned() } else { found.join(", ") },
         )
         .expected(format!("{} valid columns", self.geometry().data_columns))
@@ -456,8 +491,8 @@ impl Reading<'_> {
     fn gather(&self, missing: &[Missing], rebuilt: &[Image]) -> Vec<Slice> {
         let geometry = self.geometry();
         let mut is_missing = vec![false; self.expected.len()];
-        for missing in missing {
-            is_missing[missing.index] = true;
+        for index in missing.iter().filter_map(|missing| self.requested(missing.column, missing.row)) {
+            is_missing[index] = true;
         }
         let mut slices = Vec::new();
         let mut index = 0;
