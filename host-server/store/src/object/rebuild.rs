@@ -5,7 +5,7 @@ use ringfort_engine::buffer::BLOCK_BYTES;
 use super::Object;
 use super::component::Component;
 use super::open::{ComponentSpec, create_component};
-use super::read::{ChecksumSource, Reading};
+use super::reconstruct::{ChecksumSource, Reading};
 use crate::address::{ComponentPosition, MetadataAddress, SegmentId, StripeIndex};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::component::{Member, MemberState};
