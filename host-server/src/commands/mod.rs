@@ -1,0 +1,7 @@
+//! One file a command.
+//!
+//! Modules, lowest first: `create` · `status` · `serve`
+
+pub mod create;
+pub mod serve;
+pub mod status;
