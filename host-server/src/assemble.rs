@@ -19,12 +19,11 @@ use ringfort_engine::engine::Engine;
 use ringfort_engine::local::{self, LocalOptions};
 use ringfort_engine::mailbox::{Receiver, Sender, mailbox};
 use ringfort_filesystem::errno::Errno;
-use ringfort_filesystem::filesystem::{Filesystem, FilesystemOptions};
 use ringfort_filesystem::operation::{Credentials, Operation, Reply, SessionId};
+use ringfort_filesystem::{Filesystem, FilesystemOptions};
 use ringfort_frontend::metrics::Metrics;
 use ringfort_frontend::service::Service;
 use ringfort_frontend::virtiofs::{CachePolicy, Options, VirtioFsServer};
-use ringfort_store::object::Finding;
 use ringfort_store::store::{OpenOptions, Store};
 use tokio::sync::oneshot;
 
@@ -142,7 +141,7 @@ fn serve(
             memory_bytes: settings.memory_bytes,
         };
         let (store, opened) = Store::open(Rc::clone(&engine), &settings.components, &options).await?;
-        log_opening(&store, &opened.findings);
+        log_opening(&store);
         let volume = Rc::new(store.clone());
         let filesystem = Filesystem::open(volume, Rc::clone(&engine), FilesystemOptions::default()).await?;
         let service = Rc::new(Guests(filesystem.clone()));
@@ -173,10 +172,7 @@ fn serve(
     })
 }
 
-fn log_opening(store: &Store, findings: &[Finding]) {
-    for finding in findings {
-        tracing::warn!("{finding}");
-    }
+fn log_opening(store: &Store) {
     let recovery = store.recovery();
     tracing::info!(
         transactions = recovery.replayed_transactions,

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => commands::serve::run(arguments),
         Command::Volume(Volume::Create(arguments)) => commands::create::run(arguments),
         Command::Volume(Volume::Status(arguments)) => commands::status::run(arguments),
+        Command::Volume(Volume::Check(arguments)) => commands::check::run(arguments),
     };
     result.unwrap_or_else(|error| {
         // One line: each cause in its own words, the way it came about.
@@ -56,7 +57,7 @@ fn tell(error: &anyhow::Error) -> String {
 
 /// The log goes to standard error; a server tells more of itself than other commands do.
 fn start_log(serving: bool) {
-    let usual = if serving { LevelFilter::INFO } else { LevelFilter::WARN };
+    let usual = if serving { LevelFilter::INFO } else { LevelFilter::ERROR };
     let filter = EnvFilter::builder().with_default_directive(usual.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter.with_env_var("RINGFORT_LOG").from_env_lossy())

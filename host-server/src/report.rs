@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use ringfort_store::format::component::MemberState;
-use ringfort_store::object::{ComponentReport, Finding, Health, TreeReport};
+use ringfort_store::object::{ComponentReport, Finding, FindingKind, Health, TreeReport};
 use ringfort_store::status::StatusReport;
 use serde::{Deserialize, Serialize};
 
@@ -244,7 +244,11 @@ impl Status {
                 metadata_mirrors: geometry.mirror_count,
                 metadata_bytes: geometry.metadata_bytes,
                 stripe_data_bytes: geometry.stripe_data_bytes(),
-                components: tree.components.iter().map(Component::of).collect(),
+                components: tree
+                    .components
+                    .iter()
+                    .map(|component| Component::of(component, findings))
+                    .collect(),
                 findings: findings.iter().map(ToString::to_string).collect(),
             },
             space: None,
@@ -305,7 +309,11 @@ impl Status {
             };
             let path = component.path.as_ref().map_or("-".into(), |path| path.to_string_lossy());
             let size = ByteSize(component.size_bytes).to_string();
-            write!(text, "  {:>2}  {state:<7}  {:<13}  {size:>9}  {path}", component.position, component.holds)?;
+            write!(
+                text,
+                "  {:>2}  {state:<7}  {:<13}  {size:>9}  {path}",
+                component.position, component.holds
+            )?;
             match &component.failure {
                 Some(failure) => writeln!(text, "  ({failure})")?,
                 None => writeln!(text)?,
@@ -330,12 +338,20 @@ impl Status {
         }
         if let Some(memory) = &self.memory {
             let [used, limit] = [memory.maps_bytes, memory.maps_limit_bytes].map(ByteSize);
-            writeln!(text, "maps      {used} of {limit}, {} of {} pages free", memory.free_pages, memory.pages)?;
+            writeln!(
+                text,
+                "maps      {used} of {limit}, {} pages in use, {} free",
+                memory.pages, memory.free_pages
+            )?;
         }
         if let Some(counters) = &self.counters {
             let [user, log, stripes, pages] =
-                [counters.user_bytes, counters.log_bytes, counters.stripe_bytes, counters.page_bytes].map(ByteSize);
-            writeln!(text, "written   {user} by users; to devices: log {log}, stripes {stripes}, maps {pages}")?;
+                [counters.user_bytes, counters.log_bytes, counters.stripe_bytes, counters.page_bytes]
+                    .map(ByteSize);
+            writeln!(
+                text,
+                "written   {user} by users; to devices: log {log}, stripes {stripes}, maps {pages}"
+            )?;
             writeln!(
                 text,
                 "counters  {} transactions, {} syncs, {} commits, {} checkpoints",
@@ -347,9 +363,12 @@ impl Status {
 }
 
 impl Component {
-    fn of(report: &ComponentReport) -> Self {
+    fn of(report: &ComponentReport, findings: &[Finding]) -> Self {
         let device = report.device.unwrap_or_default();
-        let found = !report.path.as_os_str().is_empty();
+        let missing = findings
+            .iter()
+            .any(|finding| finding.kind == FindingKind::Missing && finding.position == Some(report.position));
+        let path = Some(&report.path).filter(|path| !missing && !path.as_os_str().is_empty());
         let holds = match (report.holds_columns, report.mirror) {
             (true, Some(_)) => "data+metadata",
             (true, None) => "data",
@@ -358,12 +377,12 @@ impl Component {
         Self {
             position: report.position.0,
             id: report.component.to_string(),
-            path: found.then(|| report.path.clone()),
+            path: path.cloned(),
             holds: holds.to_owned(),
             size_bytes: report.len_bytes,
             state: match report.state {
                 MemberState::Live => ComponentState::Live,
-                _ if found => ComponentState::Failed,
+                _ if path.is_some() => ComponentState::Failed,
                 _ => ComponentState::Missing,
             },
             failure: report.failure.clone(),

@@ -50,7 +50,9 @@ fn exchange(stream: &mut UnixStream, request: RequestKind) -> Result<Vec<u8>> {
     stream.write_all(&line)?;
     let mut answer = Vec::new();
     match BufReader::new(stream.take(RESPONSE_BYTES_MAX as u64)).read_until(b'\n', &mut answer) {
-        Ok(_) if answer.len() == RESPONSE_BYTES_MAX => bail!("the answer is longer than {RESPONSE_BYTES_MAX} bytes"),
+        Ok(_) if answer.len() == RESPONSE_BYTES_MAX => {
+            bail!("the answer is longer than {RESPONSE_BYTES_MAX} bytes")
+        }
         Ok(_) => Ok(answer),
         Err(error) if error.kind() == ErrorKind::WouldBlock => {
             bail!("no answer within {} s: the server hangs", PATIENCE.as_secs())

@@ -159,7 +159,9 @@ mod tests {
         with_server(|directory| {
             let mode = std::fs::metadata(socket_path(directory)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
-            let Asked::Answered(answer) = ask(directory, RequestKind::Status).unwrap() else { panic!("no answer") };
+            let Asked::Answered(answer) = ask(directory, RequestKind::Status).unwrap() else {
+                panic!("no answer")
+            };
             assert!(matches!(*answer, Answer::Error(reason) if reason == "not today"));
         });
     }

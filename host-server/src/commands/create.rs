@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::statvfs::statvfs;
-use ringfort_filesystem::filesystem::Filesystem;
+use ringfort_filesystem::Filesystem;
 use ringfort_store::address::ComponentPosition;
 use ringfort_store::create::{CreateOptions, Plan, plan};
 use ringfort_store::error::StoreError;
@@ -35,7 +35,8 @@ pub fn run(arguments: &cli::Create) -> Result<ExitCode> {
     let plan = plan(&options).map_err(|error| advise(error, arguments))?;
 
     let made_directory = make_directory(&directory)?;
-    let mut cleanup = Cleanup { made_directory, directory: directory.clone(), components: Vec::new(), done: false };
+    let mut cleanup =
+        Cleanup { made_directory, directory: directory.clone(), components: Vec::new(), done: false };
     let lock = DirectoryLock::take(&directory, Purpose::Create)?;
     if VolumeFile::path(&directory).exists() {
         bail!("{} holds a volume already; name another directory", directory.display());
@@ -112,7 +113,9 @@ fn make_directory(directory: &Path) -> Result<bool> {
     match DirBuilder::new().mode(0o700).create(directory) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::AlreadyExists && directory.is_dir() => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("make the volume's directory {}", directory.display())),
+        Err(error) => {
+            Err(error).with_context(|| format!("make the volume's directory {}", directory.display()))
+        }
     }
 }
 

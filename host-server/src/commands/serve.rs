@@ -105,7 +105,9 @@ async fn control(arguments: &cli::Serve, settings: Settings) -> Result<ExitCode>
 }
 
 async fn stop(volume: ServedVolume, signals: &mut Signals) -> Result<ExitCode> {
-    tracing::info!("stopping: requests are finished, then everything is synced; a second signal exits at once");
+    tracing::info!(
+        "stopping: requests are finished, then everything is synced; a second signal exits at once"
+    );
     let stopping = tokio::task::spawn_blocking(move || volume.stop());
     tokio::select! {
         stopped = stopping => {

@@ -27,7 +27,8 @@ pub fn run(arguments: &cli::Status) -> Result<ExitCode> {
             let _lock = DirectoryLock::take(directory, Purpose::Status)?;
             with_engine(async |engine| {
                 let (object, opened) =
-                    Object::open(Rc::clone(&engine), &file.all_components(directory), OpenOptions::default()).await?;
+                    Object::open(Rc::clone(&engine), &file.all_components(directory), OpenOptions::default())
+                        .await?;
                 Ok(Status::of_tree(&object.tree(), &opened.findings))
             })?
         }
