@@ -32,6 +32,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("host-server/engine/src/local/uring.rs", "memory lent to the kernel"),
     ("host-server/engine/src/local/threads.rs", "memory lent to the pool's threads"),
     ("host-server/engine/src/local/mapping.rs", "mapped memory files"),
+    ("host-server/store/src/object/galois.rs", "vector kernels of the erasure code"),
 ];
 
 /// Folders and files in which layouts of bytes may be defined.

@@ -1,6 +1,39 @@
 //! Keeps what a guest can provoke from filling the log.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
+
+use ringfort_engine::engine::Engine;
+
+/// Log lines about one guest's misbehaviour: this many at once, then one in each interval.
+const LOG_BURST: u32 = 5;
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Warnings that one guest provokes.
+pub struct GuestLog {
+    device: String,
+    engine: Rc<dyn Engine>,
+    limit: RefCell<RateLimit>,
+}
+
+impl GuestLog {
+    /// `device` is the name by which an operator knows where the guest is.
+    pub fn new(device: &str, engine: Rc<dyn Engine>) -> Self {
+        Self {
+            device: device.to_owned(),
+            engine,
+            limit: RefCell::new(RateLimit::new(LOG_BURST, LOG_INTERVAL)),
+        }
+    }
+
+    pub fn warn(&self, message: std::fmt::Arguments<'_>) {
+        let passed = self.limit.borrow_mut().pass(self.engine.monotonic());
+        if let Some(suppressed) = passed {
+            tracing::warn!(device = self.device, suppressed, "{message}");
+        }
+    }
+}
 
 /// Lets a burst of events through, then one for each interval.
 #[derive(Clone, Debug)]

@@ -379,7 +379,6 @@ fn set_attributes(node: NodeId, set: &abi::SetattrIn) -> Result<Operation, Errno
     if has(abi::FATTR_SIZE) && set.size.get() > OFFSET_MAX {
         return Err(Errno::EFBIG);
     }
-    let changes_owner = has(abi::FATTR_UID) || has(abi::FATTR_GID);
     let change = SetAttributes {
         permissions: has(abi::FATTR_MODE).then(|| permissions(set.mode.get())),
         uid: has(abi::FATTR_UID).then(|| set.uid.get()),
@@ -391,8 +390,7 @@ fn set_attributes(node: NodeId, set: &abi::SetattrIn) -> Result<Operation, Errno
             true => Some(time(set.ctime.get(), set.ctimensec.get())?),
             false => None,
         },
-        // With HANDLE_KILLPRIV_V2 the kernel leaves chown's clearing to us and asks for truncate's.
-        clear_set_id: has(abi::FATTR_KILL_SUIDGID) || (changes_owner && !has(abi::FATTR_MODE)),
+        clear_set_id: has(abi::FATTR_KILL_SUIDGID),
     };
     let handle = has(abi::FATTR_FH).then(|| HandleId(set.fh.get()));
     Ok(Operation::SetAttributes { node, handle, change })

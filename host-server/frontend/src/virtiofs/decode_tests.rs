@@ -66,11 +66,6 @@ fn setattr_takes_only_what_is_marked_valid() {
     assert_eq!(change, expected);
     set.mtimensec = 1_000_000_000.into();
     assert_eq!(decoded(abi::FUSE_SETATTR, set.as_bytes()).unwrap_err(), Errno::EINVAL);
-    set.valid = abi::FATTR_UID.into();
-    let Operation::SetAttributes { change, .. } = operation(abi::FUSE_SETATTR, set.as_bytes()) else {
-        panic!()
-    };
-    assert!(change.clear_set_id, "chown clears set-id bits");
 }
 
 #[test]

@@ -9,12 +9,11 @@
 //! * A guest that breaks the rules of its queues is not served until it has stopped all of them (a reset); its requests
 //!   under way complete, and nobody else notices.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
 
 use ringfort_engine::engine::Engine;
 use ringfort_engine::mailbox::Receiver;
@@ -22,16 +21,12 @@ use ringfort_filesystem::errno::Errno;
 
 use super::decode::{self, Header, Request};
 use super::encode::{self, Answer};
-use super::queue::{Chain, ChainError, Ring, RingError};
+use super::queue::{Chain, ChainError, Ring, RingError, Taken};
 use super::session::{CachePolicy, Conversation};
 use crate::metrics::Metrics;
 use crate::pending::{Pending, PendingGuard};
-use crate::rate_limit::RateLimit;
+use crate::rate_limit::GuestLog;
 use crate::service::Service;
-
-/// Log lines about one guest's misbehaviour: this many at once, then one in each interval.
-const LOG_BURST: u32 = 5;
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Settings of a device.
 #[derive(Clone, Debug)]
@@ -129,7 +124,6 @@ struct Queue {
 }
 
 struct Device<S> {
-    name: String,
     engine: Rc<dyn Engine>,
     conversation: Conversation<S>,
     metrics: Arc<Metrics>,
@@ -137,7 +131,7 @@ struct Device<S> {
     queues: Vec<Queue>,
     kicked: Arc<[AtomicBool]>,
     broken: Cell<bool>,
-    log: RefCell<RateLimit>,
+    log: Rc<GuestLog>,
 }
 
 /// A request under way: where its reply goes and what it holds of the queue's bounds.
@@ -157,6 +151,7 @@ impl<S: Service> Device<S> {
         metrics: &Arc<Metrics>,
         attachment: Attachment,
     ) -> Self {
+        let log = Rc::new(GuestLog::new(name, Rc::clone(engine)));
         let queue = |ring| Queue {
             ring,
             pending: Pending::default(),
@@ -165,15 +160,19 @@ impl<S: Service> Device<S> {
             full: Cell::new(false),
         };
         Self {
-            name: name.to_owned(),
             engine: Rc::clone(engine),
-            conversation: Conversation::new(Rc::clone(service), options.cache, Arc::clone(metrics)),
+            conversation: Conversation::new(
+                Rc::clone(service),
+                options.cache,
+                Arc::clone(metrics),
+                Rc::clone(&log),
+            ),
             metrics: Arc::clone(metrics),
             in_flight_bytes_max: options.in_flight_bytes_max,
             queues: attachment.rings.into_iter().map(queue).collect(),
             kicked: attachment.kicked,
             broken: Cell::new(false),
-            log: RefCell::new(RateLimit::new(LOG_BURST, LOG_INTERVAL)),
+            log,
         }
     }
 
@@ -231,7 +230,7 @@ impl<S: Service> Device<S> {
                     queue.full.set(true);
                     return Ok(());
                 }
-                let Some((head, chain)) = queue.ring.take()? else { break };
+                let Some(Taken { head, chain }) = queue.ring.take()? else { break };
                 taken += 1;
                 self.accept(index, queue, head, chain);
             }
@@ -276,7 +275,8 @@ impl<S: Service> Device<S> {
             Err(errno) => {
                 if errno != Errno::ENOSYS {
                     self.metrics.malformed_requests.add(1);
-                    self.warn(&format!("malformed request with opcode {}: answered {errno}", header.opcode));
+                    let opcode = header.opcode;
+                    self.log.warn(format_args!("malformed request with opcode {opcode}: answered {errno}"));
                 }
                 let answer = if header.is_silent() { None } else { Some(Err(errno)) };
                 self.finish(&header, flight, answer);
@@ -333,13 +333,8 @@ impl<S: Service> Device<S> {
         if !self.broken.replace(true) {
             self.metrics.broken_devices.add(1);
         }
-        self.warn(&format!("queue {index}: {why}; not serving this guest until it resets the device"));
-    }
-
-    fn warn(&self, message: &str) {
-        if let Some(suppressed) = self.log.borrow_mut().pass(self.engine.monotonic()) {
-            tracing::warn!(device = self.name, suppressed, "{message}");
-        }
+        self.log
+            .warn(format_args!("queue {index}: {why}; not serving this guest until it resets the device"));
     }
 }
 

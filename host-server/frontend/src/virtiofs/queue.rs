@@ -51,11 +51,18 @@ pub enum RingError {
     Doorbell(std::io::Error),
 }
 
+/// A chain that was taken from a ring.
+#[derive(Debug)]
+pub struct Taken {
+    /// Its first descriptor: names the chain when it is given back.
+    pub head: u16,
+    pub chain: Result<Chain, ChainError>,
+}
+
 /// One virtqueue, whoever drives the device. Lives on the device's thread.
 pub trait Ring {
-    /// The next available chain, walked; none where nothing is available or the ring is stopped. The head must be given
-    /// back even where the chain is bad.
-    fn take(&self) -> Result<Option<(u16, Result<Chain, ChainError>)>, RingError>;
+    /// The next available chain; none where nothing is available or the ring is stopped.
+    fn take(&self) -> Result<Option<Taken>, RingError>;
 
     /// Returns the chain that begins with `head`, `written_bytes` of its writable part filled, and rings the guest's
     /// doorbell if it wants that. True where it was rung.

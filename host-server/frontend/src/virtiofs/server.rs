@@ -28,6 +28,9 @@ use crate::service::Service;
 /// Request queues of a device. QEMU's default is 1; kernels from 6.11 on use several.
 const REQUEST_QUEUES_MAX: usize = 16;
 
+/// From a connection that failed to the next that is accepted.
+const PAUSE_AFTER_FAILURE_MS: u16 = 1000;
+
 /// A device that could not be started: what was tried, on which path, what was found.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -157,18 +160,20 @@ impl Serving {
     fn run(self, socket: Socket) {
         let path = &self.shared.path;
         while !self.shared.stopping() {
-            match wait_for_connection(&socket.listener, &self.shared.wake) {
-                Ok(()) => {}
-                Err(error) => {
-                    tracing::error!("wait for a guest on {}: {error}", path.display());
-                    break;
-                }
+            if let Err(error) = wait(Some(&socket.listener), &self.shared.wake, PollTimeout::NONE) {
+                tracing::error!(
+                    "wait for a guest on {}: {error}; no guest is served here any more",
+                    path.display()
+                );
+                break;
             }
             if self.shared.stopping() {
                 break;
             }
             if let Err(error) = self.serve_connection(&socket.listener) {
                 tracing::warn!("connection on {} ended: {error}", path.display());
+                // What failed (descriptors used up, say) may fail again at once. An error here shows above as well.
+                let _ = wait(None, &self.shared.wake, PAUSE_AFTER_FAILURE_MS.into());
             }
         }
     }
@@ -215,11 +220,12 @@ impl Serving {
     }
 }
 
-fn wait_for_connection(listener: &UnixListener, wake: &EventFd) -> io::Result<()> {
+/// Waits for a connection, for a request to stop, or until `timeout`.
+fn wait(listener: Option<&UnixListener>, wake: &EventFd, timeout: PollTimeout) -> io::Result<()> {
+    let mut waiting = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+    waiting.extend(listener.map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)));
     loop {
-        let mut waiting =
-            [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut waiting, PollTimeout::NONE) {
+        match poll(&mut waiting, timeout) {
             Ok(_) => return Ok(()),
             Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),

@@ -19,6 +19,7 @@ use super::decode::{Header, Request, Shape, SyncWrites, TRANSFER_BYTES_MAX};
 use super::encode::{self, Answer, Validity};
 use crate::metrics::Metrics;
 use crate::pending::Pending;
+use crate::rate_limit::GuestLog;
 use crate::service::Service;
 
 /// The oldest protocol that is spoken: before it, virtio-fs did not exist.
@@ -101,12 +102,13 @@ pub struct Conversation<S> {
     service: Rc<S>,
     cache: CachePolicy,
     metrics: Arc<Metrics>,
+    log: Rc<GuestLog>,
     session: RefCell<Option<Rc<Session>>>,
 }
 
 impl<S: Service> Conversation<S> {
-    pub fn new(service: Rc<S>, cache: CachePolicy, metrics: Arc<Metrics>) -> Self {
-        Self { service, cache, metrics, session: RefCell::new(None) }
+    pub fn new(service: Rc<S>, cache: CachePolicy, metrics: Arc<Metrics>, log: Rc<GuestLog>) -> Self {
+        Self { service, cache, metrics, log, session: RefCell::new(None) }
     }
 
     /// Carries out a request. None where the protocol forbids a reply.
@@ -157,9 +159,9 @@ impl<S: Service> Conversation<S> {
             return Ok(Answer::Bytes(out.as_bytes().to_vec()));
         }
         if major < abi::FUSE_KERNEL_VERSION || minor < MINOR_MIN {
-            tracing::error!(
-                "guest speaks FUSE {major}.{minor}, 7.{MINOR_MIN} is the oldest supported: use a newer guest kernel"
-            );
+            self.log.warn(format_args!(
+                "the guest speaks FUSE {major}.{minor}, 7.{MINOR_MIN} is the oldest supported: use a newer guest kernel"
+            ));
             return Err(Errno::EPROTO);
         }
         self.end().await;

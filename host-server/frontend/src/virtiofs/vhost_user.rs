@@ -21,7 +21,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use super::device::{Attachment, Done, Event};
-use super::queue::{Chain, ChainError, Memory, Ring, RingError};
+use super::queue::{Chain, Memory, Ring, RingError, Taken};
 
 /// The longest ring that a virtual machine may ask for.
 const QUEUE_SIZE_MAX: usize = 1024;
@@ -49,7 +49,7 @@ impl Vring {
 }
 
 impl Ring for Vring {
-    fn take(&self) -> Result<Option<(u16, Result<Chain, ChainError>)>, RingError> {
+    fn take(&self) -> Result<Option<Taken>, RingError> {
         let memory = self.memory.memory().into_inner();
         let mut state = self.vring.get_mut();
         if !Self::runs(&state) {
@@ -57,7 +57,7 @@ impl Ring for Vring {
         }
         let next = state.get_queue_mut().iter(Arc::clone(&memory)).map_err(RingError::Queue)?.next();
         drop(state);
-        Ok(next.map(|chain| (chain.head_index(), Chain::walk(memory, chain))))
+        Ok(next.map(|chain| Taken { head: chain.head_index(), chain: Chain::walk(memory, chain) }))
     }
 
     fn give_back(&self, head: u16, written_bytes: u32) -> Result<bool, RingError> {

@@ -17,7 +17,7 @@
 //! * Durability: a write is visible when it returns, durable after the flush that follows.
 //!
 //! Modules, lowest first:
-//! `galois` · `erasure` · `component` · `membership` · `survey` · `open` · `mirror` · `stripe` · `read` · `tree`
+//! `galois` · `erasure` · `component` · `membership` · `survey` · `open` · `mirror` · `stripe` · `reconstruct` · `read` · `scrub` · `rebuild` · `tree`
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -36,6 +36,8 @@ mod membership;
 mod mirror;
 mod open;
 mod read;
+mod rebuild;
+mod reconstruct;
 mod scrub;
 mod stripe;
 mod survey;
@@ -46,7 +48,7 @@ mod tree;
 pub use component::ComponentCounters;
 pub use galois::Kernel;
 pub use open::{ComponentSpec, OpenOptions, OpenReport};
-pub use read::ChecksumSource;
+pub use reconstruct::ChecksumSource;
 pub use scrub::StripeFault;
 pub use survey::{Finding, FindingKind};
 pub use tree::{ComponentReport, Health, TreeReport};

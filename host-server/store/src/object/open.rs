@@ -51,6 +51,29 @@ fn random_u128(engine: &dyn Engine) -> u128 {
     u128::from(engine.random_u64()) << 64 | u128::from(engine.random_u64())
 }
 
+/// Creates a component that carries no label yet.
+pub(super) async fn create_component(
+    engine: &dyn Engine,
+    geometry: &Geometry,
+    position: ComponentPosition,
+    spec: &ComponentSpec,
+) -> Result<Component, StoreError> {
+    let len_bytes = geometry.component_bytes(position);
+    let device = engine.create(&spec.path, len_bytes)?;
+    // A block device is taken over with whatever it holds.
+    if let Ok(label) = read_label(&*device).await? {
+        return Err(StoreError::new(
+            ErrorKind::Exists,
+            "create component",
+            spec.path.display().to_string(),
+            format!("component {} of volume {}", label.position, label.volume),
+        )
+        .advice("wipe its first MiB if that volume is not needed any more"));
+    }
+    let id = ComponentId(random_u128(engine));
+    Ok(Component::live(position, id, len_bytes, spec.path.clone(), device))
+}
+
 impl Object {
     /// Creates the components of a new object, in order of position, and labels them. [`ErrorKind::Exists`] where a path
     /// exists or holds a component; what was created until then stays and is the caller's to remove.
@@ -78,20 +101,7 @@ impl Object {
         }
         let mut components = Vec::with_capacity(specs.len());
         for (position, spec) in (0..).map(ComponentPosition).zip(specs) {
-            let len_bytes = geometry.component_bytes(position);
-            let device = engine.create(&spec.path, len_bytes)?;
-            // A block device is taken over with whatever it holds.
-            if let Ok(label) = read_label(&*device).await? {
-                return Err(StoreError::new(
-                    ErrorKind::Exists,
-                    "create component",
-                    spec.path.display().to_string(),
-                    format!("component {} of volume {}", label.position, label.volume),
-                )
-                .advice("wipe its first MiB if that volume is not needed any more"));
-            }
-            let id = ComponentId(random_u128(&*engine));
-            components.push(Component::live(position, id, len_bytes, spec.path.clone(), device));
+            components.push(create_component(&*engine, &geometry, position, spec).await?);
         }
         let members = components
             .iter()
@@ -132,7 +142,7 @@ impl Object {
 
     /// Goes two sequence numbers ahead, with missing members marked as failed. A crash on the way leaves members one number
     /// apart, never more, so that whoever is two behind is known to be an old copy.
-    async fn begin_session(&self) -> Result<(), StoreError> {
+    pub(super) async fn begin_session(&self) -> Result<(), StoreError> {
         self.advance_labels().await;
         self.advance_labels().await;
         self.settle().await

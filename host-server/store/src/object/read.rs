@@ -1,88 +1,22 @@
 //! Reading data blocks: verified, reconstructed where a component does not give them, repaired in place.
 //!
-//! A *row* is a block's index in its column, counted through the stripes of the segment. The blocks of one row, one of each
-//! column, belong together: any K give the others. A logically contiguous range touches one contiguous range of rows in each
-//! column, so that every component is asked once, however many stripes the range covers.
+//! A logically contiguous range touches one contiguous range of rows in each column, so that every component is asked once,
+//! however many stripes the range covers.
 
-use std::future::{Future, ready};
 use std::ops::Range;
-use std::pin::Pin;
 
-use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
+use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 
 use super::Object;
-use super::component::{Component, Part};
-use super::erasure::Decoder;
-use crate::address::{BlockChecksum, ColumnIndex, PhysicalBlock, SegmentId, StripeIndex};
+use super::component::Part;
+use super::reconstruct::{ChecksumSource, Image, Missing, Reading, block_range, find, hull};
+use crate::address::{BlockChecksum, ColumnIndex, PhysicalBlock};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::checksum::block_checksum;
 use crate::geometry::{ColumnBlock, Geometry};
 
-/// The checksums of all columns of a segment, parity included: the segment's summary.
-pub trait ChecksumSource {
-    /// Brings the checksums of a segment within reach. Called before the first [`checksum`](Self::checksum) of a read
-    /// that has something to reconstruct, and only then.
-    fn load<'a>(&'a self, segment: SegmentId) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
-        let _ = segment;
-        Box::pin(ready(()))
-    }
-
-    /// The checksum of a block, if known. Blocks of unknown checksum are used for reconstruction only where nothing better
-    /// is left, and the result is verified in any case.
-    fn checksum(&self, place: ColumnBlock) -> Option<BlockChecksum>;
-}
-
-/// Rows of one column, as they came from its component.
-struct Image {
-    column: ColumnIndex,
-    rows: Range<u32>,
-    bytes: Slice,
-}
-
-/// Rows of one column, computed from others.
-struct Rebuilt {
-    column: ColumnIndex,
-    rows: Range<u32>,
-    bytes: Buffer,
-}
-
-/// A requested block that its component did not give.
-#[derive(Clone, Copy)]
-struct Missing {
-    /// Index in the request.
-    index: usize,
-    column: ColumnIndex,
-    row: u32,
-}
-
-/// One call of [`Object::read_blocks`].
-struct Reading<'a> {
-    object: &'a Object,
-    segment: SegmentId,
-    start: ColumnBlock,
-    first: PhysicalBlock,
-    expected: &'a [BlockChecksum],
-    images: Vec<Image>,
-}
-
-fn block_range(rows: &Range<u32>, row: u32) -> Range<usize> {
-    let start = (row - rows.start) as usize * BLOCK_BYTES;
-    start..start + BLOCK_BYTES
-}
-
 fn row_of(geometry: &Geometry, place: ColumnBlock) -> u32 {
     place.stripe.0 * geometry.blocks_per_unit() + place.block_in_unit
-}
-
-/// The smallest range that covers both.
-fn hull(a: Range<u32>, b: Range<u32>) -> Range<u32> {
-    if a.is_empty() {
-        return b;
-    }
-    if b.is_empty() {
-        return a;
-    }
-    a.start.min(b.start)..a.end.max(b.end)
 }
 
 /// The rows of `column` between `first` and `last`, both included.
@@ -139,21 +73,20 @@ impl Object {
         };
         let (start, last) = (geometry.locate(first), geometry.locate(PhysicalBlock(last)));
         let mut reading =
-            Reading { object: self, segment: start.segment, start, first, expected, images: Vec::new() };
-        reading.fetch(reading.plan(last)).await;
+            Reading { object: self, segment: start.segment, first, expected, images: Vec::new() };
+        reading.fetch(reading.plan(start, last)).await;
         let mut missing = reading.missing();
         let mut rebuilt = Vec::new();
         if !missing.is_empty() {
             summary.load(start.segment).await;
-            let sources = match reading.sources_of_rows(&missing, summary) {
-                Ok(sources) => sources,
+            rebuilt = match reading.reconstruct(&missing, summary) {
+                Ok(rebuilt) => rebuilt,
                 Err(_) => {
                     reading.widen(&missing).await;
                     missing = reading.missing();
-                    reading.sources_of_rows(&missing, summary)?
+                    reading.reconstruct(&missing, summary)?
                 }
             };
-            rebuilt = reading.reconstruct(&missing, &sources, summary)?;
         }
         reading.repair(&missing, &rebuilt).await;
         Ok(reading.gather(&missing, &rebuilt))
@@ -161,40 +94,15 @@ impl Object {
 }
 
 impl Reading<'_> {
-    fn geometry(&self) -> &Geometry {
-        &self.object.geometry
-    }
-
-    fn component(&self, column: ColumnIndex) -> &Component {
-        let position = self.geometry().position_of(self.segment, column);
-        &self.object.components[usize::from(position.0)]
-    }
-
-    fn place(&self, column: ColumnIndex, row: u32) -> ColumnBlock {
-        let blocks = self.geometry().blocks_per_unit();
-        let stripe = StripeIndex(row / blocks);
-        ColumnBlock { segment: self.segment, stripe, column, block_in_unit: row % blocks }
-    }
-
-    /// The block's index in the request, if it was asked for.
-    fn requested(&self, column: ColumnIndex, row: u32) -> Option<usize> {
-        if column.0 >= self.geometry().data_columns {
-            return None;
-        }
-        let physical = self.geometry().physical(self.place(column, row));
-        let index = physical.0.checked_sub(self.first.0)?;
-        usize::try_from(index).ok().filter(|index| *index < self.expected.len())
-    }
-
     /// What to read: the requested rows, and where components are missing as much of K others as replaces them, so that a
     /// degraded read takes one round like any other.
-    fn plan(&self, last: ColumnBlock) -> Vec<(ColumnIndex, Range<u32>)> {
+    fn plan(&self, first: ColumnBlock, last: ColumnBlock) -> Vec<(ColumnIndex, Range<u32>)> {
         let geometry = self.geometry();
         let mut wanted: Vec<(ColumnIndex, Range<u32>)> = Vec::new();
         let mut replaced = 0..0;
         for column in (0..geometry.column_count()).map(ColumnIndex) {
             let is_data = column.0 < geometry.data_columns;
-            let rows = if is_data { rows_between(geometry, self.start, last, column) } else { 0..0 };
+            let rows = if is_data { rows_between(geometry, first, last, column) } else { 0..0 };
             if self.component(column).is_live() {
                 wanted.push((column, rows));
             } else {
@@ -212,34 +120,6 @@ impl Reading<'_> {
         wanted
     }
 
-    /// Reads rows of several columns at once. What fails is counted and stays out.
-    async fn fetch(&mut self, wanted: Vec<(ColumnIndex, Range<u32>)>) {
-        let reads: Vec<_> = wanted
-            .into_iter()
-            .filter_map(|(column, rows)| {
-                let position = self.geometry().position_of(self.segment, column);
-                let start_bytes = self.geometry().unit_offset(position, self.segment, StripeIndex(0));
-                let offset_bytes = start_bytes + u64::from(rows.start) * BLOCK_BYTES as u64;
-                let read = self.component(column).read(offset_bytes, rows.len() * BLOCK_BYTES)?;
-                Some((column, rows, read))
-            })
-            .collect();
-        for (column, rows, read) in reads {
-            match read.await {
-                Ok(buffer) => self.images.push(Image { column, rows, bytes: buffer.freeze() }),
-                Err(error) => {
-                    let component = self.component(column);
-                    component.count(|counters| counters.read_errors += 1);
-                    tracing::warn!(volume = %self.object.volume, %component, %error, "reading data");
-                }
-            }
-        }
-    }
-
-    fn read_block(&self, column: ColumnIndex, row: u32) -> Option<&[u8]> {
-        find(&self.images, column, row).map(|image| &image.bytes[block_range(&image.rows, row)])
-    }
-
     /// The requested blocks that were not read or are wrong.
     fn missing(&self) -> Vec<Missing> {
         let geometry = self.geometry();
@@ -249,166 +129,11 @@ impl Reading<'_> {
             let (column, row) = (place.column, row_of(geometry, place));
             match self.read_block(column, row) {
                 Some(block) if block_checksum(block) == *expected => {}
-                _ => missing.push(Missing { index, column, row }),
+                _ => missing.push(Missing { column, row, expected: *expected }),
             }
         }
         missing.sort_by_key(|missing| (missing.row, missing.column));
         missing
-    }
-
-    /// K columns to compute a row from, without `lost`: verified ones, then, if those are too few, ones of unknown checksum.
-    fn sources(
-        &self,
-        row: u32,
-        lost: &[ColumnIndex],
-        summary: &dyn ChecksumSource,
-    ) -> Option<Vec<ColumnIndex>> {
-        let mut sources = Vec::new();
-        let mut unknown = Vec::new();
-        for column in (0..self.geometry().column_count()).map(ColumnIndex) {
-            let Some(block) = self.read_block(column, row).filter(|_| !lost.contains(&column)) else {
-                continue;
-            };
-            // A requested block that is not lost has been verified.
-            if self.requested(column, row).is_some() {
-                sources.push(column);
-                continue;
-            }
-            match summary.checksum(self.place(column, row)) {
-                Some(checksum) if checksum == block_checksum(block) => sources.push(column),
-                Some(_) => {}
-                None => unknown.push(column),
-            }
-            if sources.len() == usize::from(self.geometry().data_columns) {
-                break;
-            }
-        }
-        sources.extend(unknown);
-        sources.truncate(usize::from(self.geometry().data_columns));
-        // One order for each choice, so that decoders can be reused.
-        sources.sort();
-        (sources.len() == usize::from(self.geometry().data_columns)).then_some(sources)
-    }
-
-    /// [`sources`](Self::sources) for each row that misses a block.
-    fn sources_of_rows(
-        &self,
-        missing: &[Missing],
-        summary: &dyn ChecksumSource,
-    ) -> Result<Vec<Vec<ColumnIndex>>, StoreError> {
-        let rows = missing.chunk_by(|a, b| a.row == b.row);
-        rows.map(|of_row| {
-            let lost: Vec<ColumnIndex> = of_row.iter().map(|missing| missing.column).collect();
-            self.sources(of_row[0].row, &lost, summary).ok_or_else(|| self.irrecoverable(of_row[0], summary))
-        })
-        .collect()
-    }
-
-    /// Computes what is missing from `sources`, one choice a row.
-    fn reconstruct(
-        &self,
-        missing: &[Missing],
-        sources: &[Vec<ColumnIndex>],
-        summary: &dyn ChecksumSource,
-    ) -> Result<Vec<Image>, StoreError> {
-        let mut rebuilt = self.room_for(missing);
-        let mut decoder: Option<(&[ColumnIndex], Vec<ColumnIndex>, Decoder)> = None;
-        for (of_row, sources) in missing.chunk_by(|a, b| a.row == b.row).zip(sources) {
-            let row = of_row[0].row;
-            let lost: Vec<ColumnIndex> = of_row.iter().map(|missing| missing.column).collect();
-            let reusable =
-                decoder.take().filter(|(of_sources, of_lost, _)| of_sources == sources && *of_lost == lost);
-            let (_, _, decode) =
-                decoder
-                    .insert(reusable.unwrap_or_else(|| {
-                        (sources, lost.clone(), self.object.code.decoder(sources, &lost))
-                    }));
-            let inputs: Vec<&[u8]> =
-                sources.iter().filter_map(|column| self.read_block(*column, row)).collect();
-            // `room_for` and `lost` are both in order of column.
-            let mut outputs: Vec<&mut [u8]> = rebuilt
-                .iter_mut()
-                .filter(|rebuilt| lost.contains(&rebuilt.column))
-                .map(|rebuilt| &mut rebuilt.bytes[block_range(&rebuilt.rows, row)])
-                .collect();
-            decode.decode(&inputs, &mut outputs);
-            for (missing, output) in of_row.iter().zip(&outputs) {
-                if block_checksum(output) != self.expected[missing.index] {
-                    return Err(self.irrecoverable(*missing, summary));
-                }
-                let is_damaged = self.read_block(missing.column, row).is_some();
-                self.component(missing.column).count(|counters| {
-                    counters.damaged_blocks += u64::from(is_damaged);
-                    counters.reconstructed_blocks += 1;
-                });
-            }
-        }
-        let frozen = rebuilt.into_iter().map(|rebuilt| Image {
-            column: rebuilt.column,
-            rows: rebuilt.rows,
-            bytes: rebuilt.bytes.freeze(),
-        });
-        Ok(frozen.collect())
-    }
-
-    /// One buffer a column, in order of column, over all of its missing rows.
-    fn room_for(&self, missing: &[Missing]) -> Vec<Rebuilt> {
-        (0..self.geometry().data_columns)
-            .map(ColumnIndex)
-            .filter_map(|column| {
-                let rows = missing
-                    .iter()
-                    .filter(|missing| missing.column == column)
-                    .fold(0..0, |rows, missing| hull(rows, missing.row..missing.row + 1));
-                (!rows.is_empty()).then(|| {
-                    let bytes = Buffer::zeroed(rows.len() * BLOCK_BYTES);
-                    Rebuilt { column, rows, bytes }
-                })
-            })
-            .collect()
-    }
-
-    /// Reads what is still unread of the rows in question, block by block: one bad sector may have failed a long read.
-    async fn widen(&mut self, missing: &[Missing]) {
-        let mut rows: Vec<u32> = missing.iter().map(|missing| missing.row).collect();
-        rows.dedup();
-        let mut wanted = Vec::new();
-        for column in (0..self.geometry().column_count()).map(ColumnIndex) {
-            let unread = rows.iter().filter(|row| find(&self.images, column, **row).is_none());
-            wanted.extend(unread.map(|row| (column, *row..row + 1)));
-        }
-        self.fetch(wanted).await;
-    }
-
-    fn irrecoverable(&self, lost: Missing, summary: &dyn ChecksumSource) -> StoreError {
-        let Missing { column, row, index } = lost;
-        let found: Vec<String> = (0..self.geometry().column_count())
-            .map(ColumnIndex)
-            .filter_map(|column| {
-                let component = self.component(column);
-                let Some(block) = self.read_block(column, row) else {
-                    return Some(format!("{component} gives nothing"));
-                };
-                let expected = match self.requested(column, row) {
-                    Some(index) => Some(self.expected[index]),
-                    None => summary.checksum(self.place(column, row)),
-                };
-                (expected? != block_checksum(block)).then(|| format!("{component} gives wrong bytes"))
-            })
-            .collect();
-        StoreError::new(
-            ErrorKind::Damaged,
-            "read",
-            format!(
-                "physical block {} ({} on {})",
-                self.first.0 + index as u64,
-                self.place(column, row),
-                self.component(column)
-            ),
-            if found.is_empty() { "columns that do not fit together".to_owned() } else { found.join(", ") },
-        )
-        .expected(format!("{} valid columns", self.geometry().data_columns))
-        .advice("bring back missing components, if any, or restore the file that holds the block")
     }
 
     /// Writes reconstructed blocks back to components that are in use. What goes wrong here expels components and fails
@@ -456,8 +181,8 @@ impl Reading<'_> {
     fn gather(&self, missing: &[Missing], rebuilt: &[Image]) -> Vec<Slice> {
         let geometry = self.geometry();
         let mut is_missing = vec![false; self.expected.len()];
-        for missing in missing {
-            is_missing[missing.index] = true;
+        for index in missing.iter().filter_map(|missing| self.requested(missing.column, missing.row)) {
+            is_missing[index] = true;
         }
         let mut slices = Vec::new();
         let mut index = 0;
@@ -481,9 +206,4 @@ impl Reading<'_> {
         }
         slices
     }
-}
-
-/// The first image that holds the block. A later one of the same column repeats what was already found wanting.
-fn find(images: &[Image], column: ColumnIndex, row: u32) -> Option<&Image> {
-    images.iter().find(|image| image.column == column && image.rows.contains(&row))
 }

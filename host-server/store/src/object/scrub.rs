@@ -4,7 +4,7 @@ use ringfort_engine::buffer::BLOCK_BYTES;
 use ringfort_engine::sync::join_all;
 
 use super::Object;
-use super::read::ChecksumSource;
+use super::reconstruct::ChecksumSource;
 use crate::address::{BlockChecksum, ColumnIndex, SegmentId, StripeIndex};
 use crate::format::checksum::block_checksum;
 use crate::geometry::ColumnBlock;

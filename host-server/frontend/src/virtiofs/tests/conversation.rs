@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::driver::{init_in, name};
-use super::guest::{MEMORY_BYTES, REQUESTS, with_cache, with_guest};
+use super::guest::{REQUESTS, with_cache, with_guest};
 use crate::virtiofs::device::Event;
 use crate::virtiofs::{CachePolicy, abi};
 
@@ -271,16 +271,14 @@ fn a_write_that_asks_for_durability_is_synced_unless_its_handle_is_synchronous()
 }
 
 #[test]
-fn buffers_may_lie_anywhere_in_the_guests_memory() {
+fn requests_and_replies_may_be_cut_anywhere() {
     with_guest(|mut guest, fake| async move {
         guest.init().await;
         fake.add_file("file", b"");
         let request = guest.queues[REQUESTS].request(abi::FUSE_LOOKUP, 1, &name("file"));
-        // Byte by byte, with the reply at the last bytes of memory.
         let pieces: Vec<&[u8]> = request.chunks(9).collect();
         let ticket = guest.queues[REQUESTS].submit(&pieces, &[1, 15, 100, 29]);
         guest.kick(REQUESTS);
         assert_eq!(guest.wait(&ticket).await.error, 0);
-        assert!(MEMORY_BYTES > 0);
     });
 }

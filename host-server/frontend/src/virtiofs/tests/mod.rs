@@ -3,5 +3,7 @@
 mod conversation;
 mod driver;
 mod fake;
+mod filesystem;
 mod guest;
 mod hostile;
+mod vhost_user;

@@ -185,10 +185,10 @@ fn after_a_crash_anywhere_nothing_answered_is_missing() {
             world.heal(path);
         }
         let engine = world.restart(CrashMode::PowerLoss, point);
+        let answered = answered.into_inner();
         world
             .run(async {
                 let (object, _) = open(&engine, &geometry, WRITE).await.unwrap();
-                let answered = answered.borrow();
                 for writing in 0..answered.data {
                     let first = writing * geometry.blocks_per_segment();
                     summaries[writing as usize].check(&object, first, 16, writing).await.unwrap();

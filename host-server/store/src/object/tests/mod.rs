@@ -24,6 +24,7 @@ mod data;
 mod membership;
 mod metadata;
 mod opening;
+mod rebuild;
 
 const VOLUME: VolumeId = VolumeId(0xfeed_0000_0000_0000_0000_0000_0000_beef);
 const WRITE: OpenOptions = OpenOptions { write: true, allow_partial_membership: false, volume: None };
@@ -156,10 +157,6 @@ fn find_on_disk(geometry: &Geometry, place: ColumnBlock) -> (PathBuf, u64) {
     let offset_bytes = geometry.unit_offset(position, place.segment, place.stripe)
         + u64::from(place.block_in_unit) * BLOCK_BYTES as u64;
     (disk(position), offset_bytes)
-}
-
-fn metadata_offset(geometry: &Geometry, address: MetadataAddress) -> u64 {
-    geometry.metadata_base() + address.0
 }
 
 /// A world with a new object that is closed again.

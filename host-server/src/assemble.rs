@@ -1,0 +1,224 @@
+//! Wires the layers: one thread that owns the volume, with its engine, store, filesystem and front ends.
+//!
+//! # Threads
+//! The volume's thread runs everything that touches the volume. The control plane (this crate's tokio runtime) speaks with
+//! it through a mailbox of [`Request`]s. Each virtio-fs socket has a thread of its own, which only forwards.
+//!
+//! # Stopping
+//! First the sockets, so that nothing new comes in and what is under way is answered; then the filesystem, which ends
+//! sessions and syncs; then the store, which checkpoints. A process killed at any point of it loses nothing that was synced.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use ringfort_engine::engine::Engine;
+use ringfort_engine::local::{self, LocalOptions};
+use ringfort_engine::mailbox::{Receiver, Sender, mailbox};
+use ringfort_filesystem::errno::Errno;
+use ringfort_filesystem::operation::{Credentials, Operation, Reply, SessionId};
+use ringfort_filesystem::{Filesystem, FilesystemOptions};
+use ringfort_frontend::metrics::Metrics;
+use ringfort_frontend::service::Service;
+use ringfort_frontend::virtiofs::{CachePolicy, Options, VirtioFsServer};
+use ringfort_store::store::{OpenOptions, Store};
+use tokio::sync::oneshot;
+
+use crate::report::{Guest, Served, Status};
+
+/// Request queues that a device offers: kernels before 6.11 use one, later ones as many as there are.
+const REQUEST_QUEUES: usize = 1;
+
+/// What is to be served, and how.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Every component, columns first.
+    pub components: Vec<PathBuf>,
+    pub sockets: Vec<PathBuf>,
+    pub cache: CachePolicy,
+    pub commit_interval: Duration,
+    pub memory_bytes: u64,
+    pub override_membership: bool,
+}
+
+/// What the control plane asks of the volume's thread.
+enum Request {
+    Status(oneshot::Sender<Status>),
+    /// Sync, checkpoint, close, end.
+    Stop,
+}
+
+/// Speaks with the volume's thread. Clones speak with the same.
+#[derive(Clone)]
+pub struct VolumeRemote(Sender<Request>);
+
+impl VolumeRemote {
+    /// None where the volume is being closed.
+    pub async fn status(&self) -> Option<Status> {
+        let (reply, status) = oneshot::channel();
+        self.0.send(Request::Status(reply)).ok()?;
+        status.await.ok()
+    }
+}
+
+/// A volume whose sockets listen.
+pub struct ServedVolume {
+    remote: VolumeRemote,
+    servers: Vec<VirtioFsServer>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl ServedVolume {
+    /// Opens the volume and listens. Blocks until that is done.
+    pub fn start(settings: Settings) -> Result<Self> {
+        let (sender, requests) = mailbox();
+        let (started, listening) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("volume".into())
+            .spawn(move || {
+                let served = serve(&settings, requests, |servers| started.send(servers).is_ok());
+                drop(started);
+                served
+            })
+            .context("start the volume's thread")?;
+        match listening.recv() {
+            Ok(servers) => Ok(Self { remote: VolumeRemote(sender), servers, thread }),
+            Err(_) => match join(thread) {
+                Ok(()) => Err(anyhow!("the volume's thread ended before its sockets listened")),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    pub fn remote(&self) -> VolumeRemote {
+        self.remote.clone()
+    }
+
+    /// Whether the volume's thread has ended without being asked.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Stops taking requests, answers those under way, makes everything durable and closes the volume. Blocks.
+    pub fn stop(self) -> Result<()> {
+        for server in &self.servers {
+            server.request_stop();
+        }
+        for server in self.servers {
+            server.stop();
+        }
+        // Where the thread is gone already, joining it tells why.
+        let _ = self.remote.0.send(Request::Stop);
+        join(self.thread)
+    }
+}
+
+fn join(thread: JoinHandle<Result<()>>) -> Result<()> {
+    thread.join().unwrap_or_else(|_| Err(anyhow!("the volume's thread panicked; what was synced is safe")))
+}
+
+/// Runs `work` on an engine of this machine, on this thread.
+pub fn with_engine<T>(work: impl AsyncFnOnce(Rc<dyn Engine>) -> Result<T>) -> Result<T> {
+    let runtime = local::start(LocalOptions::default())?;
+    let engine = runtime.engine();
+    runtime.block_on(work(engine))
+}
+
+/// The life of the volume's thread.
+fn serve(
+    settings: &Settings,
+    mut requests: Receiver<Request>,
+    listening: impl FnOnce(Vec<VirtioFsServer>) -> bool,
+) -> Result<()> {
+    let started = Instant::now();
+    with_engine(async |engine| {
+        let options = OpenOptions {
+            allow_partial_membership: settings.override_membership,
+            commit_interval: settings.commit_interval,
+            memory_bytes: settings.memory_bytes,
+        };
+        let (store, opened) = Store::open(Rc::clone(&engine), &settings.components, &options).await?;
+        log_opening(&store);
+        let volume = Rc::new(store.clone());
+        let filesystem = Filesystem::open(volume, Rc::clone(&engine), FilesystemOptions::default()).await?;
+        let service = Rc::new(Guests(filesystem.clone()));
+        let mut servers = Vec::new();
+        let mut observed = Vec::new();
+        for path in &settings.sockets {
+            let options = Options { cache: settings.cache, ..Options::default() };
+            let server = VirtioFsServer::start(&engine, Rc::clone(&service), path, REQUEST_QUEUES, options)?;
+            observed.push((path.clone(), server.metrics()));
+            servers.push(server);
+        }
+        if listening(servers) {
+            while let Some(request) = requests.recv().await {
+                match request {
+                    Request::Status(reply) => {
+                        let served = served(started, &observed);
+                        // An operator who has hung up needs no answer.
+                        let _ = reply.send(Status::of_open(&store.status(), &opened.findings, Some(served)));
+                    }
+                    Request::Stop => break,
+                }
+            }
+        }
+        filesystem.shut_down().await?;
+        store.close().await?;
+        tracing::info!("volume {} is closed", store.volume_id());
+        Ok(())
+    })
+}
+
+fn log_opening(store: &Store) {
+    let recovery = store.recovery();
+    tracing::info!(
+        transactions = recovery.replayed_transactions,
+        log_bytes = recovery.replayed_log_bytes,
+        elapsed_ms = recovery.elapsed.as_millis() as u64,
+        "volume {} is open",
+        store.volume_id()
+    );
+}
+
+fn served(started: Instant, observed: &[(PathBuf, Arc<Metrics>)]) -> Served {
+    let guest = |(socket, metrics): &(PathBuf, Arc<Metrics>)| Guest {
+        socket: std::path::absolute(socket).unwrap_or_else(|_| socket.clone()),
+        connections: metrics.connections.get(),
+        sessions: metrics.sessions.get(),
+        errors: metrics.errors.get(),
+        malformed_requests: metrics.malformed_requests.get(),
+        broken_devices: metrics.broken_devices.get(),
+        read_bytes: metrics.read_bytes.get(),
+        written_bytes: metrics.written_bytes.get(),
+    };
+    Served {
+        pid: std::process::id(),
+        uptime_s: started.elapsed().as_secs(),
+        guests: observed.iter().map(guest).collect(),
+    }
+}
+
+/// The filesystem, as front ends reach it.
+struct Guests(Filesystem<Store>);
+
+impl Service for Guests {
+    async fn execute(
+        &self,
+        session: SessionId,
+        credentials: &Credentials,
+        operation: Operation,
+    ) -> Result<Reply, Errno> {
+        self.0.execute(session, credentials, operation).await
+    }
+
+    async fn open_session(&self) -> SessionId {
+        self.0.open_session()
+    }
+
+    async fn close_session(&self, session: SessionId) {
+        self.0.close_session(session).await;
+    }
+}
