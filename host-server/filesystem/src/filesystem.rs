@@ -398,9 +398,10 @@ impl<V: Volume> Mount<V> {
         new: &NewNode,
         flags: OpenFlags,
     ) -> Result<Reply> {
-        let inode = loop {
+        let (inode, flags) = loop {
             match self.make(session, credentials, new, Nature::of(FileKind::Regular)).await {
-                Ok(inode) => break inode,
+                // Whoever makes a file may write it, whatever its mode; there is nothing to cut off.
+                Ok(inode) => break (inode, OpenFlags { truncate: false, ..flags }),
                 Err(Failure::Refused(Errno::EEXIST)) if !flags.exclusive => {}
                 Err(failure) => return Err(failure),
             }
@@ -415,7 +416,7 @@ impl<V: Volume> Mount<V> {
                 self.forget_one(session, &inode).await;
                 return Err(failure);
             }
-            break inode;
+            break (inode, flags);
         };
         match self.open_file(session, credentials, Rc::clone(&inode), flags).await {
             Ok(handle) => Ok(Reply::Created { attributes: inode.attributes(), handle }),
