@@ -78,7 +78,8 @@ fn random_operations_survive_a_clean_restart() {
         world
             .run(async move {
                 let guest = open(&engine).await;
-                compare(&guest, &reference.borrow()).await;
+                let reference = reference.borrow().clone();
+                compare(&guest, &reference).await;
                 assert_sound(&guest).await;
                 close(guest).await;
             })
@@ -118,7 +119,7 @@ fn synced_files_survive_a_power_loss_at_any_moment() {
         world
             .run(async move {
                 let guest = open(&engine).await;
-                for (path, number, len_bytes) in synced.borrow().iter() {
+                for (path, number, len_bytes) in &synced.take() {
                     if number % 5 == 1 {
                         continue;
                     }
