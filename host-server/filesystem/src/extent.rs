@@ -26,8 +26,9 @@ use crate::operation::{DataPiece, Payload};
 use crate::payload::assemble;
 use crate::permission::without_set_id;
 
-/// The most mapped blocks that one transaction frees: 16 MiB.
-const FREED_BLOCKS_MAX: u64 = 4096;
+/// The most mapped blocks that one transaction frees, 4 MiB: in the worst case each is an entry of its own, and the room for a
+/// change of so many must be had even where the log is as short as a volume may have it.
+const FREED_BLOCKS_MAX: u64 = 1024;
 
 /// A mapped part of a file that one transaction can free.
 #[derive(Clone, Copy, Debug)]

@@ -15,7 +15,7 @@ use crate::mount::{FilesystemOptions, INODE_LIMIT_KEY, Mount, Numbers, PROPERTIE
 use crate::namespace::Nature;
 use crate::operation::{
     Credentials, FileKind, HandleId, Name, NewNode, NodeId, OpenFlags, Operation, Reply, SessionId,
-    Statistics, Timestamp,
+    SetAttributes, Statistics, Timestamp,
 };
 use crate::permission::{self, READ, WRITE};
 
@@ -245,7 +245,7 @@ impl<V: Volume> Mount<V> {
             Operation::Open { node, flags } => {
                 let inode = self.node(node).await?;
                 self.check_open(credentials, &inode, flags)?;
-                Reply::Opened(self.open_file(session, inode, flags).await?)
+                Reply::Opened(self.open_file(session, credentials, inode, flags).await?)
             }
             Operation::Create { new, flags } => self.create(session, credentials, &new, flags).await?,
             Operation::Read { handle, offset_bytes, len_bytes } => {
@@ -370,15 +370,16 @@ impl<V: Volume> Mount<V> {
         permission::require(credentials, &metadata, mask)
     }
 
-    async fn open_file(&self, session: SessionId, inode: Rc<Inode>, flags: OpenFlags) -> Result<HandleId> {
+    async fn open_file(
+        &self,
+        session: SessionId,
+        credentials: &Credentials,
+        inode: Rc<Inode>,
+        flags: OpenFlags,
+    ) -> Result<HandleId> {
         if flags.truncate {
-            let _lock = self.locks.exclusive(inode.number).await;
-            let now = self.now();
-            self.resize(&inode, 0, None, |metadata| {
-                metadata.modified = now;
-                metadata.changed = now;
-            })
-            .await?;
+            let change = SetAttributes { size_bytes: Some(0), ..SetAttributes::default() };
+            self.set_attributes(credentials, &inode, &change, true).await?;
         }
         self.open_handle(session, Handle { inode, flags, directory: false })
     }
@@ -397,9 +398,10 @@ impl<V: Volume> Mount<V> {
         new: &NewNode,
         flags: OpenFlags,
     ) -> Result<Reply> {
-        let inode = loop {
+        let (inode, flags) = loop {
             match self.make(session, credentials, new, Nature::of(FileKind::Regular)).await {
-                Ok(inode) => break inode,
+                // Whoever makes a file may write it, whatever its mode; there is nothing to cut off.
+                Ok(inode) => break (inode, OpenFlags { truncate: false, ..flags }),
                 Err(Failure::Refused(Errno::EEXIST)) if !flags.exclusive => {}
                 Err(failure) => return Err(failure),
             }
@@ -414,9 +416,9 @@ impl<V: Volume> Mount<V> {
                 self.forget_one(session, &inode).await;
                 return Err(failure);
             }
-            break inode;
+            break (inode, flags);
         };
-        match self.open_file(session, Rc::clone(&inode), flags).await {
+        match self.open_file(session, credentials, Rc::clone(&inode), flags).await {
             Ok(handle) => Ok(Reply::Created { attributes: inode.attributes(), handle }),
             Err(failure) => {
                 self.forget_one(session, &inode).await;

@@ -187,15 +187,17 @@ pub struct NewNode {
     pub permissions: u16,
 }
 
-/// Everything that a front end can ask. Operations on a [`NodeId`] that no longer exists answer `ESTALE`; those on a
-/// forged [`HandleId`] `EBADF`.
+/// Everything that a front end can ask. Operations on a [`NodeId`] that no longer exists, or of a session that has ended, answer
+/// `ESTALE`; those on a forged [`HandleId`] `EBADF`.
+///
+/// An inode without links lives while any session has lookups or handles of it.
 #[derive(Clone, Debug)]
 pub enum Operation {
     /// → [`Reply::Node`]; counts one lookup of the node for the session.
     Lookup { parent: NodeId, name: Name },
     /// The parent of a directory. → [`Reply::Node`]; counts one lookup.
     LookupParent { node: NodeId },
-    /// Takes back `count` lookups. Never fails. → [`Reply::Done`]
+    /// Takes back `count` lookups, or as many as there are. Never fails in a session that is open. → [`Reply::Done`]
     Forget { node: NodeId, count: u64 },
     /// → [`Reply::Attributes`]
     GetAttributes { node: NodeId, handle: Option<HandleId> },
@@ -236,16 +238,16 @@ pub enum Operation {
     SyncAll,
     /// Last close. → [`Reply::Done`]
     Release { handle: HandleId },
-    /// → [`Reply::Done`] / `ENXIO` / [`Reply::Offset`]
+    /// `ENXIO` at and beyond the end, and where no data follows. → [`Reply::Offset`]
     Seek { handle: HandleId, offset_bytes: u64, whence: Whence },
-    /// → [`Reply::Done`]
+    /// Whether there is room is checked, not promised: the volume writes elsewhere each time. → [`Reply::Done`]
     Allocate { handle: HandleId, offset_bytes: u64, len_bytes: u64, mode: AllocateMode },
     /// → [`Reply::Opened`]
     OpenDirectory { node: NodeId },
     /// Entries after `cookie` (0 for the start; a cookie stays valid while its entry comes and goes), at most `limit`.
     /// `.` and `..` come first, then the rest in an order of the directory's own. With `attributes`, each entry except
     /// `.` and `..` carries its attributes and counts one lookup: the front end must take back (by `Forget`) what it could not
-    /// hand to the guest. → [`Reply::Entries`]
+    /// hand to the guest. No entries: the end. A directory that was removed answers `ENOENT`. → [`Reply::Entries`]
     ReadDirectory { handle: HandleId, cookie: u64, limit: usize, attributes: bool },
     /// → [`Reply::Done`]
     ReleaseDirectory { handle: HandleId },

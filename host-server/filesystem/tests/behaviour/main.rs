@@ -9,5 +9,6 @@ mod data;
 mod links;
 mod model;
 mod namespace;
+mod real_store;
 mod reference;
 mod world;

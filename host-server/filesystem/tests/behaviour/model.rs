@@ -3,6 +3,7 @@
 use ringfort_filesystem::check;
 use ringfort_filesystem::operation::*;
 use ringfort_store::model::ModelSettings;
+use ringfort_store::volume::Volume;
 
 use crate::reference::{Body, Facts, Reference};
 use crate::world::{Guest, make, pattern, run, run_all};
@@ -51,7 +52,7 @@ fn facts(attributes: &Attributes) -> Facts {
 }
 
 /// Does one random thing to both.
-async fn step(random: &mut Random, guest: &Guest, reference: &mut Reference, base: &str) {
+pub async fn step<V: Volume>(random: &mut Random, guest: &Guest<V>, reference: &mut Reference, base: &str) {
     let path = random.path(base);
     let what = random.below(18);
     match what {
@@ -130,7 +131,7 @@ async fn step(random: &mut Random, guest: &Guest, reference: &mut Reference, bas
 }
 
 /// Every path, fact and byte.
-pub async fn compare(guest: &Guest, reference: &Reference) {
+pub async fn compare<V: Volume>(guest: &Guest<V>, reference: &Reference) {
     for path in reference.paths() {
         let expected = reference.facts(&path).unwrap();
         assert_eq!(facts(&guest.stat(&path).await.unwrap()), expected, "{path}");

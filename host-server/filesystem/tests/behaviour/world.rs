@@ -17,6 +17,7 @@ use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
 use ringfort_filesystem::{Filesystem, FilesystemOptions};
 use ringfort_store::model::{ModelSettings, ModelVolume};
+use ringfort_store::volume::Volume;
 
 /// Time that passes by being asked for, and chance from a seed. No devices.
 pub struct ModelEngine {
@@ -119,11 +120,16 @@ pub async fn make(settings: ModelSettings) -> Fs {
 }
 
 /// One session that names files by path and forgets every node at once.
-#[derive(Clone)]
-pub struct Guest {
-    pub fs: Fs,
+pub struct Guest<V: Volume = ModelVolume> {
+    pub fs: Filesystem<V>,
     pub session: SessionId,
     pub credentials: Credentials,
+}
+
+impl<V: Volume> Clone for Guest<V> {
+    fn clone(&self) -> Self {
+        Self { fs: self.fs.clone(), session: self.session, credentials: self.credentials.clone() }
+    }
 }
 
 pub fn name(text: &str) -> Name {
@@ -171,8 +177,8 @@ pub fn payload(offset_bytes: u64, bytes: &[u8]) -> Payload {
 
 type Answer<T> = Result<T, Errno>;
 
-impl Guest {
-    pub fn new(fs: &Fs) -> Self {
+impl<V: Volume> Guest<V> {
+    pub fn new(fs: &Filesystem<V>) -> Self {
         let session = fs.open_session();
         Self { fs: fs.clone(), session, credentials: Credentials::root() }
     }
