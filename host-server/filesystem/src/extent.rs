@@ -196,6 +196,8 @@ impl<V: Volume> Mount<V> {
             })?;
             self.commit(batch)?;
             mapping_changed(inode);
+            // A big file takes many transactions; other guests have their turn between them.
+            self.engine.yield_now().await;
         }
         Ok(())
     }

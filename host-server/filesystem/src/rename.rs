@@ -18,6 +18,9 @@ use crate::permission::{self, EXECUTE, WRITE};
 /// Directories, two names, two children, an orphan.
 const RENAME_ENTRIES: u64 = 7;
 
+/// How far up the tree a rename walks before other tasks have their turn: a guest may nest directories as deep as it likes.
+const STEPS_PER_TURN: usize = 1024;
+
 /// A name, and what it names.
 struct End<'a> {
     directory: &'a Rc<Inode>,
@@ -264,6 +267,9 @@ impl<V: Volume> Mount<V> {
                     format!("directory {}", directory.number),
                     format!("directory {parent} above itself"),
                 ));
+            }
+            if above.len().is_multiple_of(STEPS_PER_TURN) {
+                self.engine.yield_now().await;
             }
             current = match self.load(parent).await? {
                 Some(inode) => inode,
