@@ -9,6 +9,8 @@
 //! * [`console`]: the serial console's transcript
 //! * [`agent`]: commands that run in the guest
 //! * [`machine`]: QEMU's command line and a guest's life
+//! * [`server`]: the `ringfort` program, a volume, a serving process
+//! * [`scene`]: a volume served to guests, trees and ledgers in it
 //!
 //! Nothing here depends on another crate of the workspace: the tests see programs, sockets and files only.
 #![deny(unsafe_code)]
@@ -21,4 +23,6 @@ pub mod image;
 pub mod machine;
 pub mod place;
 pub mod provision;
+pub mod scene;
+pub mod server;
 pub mod tsc;

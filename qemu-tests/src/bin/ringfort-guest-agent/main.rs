@@ -2,11 +2,15 @@
 //! files byte by byte, so that what a test compares never left the guest.
 #![forbid(unsafe_code)]
 
+mod content;
+mod ledger;
 mod serve;
+mod tree;
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,6 +27,21 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
         ["serve"] => serve::serve(),
-        _ => bail!("usage: ringfort-guest-agent serve"),
+        ["tree-make", root, seed, files] => tree::make(Path::new(root), number(seed)?, number(files)?),
+        ["tree-verify", root, seed, files] => tree::verify(Path::new(root), number(seed)?, number(files)?),
+        ["ledger-write", folder, seed, steps] => {
+            ledger::write(Path::new(folder), number(seed)?, number(steps)?)
+        }
+        ["ledger-verify", folder, seed, steps] => {
+            ledger::verify(Path::new(folder), number(seed)?, number(steps)?)
+        }
+        _ => bail!(
+            "usage: serve | tree-make ROOT SEED FILES | tree-verify ROOT SEED FILES | ledger-write FOLDER SEED STEPS | \
+             ledger-verify FOLDER SEED ACKNOWLEDGED"
+        ),
     }
+}
+
+fn number(text: &str) -> Result<u64> {
+    text.parse().with_context(|| format!("{text:?} is no number"))
 }

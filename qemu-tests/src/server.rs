@@ -1,0 +1,307 @@
+//! The `ringfort` program from outside: volumes made, served, damaged and checked by its command line alone.
+//! `RINGFORT_PROGRAM` names a program to use in the place of the workspace's own build.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::provision::workspace_program;
+
+/// To open a volume, recovery included.
+const START_TIMEOUT: Duration = Duration::from_secs(90);
+/// To stop on SIGTERM with everything synced.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// For commands that read or write little.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What a command on the volume left.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// The exit status; `None` where a signal ended it.
+    pub status: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// The program, built when first asked for.
+pub fn program() -> Result<&'static Path> {
+    static PROGRAM: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    let found = PROGRAM.get_or_init(|| match std::env::var_os("RINGFORT_PROGRAM") {
+        Some(program) => Ok(PathBuf::from(program)),
+        None => workspace_program("ringfort").map_err(|error| format!("{error:#}")),
+    });
+    match found {
+        Ok(path) => Ok(path),
+        Err(error) => bail!("building ringfort: {error}"),
+    }
+}
+
+/// Runs `ringfort` with `arguments` to its end.
+pub fn ringfort(arguments: &[&str]) -> Result<Said> {
+    let output = run_to_end(Command::new(program()?).args(arguments), COMMAND_TIMEOUT)?;
+    let said = Said {
+        status: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    };
+    require_no_panic(&said.stderr).with_context(|| format!("ringfort {}", arguments.join(" ")))?;
+    Ok(said)
+}
+
+/// A volume whose components are files in one folder.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    folder: PathBuf,
+}
+
+impl Volume {
+    /// Creates a volume with the defaults: six components, data 4+2.
+    pub fn create(folder: &Path, size: &str) -> Result<Volume> {
+        let volume = Volume { folder: folder.to_owned() };
+        let said = ringfort(&["volume", "create", &volume.name(), "--size", size])?;
+        if said.status != Some(0) {
+            bail!("volume create ended with {:?}:\n{}{}", said.status, said.stdout, said.stderr);
+        }
+        Ok(volume)
+    }
+
+    /// The volume's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The file of component `index`.
+    pub fn component(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("component-{index}"))
+    }
+
+    /// Moves component `index` out of the volume's folder.
+    pub fn take_away(&self, index: usize) -> Result<()> {
+        let away = self.away(index);
+        if let Some(parent) = away.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+        }
+        fs::rename(self.component(index), &away).with_context(|| format!("taking component {index} away"))
+    }
+
+    /// Puts a component back as it was when it was taken away.
+    pub fn bring_back(&self, index: usize) -> Result<()> {
+        fs::rename(self.away(index), self.component(index))
+            .with_context(|| format!("bringing component {index} back"))
+    }
+
+    /// `volume status --json`.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let said = ringfort(&["volume", "status", &self.name(), "--json"])?;
+        if said.status != Some(0) {
+            bail!("volume status ended with {:?}:\n{}{}", said.status, said.stdout, said.stderr);
+        }
+        serde_json::from_str(&said.stdout)
+            .with_context(|| format!("volume status said no JSON:\n{}", said.stdout))
+    }
+
+    /// `volume check`, whatever it finds.
+    pub fn check(&self) -> Result<Said> {
+        ringfort(&["volume", "check", &self.name()])
+    }
+
+    /// `volume check`, which must find nothing.
+    pub fn require_clean(&self) -> Result<()> {
+        let said = self.check()?;
+        if said.status != Some(0) {
+            bail!("volume check ended with {:?}:\n{}{}", said.status, said.stdout, said.stderr);
+        }
+        Ok(())
+    }
+
+    /// Tries to serve, which must be refused soon; returns what was said on standard error.
+    pub fn require_refusal(&self, socket: &Path) -> Result<String> {
+        let socket = socket.to_string_lossy();
+        let said = ringfort(&["serve", &self.name(), "--virtiofs", &socket])?;
+        match said.status {
+            Some(0) => bail!("serve was not refused:\n{}{}", said.stdout, said.stderr),
+            None => bail!("serve was killed by a signal:\n{}{}", said.stdout, said.stderr),
+            Some(_) => Ok(said.stderr),
+        }
+    }
+
+    fn away(&self, index: usize) -> PathBuf {
+        self.folder.with_extension("away").join(format!("component-{index}"))
+    }
+
+    fn name(&self) -> String {
+        self.folder.to_string_lossy().into_owned()
+    }
+}
+
+/// A running `ringfort serve`. Dropping it kills it.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    log: PathBuf,
+    ended: bool,
+}
+
+impl Server {
+    /// Starts serving `volume` at `sockets`, and returns when all of them listen. The log grows at `log`.
+    pub fn start(volume: &Volume, sockets: &[&Path], log: &Path) -> Result<Server> {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("creating {}", log.display()))?;
+        // The server dies with the thread that starts it, so that none outlives a killed test.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program()?).arg("serve").arg(volume.folder());
+        for socket in sockets {
+            command.arg("--virtiofs").arg(socket);
+        }
+        let errors = file.try_clone().context("cloning the log file")?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(errors)
+            .spawn()
+            .with_context(|| format!("starting {command:?}"))?;
+        let mut server = Server { child, log: log.to_owned(), ended: false };
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !all_listen(sockets)? {
+            if let Some(status) = server.child.try_wait().context("waiting for the server")? {
+                server.ended = true;
+                bail!("serve ended with {status} before it listened; its log:\n{}", server.log());
+            }
+            if Instant::now() > deadline {
+                bail!("serve did not listen within {START_TIMEOUT:?}; its log:\n{}", server.log());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+
+    /// The process.
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything that it and its predecessors on this log have said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// An error if the process has ended or panicked.
+    pub fn require_alive(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait().context("looking at the server")? {
+            self.ended = true;
+            bail!("the server ended with {status}; its log:\n{}", self.log());
+        }
+        require_no_panic(&self.log())
+    }
+
+    /// Kills it with SIGKILL, as a crash would.
+    pub fn kill(mut self) -> Result<()> {
+        self.require_alive()?;
+        self.child.kill().context("killing the server")?;
+        self.child.wait().context("waiting for the killed server")?;
+        self.ended = true;
+        Ok(())
+    }
+
+    /// Stops it with SIGTERM: it must end by itself with status 0 and without having panicked.
+    pub fn stop(mut self) -> Result<()> {
+        self.require_alive()?;
+        let id = i32::try_from(self.child.id()).context("a process id beyond i32")?;
+        kill(Pid::from_raw(id), Signal::SIGTERM).context("sending SIGTERM to the server")?;
+        let status = wait(&mut self.child, STOP_TIMEOUT)?;
+        match status {
+            Some(status) => {
+                self.ended = true;
+                if !status.success() {
+                    bail!("on SIGTERM the server ended with {status}; its log:\n{}", self.log());
+                }
+                require_no_panic(&self.log())
+            }
+            None => bail!("the server did not stop within {STOP_TIMEOUT:?}; its log:\n{}", self.log()),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if thread::panicking() {
+            eprintln!("server log:\n{}", self.log());
+        }
+    }
+}
+
+/// Whether each path is a socket that listens now; the file of a killed server's socket is still there, but does not.
+fn all_listen(sockets: &[&Path]) -> Result<bool> {
+    const LISTENING: &str = "00010000";
+    let table = fs::read_to_string("/proc/net/unix").context("reading /proc/net/unix")?;
+    let listening: Vec<&str> = table
+        .lines()
+        .filter(|line| line.split_whitespace().nth(3) == Some(LISTENING))
+        .filter_map(|line| line.split_whitespace().nth(7))
+        .collect();
+    Ok(sockets.iter().all(|socket| listening.iter().any(|path| Path::new(path) == *socket)))
+}
+
+fn require_no_panic(log: &str) -> Result<()> {
+    for alarm in ["panicked at", "RUST_BACKTRACE", "internal error: entered unreachable"] {
+        if log.contains(alarm) {
+            bail!("the log says {alarm:?}:\n{log}");
+        }
+    }
+    Ok(())
+}
+
+fn run_to_end(command: &mut Command, timeout: Duration) -> Result<Output> {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {command:?}"))?;
+    let id = i32::try_from(child.id()).context("a process id beyond i32")?;
+    let (done, finished) = std::sync::mpsc::channel::<()>();
+    // Both pipes must be drained while it runs, which wait_with_output does; the time limit is kept beside it.
+    let guard = thread::spawn(move || {
+        let late = finished.recv_timeout(timeout) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+        if late {
+            let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
+        }
+        late
+    });
+    let output = child.wait_with_output();
+    drop(done);
+    let late = guard.join().unwrap_or(false);
+    let output = output.with_context(|| format!("waiting for {command:?}"))?;
+    if late {
+        bail!(
+            "{command:?} did not end within {timeout:?}; it said:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(output)
+}
+
+fn wait(child: &mut Child, timeout: Duration) -> Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let status = child.try_wait().context("waiting for a process")?;
+        if status.is_some() || Instant::now() > deadline {
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
