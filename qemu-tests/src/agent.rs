@@ -69,7 +69,8 @@ impl Agent {
                 Ok(stream) => break stream,
                 Err(error)
                     if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
-                        && Instant::now() < deadline =>
+                        && Instant::now() < deadline
+                        && !console.ended() =>
                 {
                     thread::sleep(Duration::from_millis(20));
                 }
@@ -197,9 +198,15 @@ impl Task<'_> {
         self.agent.send(&Frame::new(Kind::Kill, self.number, vec![]))
     }
 
-    /// Takes what has come already, without waiting: all that the guest said before it was cut off.
-    pub fn drain(&mut self) -> String {
-        while self.receive(Instant::now() + Duration::from_millis(200)).is_ok() && self.status.is_none() {}
+    /// Takes all that the guest said before something it needs was cut off: what has come and what is on its way. Returns
+    /// when it falls silent, and for one that never does after `at_most`.
+    pub fn drain(&mut self, at_most: Duration) -> String {
+        const SILENCE: Duration = Duration::from_millis(300);
+        let deadline = Instant::now() + at_most;
+        while Instant::now() < deadline
+            && self.status.is_none()
+            && self.receive(Instant::now() + SILENCE).is_ok()
+        {}
         self.stdout()
     }
 

@@ -70,6 +70,11 @@ impl Console {
         }
     }
 
+    /// Whether the machine has closed it.
+    pub fn ended(&self) -> bool {
+        self.lock().ended
+    }
+
     /// The last lines said.
     pub fn tail(&self) -> String {
         tail(&self.lock().bytes)

@@ -253,10 +253,17 @@ fn program(root: &Path, file: &Path) -> Result<Program> {
     Ok(Program { file: file.to_owned(), libraries })
 }
 
+/// The folders of shared libraries below `root`, private ones of single packages included.
 fn library_path(root: &Path) -> String {
-    ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
-        .map(|below| root.join(below).display().to_string())
-        .join(":")
+    let mut folders = Vec::new();
+    for below in ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"] {
+        let folder = root.join(below);
+        let within = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let within = within.filter(|path| path.is_dir());
+        folders.push(folder.display().to_string());
+        folders.extend(within.map(|path| path.display().to_string()));
+    }
+    folders.join(":")
 }
 
 fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf> {

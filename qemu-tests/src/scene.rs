@@ -134,7 +134,7 @@ impl Ledger {
             guest.start(&[AGENT, "ledger-write", &self.path, &self.seed.to_string(), "1000000"])?;
         writer.wait_until(|said| acknowledged(said) >= steps, TREE_TIMEOUT)?;
         crash()?;
-        Ok(acknowledged(&writer.drain()))
+        Ok(acknowledged(&writer.drain(Duration::from_secs(10))))
     }
 
     /// Holds the volume to the first `steps` steps.
