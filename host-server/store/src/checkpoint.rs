@@ -1,4 +1,10 @@
-//! Checkpoint: the maps go to pages, a new root names them, and the log before them is given back.
+//! Checkpoints, in two stages.
+//!
+//! The first ([`Core::relieve_log`]) needs no page: once their blocks are in stripes, commits are copied without their
+//! data to the metadata log, a root says so, and the log is given back. It costs a few per cent of what it frees, so
+//! that pages, which random writes touch by the thousand, are written rarely.
+//!
+//! The second, of the maps:
 //!
 //! 1. Banks that hold the log's tail back are written, padded where they are short.
 //! 2. Waiting effects merge, in slices; then, in one step that nothing interrupts, the last of them, the
@@ -18,16 +24,17 @@ use zerocopy::byteorder::little_endian::U32;
 use crate::address::{MetadataAddress, MiddleAddress, PhysicalBlock, SegmentId, StripeIndex};
 use crate::core::Core;
 use crate::error::StoreError;
+use crate::format::log::KIND_MOVED;
 use crate::format::page::{PAGE_BYTES, Roots};
 use crate::format::root::{ROOT_SLOT_BYTES, Root};
 use crate::format::segment::{SegmentEntry, StripeSummary};
 use crate::kv::{PageStore, Snapshot};
 use crate::limits::{MERGE_SLICE, MIDDLE_RESERVE};
-use crate::log::ring::ReplayPoint;
+use crate::log::ring::{RecordContent, ReplayPoint, body_blocks};
 use crate::map::{Fate, Message, tree};
 use crate::object::Object;
 use crate::segment::table::{Class, Segment, SegmentState};
-use crate::state::{BankId, State, segment_key, summary_key};
+use crate::state::{BankId, RetainedBody, State, segment_key, summary_key};
 use crate::volume::Key;
 
 /// Pages on the metadata mirrors.
@@ -139,6 +146,28 @@ impl State {
         freeing
     }
 
+    /// The bodies of the commits before `position`, as one record of the metadata log. `None` where there is none.
+    fn movable(&self, position: u64) -> Option<RecordContent> {
+        let bodies = || self.retained.iter().take_while(|body| body.position < position);
+        let first = bodies().next()?;
+        Some(RecordContent {
+            kind: KIND_MOVED,
+            body: bodies().flat_map(|body| body.body.iter().copied()).collect(),
+            data: Vec::new(),
+            first_transaction: first.first_transaction,
+            transaction_count: bodies().map(|body| body.transaction_count).sum(),
+            root_sequence: self.root.sequence,
+        })
+    }
+
+    /// Lets go of bodies from the oldest on.
+    fn forget_bodies(&mut self, done: impl Fn(&RetainedBody) -> bool) {
+        while self.retained.front().is_some_and(&done) {
+            let body = self.retained.pop_front();
+            self.retained_bytes -= body.map_or(0, |body| body.body.len() as u64);
+        }
+    }
+
     fn seal(&mut self) -> Seal {
         while self.maps.merge_pending(usize::MAX) {}
         let freeing = self.free_empty_segments();
@@ -206,37 +235,86 @@ impl Core {
     async fn finish_checkpoint(&self, seal: Seal, roots: Roots) -> Result<(), StoreError> {
         let generation = seal.snapshot.generation();
         drop(seal.snapshot);
-        let (root, replay) = {
+        let (root, replay, moved) = {
             let state = self.state();
             let replay = state.replay_point(seal.transaction);
+            let moved = state.moved_ring.replay_point(seal.transaction, None);
             let root = Root {
-                sequence: state.root_sequence + 1,
+                sequence: state.root.sequence + 1,
                 epoch: state.ring.epoch(),
                 epoch_first_record: state.ring.epoch_first_record(),
                 applied_transaction: seal.transaction,
                 replay_position: replay.position,
                 replay_sequence: replay.sequence,
                 replay_previous_checksum: replay.previous_checksum,
+                moved_position: moved.position,
+                moved_sequence: moved.sequence,
+                moved_previous_checksum: moved.previous_checksum,
+                moved_records: state.moved_ring.records_from(moved.position),
                 middle_limit: seal.middle_limit,
-                log_blocks: state.ring.block_count(),
-                page_area_bytes: self.page_area_bytes,
-                total_blocks: self.total_blocks,
                 kept_epoch: state.ring.epoch(),
                 trees: roots,
+                ..state.root
             };
-            (root, replay)
+            (root, replay, moved)
         };
         self.write_root(&root).await?;
         let mut state = self.state_mut();
-        state.root_sequence = root.sequence;
+        state.root = root;
         state.maps.settle(generation);
         state.ring.truncate(replay.position);
+        state.moved_ring.truncate(moved.position);
+        state.forget_bodies(|body| body.last_transaction() <= seal.transaction);
         for segment in seal.freeing {
             state.segments.finish_freeing(segment);
             state.counters.freed_segments += 1;
         }
         state.counters.checkpoints += 1;
         Ok(())
+    }
+
+    /// The first stage: commits whose blocks are all in stripes go, without their data, to the metadata log, and the log
+    /// before the rest is given back. Returns false where that would gain nothing: the maps must be checkpointed.
+    async fn move_commits(&self) -> Result<bool, StoreError> {
+        self.flush_pinning_banks(false).await?;
+        let (record, replay) = {
+            let mut state = self.state_mut();
+            let durable = state.durable_transaction;
+            let replay = state.replay_point(durable);
+            let Some(content) = state.movable(replay.position) else { return Ok(false) };
+            let blocks = body_blocks(content.body.len());
+            let gained = replay.position - state.ring.tail();
+            if blocks > state.moved_ring.free_blocks() || blocks * 4 > gained {
+                return Ok(false);
+            }
+            let record = state.moved_ring.append(self.volume, content);
+            let mirrors = self.object.live_mirrors().len() as u64;
+            state.counters.metadata_log_bytes += record.block_count * BLOCK_BYTES as u64 * mirrors;
+            (record, replay)
+        };
+        for (address, data) in record.writes {
+            self.object.write_metadata(address, data).await?;
+        }
+        self.object.flush_metadata().await?;
+        let root = {
+            let state = self.state();
+            Root {
+                sequence: state.root.sequence + 1,
+                replay_position: replay.position,
+                replay_sequence: replay.sequence,
+                replay_previous_checksum: replay.previous_checksum,
+                moved_records: state.root.moved_records + 1,
+                middle_limit: state.next_middle + MIDDLE_RESERVE,
+                ..state.root.clone()
+            }
+        };
+        self.write_root(&root).await?;
+        let mut state = self.state_mut();
+        state.root = root;
+        state.ring.truncate(replay.position);
+        state.forget_bodies(|body| body.position < replay.position);
+        state.counters.moves += 1;
+        Ok(true)
     }
 
     /// Writes the banks whose logged blocks lie in the older part of the log: they would pin its tail.
@@ -267,11 +345,31 @@ impl Core {
         }
     }
 
+    /// Gives log back: by the first stage as long as that helps, else by a checkpoint of the maps.
+    pub async fn relieve_log(&self) -> Result<(), StoreError> {
+        let moved = {
+            let _turn = self.checkpoint_turn.lock().await;
+            self.state().check_alive()?;
+            self.move_commits().await
+        };
+        match moved {
+            Ok(true) => {
+                self.progress.notify_all();
+                Ok(())
+            }
+            Ok(false) => self.checkpoint(false).await,
+            Err(error) => {
+                self.fail(error.clone());
+                Err(error)
+            }
+        }
+    }
+
     /// The task that runs checkpoints when asked.
     pub async fn run_checkpoints(self: Rc<Self>) {
         while !self.closing.get() {
             self.checkpoint_wanted.notified().await;
-            if self.closing.get() || self.checkpoint(false).await.is_err() {
+            if self.closing.get() || self.relieve_log().await.is_err() {
                 break;
             }
         }

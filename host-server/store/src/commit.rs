@@ -11,12 +11,12 @@ use ringfort_engine::sync::join_all;
 use crate::address::PhysicalBlock;
 use crate::core::Core;
 use crate::error::StoreError;
-use crate::format::log::Entry;
+use crate::format::log::{Entry, KIND_COMMIT};
 use crate::format::segment::StripeSummary;
 use crate::limits::{CHECKPOINT_AT_QUARTERS, PENDING_BLOCKS_MAX, PENDING_LOG_PART};
 use crate::log::ring::RecordContent;
 use crate::segment::bank::{FullStripe, StripeState};
-use crate::state::{BankId, State};
+use crate::state::{BankId, RetainedBody, State};
 
 impl State {
     /// Whether so much waits that a commit should start by itself.
@@ -24,6 +24,17 @@ impl State {
         let log_part = self.ring.block_count() / PENDING_LOG_PART;
         let body_blocks = (self.frames_body_bytes / BLOCK_BYTES) as u64;
         self.frames_data_blocks >= PENDING_BLOCKS_MAX.min(log_part / 2) || body_blocks >= log_part / 2
+    }
+
+    /// Keeps the body of the record that goes to the log's head now.
+    fn retain_body(&mut self, content: &RecordContent) {
+        self.retained_bytes += content.body.len() as u64;
+        self.retained.push_back(RetainedBody {
+            position: self.ring.head().position,
+            first_transaction: content.first_transaction,
+            transaction_count: content.transaction_count,
+            body: content.body.clone(),
+        });
     }
 
     /// Takes every applied transaction as the content of one record; `None` where there is none.
@@ -67,7 +78,8 @@ impl State {
             data,
             first_transaction,
             transaction_count: transaction_count as u32,
-            root_sequence: self.root_sequence,
+            kind: KIND_COMMIT,
+            root_sequence: self.root.sequence,
         };
         Some((content, self.next_transaction - 1))
     }
@@ -182,6 +194,7 @@ impl Core {
         let (record, last_transaction) = {
             let mut state = self.state_mut();
             let Some((content, last_transaction)) = state.take_record() else { return Ok(()) };
+            state.retain_body(&content);
             let record = state.ring.append(self.volume, content);
             let mirrors = self.object.live_mirrors().len() as u64;
             state.counters.log_bytes += record.block_count * BLOCK_BYTES as u64 * mirrors;
@@ -201,7 +214,10 @@ impl Core {
         state.durable_transaction = last_transaction;
         state.retire_banks();
         let used_blocks = state.ring.used_blocks();
-        if used_blocks * 4 >= state.ring.block_count() * CHECKPOINT_AT_QUARTERS {
+        let retained_limit = state.moved_ring.block_count() * BLOCK_BYTES as u64 / 2;
+        if used_blocks * 4 >= state.ring.block_count() * CHECKPOINT_AT_QUARTERS
+            || state.retained_bytes > retained_limit
+        {
             self.checkpoint_wanted.notify_one();
         }
         drop(state);

@@ -19,7 +19,6 @@ pub(crate) struct Core {
     pub commit_interval: Duration,
     /// Bound of the memory that maps take.
     pub memory_bytes: u64,
-    pub page_area_bytes: u64,
     pub total_blocks: u64,
     state: SharedState,
     /// One commit at a time: only the last record can be torn.
@@ -36,7 +35,6 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    #[allow(clippy::too_many_arguments)]
     pub fn new(
         engine: Rc<dyn Engine>,
         object: Object,
@@ -44,7 +42,6 @@ impl Core {
         state: State,
         commit_interval: Duration,
         memory_bytes: u64,
-        page_area_bytes: u64,
         total_blocks: u64,
     ) -> Self {
         Self {
@@ -53,7 +50,6 @@ impl Core {
             volume,
             commit_interval,
             memory_bytes,
-            page_area_bytes,
             total_blocks,
             state: RefCell::new(state),
             commit_turn: Mutex::new(()),

@@ -139,10 +139,16 @@ pub fn plan(options: &CreateOptions) -> Result<Plan, StoreError> {
     let four_percent = geometry.data_blocks() * BLOCK_BYTES as u64 / 25;
     let page_area_bytes =
         (2 * worst_case_memory_bytes + (1 << 20)).max(four_percent).next_multiple_of(PAGE_BYTES as u64);
-    geometry.metadata_bytes = LOG_START.0 + log_bytes + page_area_bytes;
+    let metadata_log_bytes = metadata_log_bytes(log_bytes);
+    geometry.metadata_bytes = LOG_START.0 + log_bytes + metadata_log_bytes + page_area_bytes;
     geometry.check()?;
     let total_blocks = options.size_bytes / BLOCK_BYTES as u64;
     Ok(Plan { geometry, log_bytes, page_area_bytes, worst_case_memory_bytes, total_blocks })
+}
+
+/// The bodies of commits without their data are small: a quarter of the log holds those of many rounds of it.
+fn metadata_log_bytes(log_bytes: u64) -> u64 {
+    (log_bytes / 4).next_multiple_of(BLOCK_BYTES as u64)
 }
 
 /// Pages that the summaries of all stripes take, half full.
@@ -169,7 +175,7 @@ pub(crate) async fn create(
     // Log and root slots are overwritten for ever after: writing them now gives them real blocks, so that a later flush
     // has no allocation to make durable. It also removes what an earlier volume left on a device.
     let piece = Buffer::zeroed(1 << 20).freeze();
-    let end = LOG_START.0 + log_bytes;
+    let end = LOG_START.0 + log_bytes + metadata_log_bytes(log_bytes);
     let mut at = 0;
     while at < end {
         let len = (end - at).min(piece.len() as u64);
@@ -186,6 +192,11 @@ pub(crate) async fn create(
         replay_sequence: 1,
         replay_previous_checksum: 0,
         middle_limit: MIDDLE_RESERVE,
+        metadata_log_blocks: metadata_log_bytes(log_bytes) / BLOCK_BYTES as u64,
+        moved_position: 0,
+        moved_sequence: 1,
+        moved_previous_checksum: 0,
+        moved_records: 0,
         log_blocks: log_bytes / BLOCK_BYTES as u64,
         page_area_bytes,
         total_blocks,

@@ -32,8 +32,8 @@ use crate::format::segment::StripeSummary;
 use crate::keep::{Keep, Kept};
 use crate::kv::PageAllocator;
 use crate::limits::MIDDLE_RESERVE;
-use crate::log::replay::{FoundRecord, Replay};
-use crate::log::ring::{ReplayPoint, Ring};
+use crate::log::replay::{Chain, FoundRecord, Replay};
+use crate::log::ring::Ring;
 use crate::map::{Maps, tree};
 use crate::object::Object;
 use crate::segment::bank::Slot;
@@ -51,6 +51,13 @@ pub struct RecoveryReport {
     /// Stripes written from blocks that only the log had.
     pub rewritten_stripes: u64,
     pub elapsed: Duration,
+}
+
+impl RecoveryReport {
+    fn note(&mut self, record: &FoundRecord) {
+        self.replayed_records += 1;
+        self.replayed_log_bytes += record.block_count * BLOCK_BYTES as u64;
+    }
 }
 
 /// The newest root that any live mirror holds.
@@ -81,8 +88,7 @@ pub(crate) async fn find_root(object: &Object, volume: VolumeId) -> Result<Root,
 
 /// The area of tree pages that a root describes.
 pub(crate) fn page_allocator(root: &Root) -> PageAllocator {
-    let base = MetadataAddress(LOG_START.0 + root.log_blocks * BLOCK_BYTES as u64);
-    PageAllocator::new(base, (root.page_area_bytes / PAGE_BYTES as u64) as usize)
+    PageAllocator::new(root.page_area_start(), (root.page_area_bytes / PAGE_BYTES as u64) as usize)
 }
 
 /// Blocks found in the log, by where they belong.
@@ -101,8 +107,12 @@ pub(crate) struct Replayed {
 pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed, StoreError> {
     let geometry = *object.geometry();
     let root = find_root(object, volume).await?;
-    let regions_bytes = LOG_START.0 + root.log_blocks * BLOCK_BYTES as u64 + root.page_area_bytes;
-    if root.log_blocks == 0 || regions_bytes > geometry.metadata_bytes {
+    let regions_blocks =
+        [root.log_blocks, root.metadata_log_blocks, root.page_area_bytes / BLOCK_BYTES as u64];
+    let room_blocks = (geometry.metadata_bytes - LOG_START.0) / BLOCK_BYTES as u64;
+    let fits = regions_blocks.iter().try_fold(0u64, |sum, blocks| sum.checked_add(*blocks));
+    if root.log_blocks == 0 || root.metadata_log_blocks == 0 || fits.is_none_or(|blocks| blocks > room_blocks)
+    {
         return Err(StoreError::new(
             ErrorKind::Damaged,
             "use root of",
@@ -114,25 +124,33 @@ pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed
     let allocator = Rc::new(page_allocator(&root));
     let maps = Maps::load(volume, &root.trees, &pages, allocator, geometry.blocks_per_segment()).await?;
     let segments = restore_segments(&maps, geometry.segment_count, geometry.stripes_per_segment)?;
-    let start = ReplayPoint {
-        position: root.replay_position,
-        sequence: root.replay_sequence,
-        previous_checksum: root.replay_previous_checksum,
-    };
-    let ring = Ring::new(root.log_blocks, start, root.epoch);
-    let mut state = State::new(geometry, maps, ring, segments);
+    let (moved, commits) = (Chain::moved(&root), Chain::commits(&root));
+    let ring = Ring::new(commits.region, commits.start, root.epoch);
+    let moved_ring = Ring::new(moved.region, moved.start, root.epoch);
+    let mut state = State::new(geometry, maps, ring, moved_ring, segments, root.clone());
     state.next_transaction = root.applied_transaction + 1;
     state.next_middle = root.middle_limit;
-    state.root_sequence = root.sequence;
 
     let mut report = RecoveryReport::default();
     let mut found = Found::new();
     let mut last = None;
-    let mut reader = Replay::new(object, volume, &root);
-    while let Some(record) = reader.next().await? {
-        report.replayed_records += 1;
-        report.replayed_log_bytes += record.block_count * BLOCK_BYTES as u64;
+    let mut reader = Replay::new(object, volume, &root, moved);
+    for number in 0..root.moved_records {
+        let Some(record) = reader.next().await? else {
+            let place = format!("record {} of {} in the metadata log", number + 1, root.moved_records);
+            return Err(StoreError::new(ErrorKind::Damaged, "replay", place, "no valid copy on any mirror")
+                .advice("bring back a missing metadata component"));
+        };
+        report.note(&record);
         report.replayed_transactions += state.replay_record(&record, root.applied_transaction, &mut found)?;
+        state.moved_ring.restore(record.live, record.block_count, record.checksum);
+    }
+    // The log may begin with records that were moved as well, if their blocks lie in it still.
+    let applied = state.last_transaction();
+    let mut reader = Replay::new(object, volume, &root, commits);
+    while let Some(record) = reader.next().await? {
+        report.note(&record);
+        report.replayed_transactions += state.replay_record(&record, applied, &mut found)?;
         state.ring.restore(record.live, record.block_count, record.checksum);
         last = Some(record);
     }
@@ -345,6 +363,7 @@ async fn open_epoch(core: &Core, root: Root, last: Option<FoundRecord>) -> Resul
         let mut state = core.state_mut();
         let epoch = root.epoch + 1;
         state.ring.begin_epoch(epoch);
+        state.moved_ring.begin_epoch(epoch);
         Root {
             sequence: root.sequence + 1,
             epoch,
@@ -354,7 +373,7 @@ async fn open_epoch(core: &Core, root: Root, last: Option<FoundRecord>) -> Resul
         }
     };
     core.write_root(&next).await?;
-    core.state_mut().root_sequence = next.sequence;
+    core.state_mut().root = next;
     Ok(())
 }
 
@@ -412,17 +431,9 @@ pub(crate) async fn recover(
 ) -> Result<(Core, RecoveryReport), StoreError> {
     let began = engine.monotonic();
     let Replayed { state, root, mut found, last, mut report } = replay(&object, volume).await?;
-    let (page_area_bytes, total_blocks) = (root.page_area_bytes, root.total_blocks);
-    let core = Core::new(
-        Rc::clone(&engine),
-        object,
-        volume,
-        state,
-        commit_interval,
-        memory_bytes,
-        page_area_bytes,
-        total_blocks,
-    );
+    let total_blocks = root.total_blocks;
+    let core =
+        Core::new(Rc::clone(&engine), object, volume, state, commit_interval, memory_bytes, total_blocks);
     let kept_shape = State::keep_shape(core.object.geometry(), root.log_blocks, root.kept_epoch);
     let kept = Kept::find(&engine, volume, kept_shape);
     open_epoch(&core, root, last).await?;

@@ -17,6 +17,7 @@ use crate::error::{ErrorKind, StoreError};
 use crate::format::checksum::block_checksum;
 use crate::format::log::{Entry, WRITE_BLOCKS_MAX, WriteRun, encode_end};
 use crate::format::memory::MemoryShape;
+use crate::format::root::Root;
 use crate::geometry::Geometry;
 use crate::keep::Keep;
 use crate::limits::{BANK_STRIPES, KEEP_AREAS, KEEP_HALF_BYTES};
@@ -36,6 +37,21 @@ pub(crate) struct Frame {
     pub bank_runs: Vec<(PhysicalBlock, usize)>,
 }
 
+/// The body of a commit, kept until a checkpoint of either stage has taken it.
+pub(crate) struct RetainedBody {
+    /// Of the record in the log.
+    pub position: u64,
+    pub first_transaction: u64,
+    pub transaction_count: u32,
+    pub body: Vec<u8>,
+}
+
+impl RetainedBody {
+    pub fn last_transaction(&self) -> u64 {
+        self.first_transaction + u64::from(self.transaction_count) - 1
+    }
+}
+
 /// Bytes written to devices by what they are for, all copies and parity counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PathCounters {
@@ -52,7 +68,12 @@ pub struct PathCounters {
     /// Zeros that filled up stripes that had to be written early, parity not counted.
     pub padding_bytes: u64,
     pub commits: u64,
+    /// Checkpoints of the maps.
     pub checkpoints: u64,
+    /// Checkpoints of the first stage: the log's commits without their data went to the metadata log.
+    pub moves: u64,
+    /// Records of the metadata log.
+    pub metadata_log_bytes: u64,
     pub transactions: u64,
     pub syncs: u64,
     /// Stripes that were written in full instead of going through the log.
@@ -64,7 +85,15 @@ pub struct PathCounters {
 pub(crate) struct State {
     pub geometry: Geometry,
     pub maps: Maps,
+    /// The log.
     pub ring: Ring,
+    /// The metadata log.
+    pub moved_ring: Ring,
+    /// Bodies of commits since the newest map checkpoint that are not in the metadata log yet, in order.
+    pub retained: VecDeque<RetainedBody>,
+    pub retained_bytes: u64,
+    /// The newest durable root.
+    pub root: Root,
     pub segments: SegmentTable,
     pub banks: BTreeMap<BankId, Bank>,
     /// The bank that takes the next block.
@@ -78,8 +107,6 @@ pub(crate) struct State {
     /// Every transaction up to this one is on stable media.
     pub durable_transaction: u64,
     pub next_middle: u64,
-    /// The newest durable root.
-    pub root_sequence: u64,
     pub reserved: Rc<Reserved>,
     /// What outlives the process; none where the host gives no memory for it.
     pub keep: Option<Keep>,
@@ -126,11 +153,22 @@ impl Drop for Reservation {
 }
 
 impl State {
-    pub fn new(geometry: Geometry, maps: Maps, ring: Ring, segments: SegmentTable) -> Self {
+    pub fn new(
+        geometry: Geometry,
+        maps: Maps,
+        ring: Ring,
+        moved_ring: Ring,
+        segments: SegmentTable,
+        root: Root,
+    ) -> Self {
         Self {
             geometry,
             maps,
             ring,
+            moved_ring,
+            retained: VecDeque::new(),
+            retained_bytes: 0,
+            root,
             segments,
             banks: BTreeMap::new(),
             current_bank: None,
@@ -141,7 +179,6 @@ impl State {
             next_transaction: 1,
             durable_transaction: 0,
             next_middle: 1,
-            root_sequence: 0,
             reserved: Rc::new(Reserved::default()),
             keep: None,
             failed: None,

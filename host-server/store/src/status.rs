@@ -91,7 +91,7 @@ impl StatusReport {
                 size_bytes: state.ring.block_count() * block,
                 used_bytes: state.ring.used_blocks() * block,
                 epoch: state.ring.epoch(),
-                root_sequence: state.root_sequence,
+                root_sequence: state.root.sequence,
                 applied_transaction: state.last_transaction(),
                 durable_transaction: state.durable_transaction,
                 banks: state.banks.len() as u32,

@@ -223,6 +223,10 @@ fn crash_everywhere(name: &str, steps: &[Step], mode: CrashMode) {
                 let store = open(engine).await;
                 work(&store, steps, &history).await;
                 store.close().await.unwrap();
+                if crash_at.is_none() {
+                    let counters = store.status().counters;
+                    println!("{name}: {} moves, {} checkpoints", counters.moves, counters.checkpoints);
+                }
             }
         });
         (world, history, outcome.is_crashed())
@@ -353,6 +357,10 @@ workload!(the_log_wraps_around, PowerLoss, {
             len: 1 + random.below(7),
         },
     })
+});
+workload!(commits_move_to_the_metadata_log, PowerLoss, {
+    let write = |at: u64| Step::Write { object: at % OBJECTS, start: at * 7 % BLOCKS, len: 7 };
+    (0..70).flat_map(|at| [write(at), Step::Sync]).collect::<Vec<_>>()
 });
 workload!(commits_by_the_interval, PowerLoss, {
     random_steps(10, 16, |random| match random.below(2) {

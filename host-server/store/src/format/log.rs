@@ -61,6 +61,11 @@ pub fn record_checksum(header: &RecordHeader, body: &[u8]) -> u32 {
     digest.finalize() as u32
 }
 
+/// A commit, in the log.
+pub const KIND_COMMIT: u16 = 1;
+/// The bodies of earlier commits, in the metadata log. It has no data blocks: those are in stripes.
+pub const KIND_MOVED: u16 = 2;
+
 const TAG_END: u8 = 0;
 const TAG_PUT: u8 = 1;
 const TAG_DELETE: u8 = 2;

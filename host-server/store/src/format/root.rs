@@ -2,7 +2,10 @@
 //!
 //! Two slots at the front of the metadata region, written in turn, so that a torn write leaves the other whole. The
 //! newest valid root of any mirror counts. A slot is an envelope, a [`RootBody`] and the list of tree roots.
+//!
+//! The metadata region: two root slots, the log, the metadata log, the page area.
 
+use ringfort_engine::buffer::BLOCK_BYTES;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -32,7 +35,12 @@ struct RootBody {
     total_blocks: U64,
     kept_epoch: U64,
     replay_previous_checksum: U32,
-    reserved: [u8; 36],
+    moved_previous_checksum: U32,
+    metadata_log_blocks: U64,
+    moved_position: U64,
+    moved_sequence: U64,
+    moved_records: U32,
+    reserved: [u8; 4],
 }
 
 const _: () = assert!(size_of::<RootBody>() == 128);
@@ -52,6 +60,14 @@ pub struct Root {
     pub replay_position: u64,
     pub replay_sequence: u64,
     pub replay_previous_checksum: u32,
+    /// Length of the metadata log, in blocks.
+    pub metadata_log_blocks: u64,
+    /// Where in the metadata log the records lie that are replayed before those of the log, and how many they are. All of
+    /// them were durable before this root was written.
+    pub moved_position: u64,
+    pub moved_sequence: u64,
+    pub moved_previous_checksum: u32,
+    pub moved_records: u32,
     /// Middle addresses below this one may be in use.
     pub middle_limit: u64,
     /// Length of the log, in blocks.
@@ -66,6 +82,16 @@ pub struct Root {
 }
 
 impl Root {
+    /// Where the metadata log begins.
+    pub fn metadata_log_start(&self) -> MetadataAddress {
+        MetadataAddress(LOG_START.0 + self.log_blocks * BLOCK_BYTES as u64)
+    }
+
+    /// Where the page area begins.
+    pub fn page_area_start(&self) -> MetadataAddress {
+        MetadataAddress(self.metadata_log_start().0 + self.metadata_log_blocks * BLOCK_BYTES as u64)
+    }
+
     /// The slot that the root of this sequence number is written to.
     pub fn slot(sequence: u64) -> MetadataAddress {
         MetadataAddress(sequence % 2 * ROOT_SLOT_BYTES as u64)
@@ -86,7 +112,12 @@ impl Root {
             total_blocks: U64::new(self.total_blocks),
             kept_epoch: U64::new(self.kept_epoch),
             replay_previous_checksum: U32::new(self.replay_previous_checksum),
-            reserved: [0; 36],
+            moved_previous_checksum: U32::new(self.moved_previous_checksum),
+            metadata_log_blocks: U64::new(self.metadata_log_blocks),
+            moved_position: U64::new(self.moved_position),
+            moved_sequence: U64::new(self.moved_sequence),
+            moved_records: U32::new(self.moved_records),
+            reserved: [0; 4],
         };
         let mut bytes = vec![0; ENVELOPE_BYTES];
         bytes.extend_from_slice(body.as_bytes());
@@ -101,7 +132,7 @@ impl Root {
     pub fn decode(bytes: &[u8], volume: VolumeId) -> Option<Self> {
         let opened = envelope::open(bytes, Kind::Superblock, VERSION, Some(volume)).ok()?;
         let (body, trees) = RootBody::read_from_prefix(opened.body).ok()?;
-        if body.reserved != [0; 36] {
+        if body.reserved != [0; 4] {
             return None;
         }
         Some(Self {
@@ -112,6 +143,11 @@ impl Root {
             replay_position: body.replay_position.get(),
             replay_sequence: body.replay_sequence.get(),
             replay_previous_checksum: body.replay_previous_checksum.get(),
+            metadata_log_blocks: body.metadata_log_blocks.get(),
+            moved_position: body.moved_position.get(),
+            moved_sequence: body.moved_sequence.get(),
+            moved_previous_checksum: body.moved_previous_checksum.get(),
+            moved_records: body.moved_records.get(),
             middle_limit: body.middle_limit.get(),
             log_blocks: body.log_blocks.get(),
             page_area_bytes: body.page_area_bytes.get(),

@@ -9,11 +9,12 @@ use crate::address::{PhysicalBlock, SegmentId, VolumeId};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::checksum::block_checksum;
 use crate::format::log::{
-    Entry, RECORD_HEADER_BYTES, RECORD_MAGIC, RECORD_VERSION, RecordHeader, decode_body, record_checksum,
+    Entry, KIND_COMMIT, KIND_MOVED, RECORD_HEADER_BYTES, RECORD_MAGIC, RECORD_VERSION, RecordHeader,
+    decode_body, record_checksum,
 };
-use crate::format::root::Root;
+use crate::format::root::{LOG_START, Root};
 use crate::geometry::Geometry;
-use crate::log::ring::{LiveRecord, Ring, body_blocks};
+use crate::log::ring::{LiveRecord, ReplayPoint, RingRegion, body_blocks};
 use crate::object::Object;
 
 /// How much of a mirror is read ahead, in blocks.
@@ -41,7 +42,14 @@ struct Window {
 
 impl Window {
     /// The blocks from `position` on, or `None` where the mirror cannot be read.
-    async fn read(&mut self, object: &Object, ring_blocks: u64, position: u64, count: u64) -> Option<Slice> {
+    async fn read(
+        &mut self,
+        object: &Object,
+        region: RingRegion,
+        position: u64,
+        count: u64,
+    ) -> Option<Slice> {
+        let ring_blocks = region.block_count;
         if let Some(bytes) = &self.bytes
             && position >= self.start
             && position + count <= self.start + (bytes.len() / BLOCK_BYTES) as u64
@@ -52,7 +60,7 @@ impl Window {
         let until_end = ring_blocks - position % ring_blocks;
         let first_count = count.max(WINDOW_BLOCKS).min(until_end).min(ring_blocks);
         let read = |position: u64, count: u64| {
-            let address = Ring::address(ring_blocks, position);
+            let address = region.address(position);
             object.read_metadata_mirror(self.mirror, address, count as usize * BLOCK_BYTES)
         };
         let bytes = if count <= first_count {
@@ -72,12 +80,49 @@ impl Window {
     }
 }
 
-/// Walks the chain from a root's replay point to its end.
+/// A chain of records in one of the two rings.
+#[derive(Clone, Copy, Debug)]
+pub struct Chain {
+    pub region: RingRegion,
+    pub kind: u16,
+    pub start: ReplayPoint,
+}
+
+impl Chain {
+    /// Commits that the root does not hold: the chain goes on until a record is not valid.
+    pub fn commits(root: &Root) -> Self {
+        Self {
+            region: RingRegion { start: LOG_START, block_count: root.log_blocks },
+            kind: KIND_COMMIT,
+            start: ReplayPoint {
+                position: root.replay_position,
+                sequence: root.replay_sequence,
+                previous_checksum: root.replay_previous_checksum,
+            },
+        }
+    }
+
+    /// Commits that were moved to the metadata log: the root says how many records there are.
+    pub fn moved(root: &Root) -> Self {
+        Self {
+            region: RingRegion { start: root.metadata_log_start(), block_count: root.metadata_log_blocks },
+            kind: KIND_MOVED,
+            start: ReplayPoint {
+                position: root.moved_position,
+                sequence: root.moved_sequence,
+                previous_checksum: root.moved_previous_checksum,
+            },
+        }
+    }
+}
+
+/// Walks a chain to its end.
 pub struct Replay<'a> {
     object: &'a Object,
     volume: VolumeId,
     geometry: Geometry,
     root: &'a Root,
+    chain: Chain,
     windows: Vec<Window>,
     position: u64,
     sequence: u64,
@@ -87,7 +132,7 @@ pub struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    pub fn new(object: &'a Object, volume: VolumeId, root: &'a Root) -> Self {
+    pub fn new(object: &'a Object, volume: VolumeId, root: &'a Root, chain: Chain) -> Self {
         let windows = object
             .live_mirrors()
             .into_iter()
@@ -98,10 +143,11 @@ impl<'a> Replay<'a> {
             volume,
             geometry: *object.geometry(),
             root,
+            chain,
             windows,
-            position: root.replay_position,
-            sequence: root.replay_sequence,
-            previous_checksum: root.replay_previous_checksum,
+            position: chain.start.position,
+            sequence: chain.start.sequence,
+            previous_checksum: chain.start.previous_checksum,
             epoch: 0,
             used_blocks: 0,
         }
@@ -136,21 +182,25 @@ impl<'a> Replay<'a> {
     }
 
     async fn read_from(&mut self, index: usize) -> Option<(FoundRecord, u64)> {
-        let ring_blocks = self.root.log_blocks;
+        let region = self.chain.region;
+        let ring_blocks = region.block_count;
         if self.used_blocks >= ring_blocks {
             return None;
         }
         let window = self.windows.get_mut(index)?;
-        let front = window.read(self.object, ring_blocks, self.position, 1).await?;
+        let front = window.read(self.object, region, self.position, 1).await?;
         let (header, _) = RecordHeader::read_from_prefix(&front).ok()?;
         let epoch = header.epoch.get();
-        let in_epoch = if self.sequence >= self.root.epoch_first_record {
+        let in_epoch = if self.chain.kind == KIND_MOVED {
+            epoch <= self.root.epoch && epoch >= self.epoch
+        } else if self.sequence >= self.root.epoch_first_record {
             epoch == self.root.epoch
         } else {
             epoch < self.root.epoch && epoch >= self.epoch
         };
         let expected = header.magic.get() == RECORD_MAGIC
             && header.version.get() == RECORD_VERSION
+            && header.kind.get() == self.chain.kind
             && header.volume == self.volume.0.to_le_bytes()
             && header.position.get() == self.position
             && header.sequence.get() == self.sequence
@@ -165,7 +215,7 @@ impl<'a> Replay<'a> {
         if block_count > ring_blocks - self.used_blocks {
             return None;
         }
-        let bytes = window.read(self.object, ring_blocks, self.position, block_count).await?;
+        let bytes = window.read(self.object, region, self.position, block_count).await?;
         let body = bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + body_bytes)?;
         let checksum = header.checksum.get();
         if record_checksum(&header, body) != checksum {
@@ -197,6 +247,9 @@ impl<'a> Replay<'a> {
         first_block: u64,
         data_blocks: u64,
     ) -> Option<Vec<(PhysicalBlock, Slice)>> {
+        if self.chain.kind == KIND_MOVED {
+            return (data_blocks == 0).then(Vec::new);
+        }
         let entries = || transactions.iter().flatten();
         let written: HashSet<(SegmentId, u32)> = entries()
             .filter_map(|entry| match entry {

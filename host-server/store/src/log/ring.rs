@@ -8,7 +8,6 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 
 use crate::address::{MetadataAddress, VolumeId};
 use crate::format::log::{RECORD_HEADER_BYTES, RECORD_MAGIC, RECORD_VERSION, RecordHeader, record_checksum};
-use crate::format::root::LOG_START;
 
 /// A record between tail and head.
 #[derive(Clone, Copy, Debug)]
@@ -28,11 +27,25 @@ pub struct ReplayPoint {
     pub previous_checksum: u32,
 }
 
+/// The part of the metadata region that a ring occupies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingRegion {
+    pub start: MetadataAddress,
+    pub block_count: u64,
+}
+
+impl RingRegion {
+    /// The place in the metadata region of a log block.
+    pub fn address(&self, position: u64) -> MetadataAddress {
+        MetadataAddress(self.start.0 + position % self.block_count * BLOCK_BYTES as u64)
+    }
+}
+
 /// The ring's cursors. Positions count log blocks since the volume was made and never wrap; the place in the region is
 /// the position modulo its length.
 #[derive(Debug)]
 pub struct Ring {
-    block_count: u64,
+    region: RingRegion,
     tail: u64,
     head: u64,
     next_sequence: u64,
@@ -53,6 +66,7 @@ pub struct FramedRecord {
 /// What goes into a record.
 #[derive(Debug)]
 pub struct RecordContent {
+    pub kind: u16,
     pub body: Vec<u8>,
     pub data: Vec<Slice>,
     pub first_transaction: u64,
@@ -67,9 +81,9 @@ pub fn body_blocks(body_bytes: usize) -> u64 {
 
 impl Ring {
     /// A ring that goes on behind `records`, the live records found at `start` and after.
-    pub fn new(block_count: u64, start: ReplayPoint, epoch: u64) -> Self {
+    pub fn new(region: RingRegion, start: ReplayPoint, epoch: u64) -> Self {
         Self {
-            block_count,
+            region,
             tail: start.position,
             head: start.position,
             next_sequence: start.sequence,
@@ -106,7 +120,11 @@ impl Ring {
     }
 
     pub fn block_count(&self) -> u64 {
-        self.block_count
+        self.region.block_count
+    }
+
+    pub fn tail(&self) -> u64 {
+        self.tail
     }
 
     pub fn used_blocks(&self) -> u64 {
@@ -114,7 +132,7 @@ impl Ring {
     }
 
     pub fn free_blocks(&self) -> u64 {
-        self.block_count - self.used_blocks()
+        self.region.block_count - self.used_blocks()
     }
 
     pub fn head(&self) -> ReplayPoint {
@@ -125,18 +143,13 @@ impl Ring {
         }
     }
 
-    /// The place in the metadata region of a log block.
-    pub fn address(block_count: u64, position: u64) -> MetadataAddress {
-        MetadataAddress(LOG_START.0 + position % block_count * BLOCK_BYTES as u64)
-    }
-
     /// Frames the next record and moves the head over it. The caller has made sure that it fits.
     pub fn append(&mut self, volume: VolumeId, content: RecordContent) -> FramedRecord {
         let block_count = body_blocks(content.body.len()) + content.data.len() as u64;
         assert!(block_count <= self.free_blocks(), "log overrun");
         let mut header = RecordHeader {
             magic: U32::new(RECORD_MAGIC),
-            kind: U16::new(1),
+            kind: U16::new(content.kind),
             version: U16::new(RECORD_VERSION),
             body_bytes: U32::new(content.body.len() as u32),
             data_blocks: U32::new(content.data.len() as u32),
@@ -173,7 +186,8 @@ impl Ring {
 
     /// Cuts a write where the ring wraps.
     pub fn split(&self, position: u64, slices: Vec<Slice>) -> Vec<(MetadataAddress, Vec<Slice>)> {
-        let until_end = ((self.block_count - position % self.block_count) as usize) * BLOCK_BYTES;
+        let until_end =
+            ((self.region.block_count - position % self.region.block_count) as usize) * BLOCK_BYTES;
         let mut first = Vec::new();
         let mut second = Vec::new();
         let mut taken = 0;
@@ -189,9 +203,9 @@ impl Ring {
                 second.push(slice.slice(room..slice.len()));
             }
         }
-        let mut writes = vec![(Self::address(self.block_count, position), first)];
+        let mut writes = vec![(self.region.address(position), first)];
         if !second.is_empty() {
-            writes.push((LOG_START, second));
+            writes.push((self.region.start, second));
         }
         writes
     }
@@ -209,6 +223,11 @@ impl Ring {
         })
     }
 
+    /// Live records from `position` on.
+    pub fn records_from(&self, position: u64) -> u32 {
+        self.live.iter().filter(|record| record.position >= position).count() as u32
+    }
+
     /// A root that starts replay at `position` is durable.
     pub fn truncate(&mut self, position: u64) {
         assert!(position >= self.tail && position <= self.head);
@@ -223,13 +242,23 @@ impl Ring {
 mod tests {
     use super::*;
 
+    const START: MetadataAddress = MetadataAddress(1 << 20);
+
     fn ring() -> Ring {
-        Ring::new(8, ReplayPoint { position: 5, sequence: 1, previous_checksum: 0 }, 1)
+        let region = RingRegion { start: START, block_count: 8 };
+        Ring::new(region, ReplayPoint { position: 5, sequence: 1, previous_checksum: 0 }, 1)
     }
 
     fn content(data_blocks: usize, first_transaction: u64) -> RecordContent {
         let data = (0..data_blocks).map(|block| Slice::copy_of(&[block as u8; BLOCK_BYTES])).collect();
-        RecordContent { body: vec![0], data, first_transaction, transaction_count: 1, root_sequence: 1 }
+        RecordContent {
+            kind: 1,
+            body: vec![0],
+            data,
+            first_transaction,
+            transaction_count: 1,
+            root_sequence: 1,
+        }
     }
 
     #[test]
@@ -238,9 +267,9 @@ mod tests {
         let record = ring.append(VolumeId(1), content(4, 1));
         assert_eq!(record.block_count, 5);
         assert_eq!(record.writes.len(), 2);
-        assert_eq!(record.writes[0].0, MetadataAddress(LOG_START.0 + 5 * BLOCK_BYTES as u64));
+        assert_eq!(record.writes[0].0, MetadataAddress(START.0 + 5 * BLOCK_BYTES as u64));
         assert_eq!(record.writes[0].1.iter().map(|slice| slice.len()).sum::<usize>(), 3 * BLOCK_BYTES);
-        assert_eq!(record.writes[1].0, LOG_START);
+        assert_eq!(record.writes[1].0, START);
         assert_eq!(record.writes[1].1.iter().map(|slice| slice.len()).sum::<usize>(), 2 * BLOCK_BYTES);
         assert_eq!(ring.free_blocks(), 3);
     }
