@@ -25,7 +25,7 @@ pub fn measure(rounds: u32) -> Result<Figures> {
     figures.condition("checksum", "CRC-32C of 4 KiB blocks, in cache");
     figures.condition("rounds", rounds.to_string());
 
-    let data: Vec<Vec<u8>> = (0..DATA_COLUMNS).map(|column| patterned(column)).collect();
+    let data: Vec<Vec<u8>> = (0..DATA_COLUMNS).map(patterned).collect();
     let columns: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
     let mut parity = vec![vec![0u8; UNIT_BYTES]; usize::from(PARITY_COLUMNS)];
     let stripe_bytes = UNIT_BYTES * usize::from(DATA_COLUMNS);
