@@ -1,6 +1,8 @@
 //! Log-structured, erasure-coded store.
 //!
-//! Modules, lowest first.
+//! Modules, lowest first:
+//! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `map` ·
+//! `segment` · `log` · `state` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` · `status` · `store`
 #![deny(unsafe_code)]
 
 pub mod address;

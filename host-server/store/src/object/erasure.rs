@@ -10,14 +10,15 @@ use crate::address::ColumnIndex;
 type Matrix = Vec<Vec<u8>>;
 
 /// The code of one geometry.
-pub(super) struct Code {
+pub struct Code {
     data_columns: usize,
     parity_columns: usize,
     encode: Coefficients,
 }
 
 impl Code {
-    pub(super) fn new(data_columns: u8, parity_columns: u8) -> Self {
+    /// K and M within the bounds of a checked geometry.
+    pub fn new(data_columns: u8, parity_columns: u8) -> Self {
         let (data_columns, parity_columns) = (usize::from(data_columns), usize::from(parity_columns));
         let rows: Matrix = (data_columns..data_columns + parity_columns)
             .map(|row| generator_row(data_columns, row))
@@ -26,14 +27,14 @@ impl Code {
     }
 
     /// Computes all parity columns of equally long parts of all data columns.
-    pub(super) fn encode(&self, data: &[&[u8]], parity: &mut [&mut [u8]]) {
+    pub fn encode(&self, data: &[&[u8]], parity: &mut [&mut [u8]]) {
         if self.parity_columns > 0 {
             multiply(&self.encode, data, parity);
         }
     }
 
     /// Prepares to compute the columns `missing` (at most M) from the K columns `sources`, in that order.
-    pub(super) fn decoder(&self, sources: &[ColumnIndex], missing: &[ColumnIndex]) -> Decoder {
+    pub fn decoder(&self, sources: &[ColumnIndex], missing: &[ColumnIndex]) -> Decoder {
         assert_eq!(sources.len(), self.data_columns);
         let row = |column: &ColumnIndex| generator_row(self.data_columns, usize::from(column.0));
         let recover_data = invert(sources.iter().map(row).collect());
@@ -55,11 +56,11 @@ impl Code {
 }
 
 /// Computes one choice of missing columns from one choice of sources.
-pub(super) struct Decoder(Coefficients);
+pub struct Decoder(Coefficients);
 
 impl Decoder {
     /// `sources` and `missing` in the order in which the decoder was made; all of one length.
-    pub(super) fn decode(&self, sources: &[&[u8]], missing: &mut [&mut [u8]]) {
+    pub fn decode(&self, sources: &[&[u8]], missing: &mut [&mut [u8]]) {
         multiply(&self.0, sources, missing);
     }
 }

@@ -46,6 +46,7 @@ mod tests;
 mod tree;
 
 pub use component::ComponentCounters;
+pub use erasure::{Code, Decoder};
 pub use galois::Kernel;
 pub use open::{ComponentSpec, OpenOptions, OpenReport};
 pub use reconstruct::ChecksumSource;
@@ -54,7 +55,6 @@ pub use survey::{Finding, FindingKind};
 pub use tree::{ComponentReport, Health, TreeReport};
 
 use component::Component;
-use erasure::Code;
 use membership::Membership;
 
 /// An open object. Belongs to the thread of its engine; any number of its tasks may use it at once.
