@@ -24,6 +24,7 @@ fn operation(opcode: u32, body: &[u8]) -> Operation {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
     fn random_bytes_never_panic(
         opcode in prop_oneof![prop::sample::select(OPCODES), any::<u32>()],

@@ -178,8 +178,9 @@ impl<S: Service> Device<S> {
 
     fn kick(self: &Rc<Self>, index: usize) {
         let (Some(queue), Some(kicked)) = (self.queues.get(index), self.kicked.get(index)) else { return };
-        // Before the ring is looked at, so that a kick for what comes later is sent again.
-        kicked.store(false, Ordering::SeqCst);
+        // Before the ring is looked at. Either this swap reads what the sender's wrote, and with it sees every chain that was
+        // rung for; or the sender's comes later, reads false, and sends another kick.
+        kicked.swap(false, Ordering::AcqRel);
         queue.running.set(true);
         self.serve(index, queue);
     }

@@ -219,7 +219,7 @@ impl VhostUserBackend for Backend {
         let index = usize::from(device_event);
         let Some(kicked) = self.kicked.get(index) else { return Ok(()) };
         self.attach(vrings);
-        if !kicked.swap(true, Ordering::SeqCst) {
+        if !kicked.swap(true, Ordering::AcqRel) {
             let _ = self.events.send(Event::Kick(index));
         }
         // An error would end the worker, and with it every later kick.

@@ -111,7 +111,7 @@ impl Guest {
     }
 
     pub fn kick(&self, queue: usize) {
-        if !self.kicked[queue].swap(true, Ordering::SeqCst) {
+        if !self.kicked[queue].swap(true, Ordering::AcqRel) {
             assert!(self.events.send(Event::Kick(queue)).is_ok());
         }
     }

@@ -241,7 +241,7 @@ fn a_guest_cannot_have_more_under_way_than_the_bounds_allow() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     /// Random descriptors over random bytes: the device answers or breaks, and serves again after a reset.
     #[test]
