@@ -1,6 +1,10 @@
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
+use ringfort_filesystem::operation::{
+    AllocateMode, FileKind, RenameMode, SetAttributes, SetTime, SetXattrMode, Timestamp,
+};
+
 use super::*;
 
 const OPCODES: &[u32] = &[

@@ -19,9 +19,10 @@ use ringfort_engine::engine::Engine;
 use ringfort_engine::mailbox::Receiver;
 use ringfort_filesystem::errno::Errno;
 
-use super::decode::{self, Header, Request};
+use super::decode;
 use super::encode::{self, Answer};
 use super::queue::{Chain, ChainError, Ring, RingError, Taken};
+use super::request::{Header, Request};
 use super::session::{CachePolicy, Conversation};
 use crate::metrics::Metrics;
 use crate::pending::{Pending, PendingGuard};

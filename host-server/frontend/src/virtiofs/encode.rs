@@ -5,8 +5,8 @@ use ringfort_filesystem::operation::{Attributes, DataPiece, DirectoryEntry, File
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::abi::{self, linux};
-use super::decode::Shape;
 use super::queue::{Chain, ChainError};
+use super::request::Shape;
 
 /// Bytes before every reply's body.
 pub const HEADER_BYTES: usize = size_of::<abi::OutHeader>();

@@ -4,13 +4,16 @@
 //! thread, takes chains from [`queue`]s, has them read by [`decode`], carries them out through [`session`] and has the
 //! replies written by [`encode`].
 //!
-//! Modules, lowest first: `abi` · `queue` · `decode` · `encode` · `session` · `device` · `vhost_user` · `server`
+//! Modules, lowest first: `abi` · `queue` · `request` · `body` · `decode` · `encode` · `session` · `device` ·
+//! `vhost_user` · `server`
 
 mod abi;
+mod body;
 mod decode;
 mod device;
 mod encode;
 mod queue;
+mod request;
 mod server;
 mod session;
 #[cfg(test)]

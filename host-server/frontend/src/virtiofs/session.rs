@@ -15,8 +15,8 @@ use ringfort_filesystem::operation::{
 use zerocopy::IntoBytes;
 
 use super::abi;
-use super::decode::{Header, Request, Shape, SyncWrites, TRANSFER_BYTES_MAX};
 use super::encode::{self, Answer, Validity};
+use super::request::{Header, Request, Shape, SyncWrites, TRANSFER_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::pending::Pending;
 use crate::rate_limit::GuestLog;
