@@ -73,7 +73,7 @@ impl Scene {
     pub fn end(&self, server: Server, guest: Guest) -> Result<()> {
         guest.shut_down()?;
         server.stop()?;
-        self.volume.require_clean()
+        self.volume.require_clean().map(drop)
     }
 }
 

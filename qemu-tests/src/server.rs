@@ -91,6 +91,15 @@ impl Volume {
         fs::rename(self.component(index), &away).with_context(|| format!("taking component {index} away"))
     }
 
+    /// Empties the file of component `index`. A serving process has the file open, so that removing its name would take
+    /// nothing away from it.
+    pub fn empty(&self, index: usize) -> Result<()> {
+        let path = self.component(index);
+        let file =
+            File::options().write(true).open(&path).with_context(|| format!("opening {}", path.display()))?;
+        file.set_len(0).with_context(|| format!("emptying {}", path.display()))
+    }
+
     /// Puts a component back as it was when it was taken away.
     pub fn bring_back(&self, index: usize) -> Result<()> {
         fs::rename(self.away(index), self.component(index))
@@ -107,18 +116,46 @@ impl Volume {
             .with_context(|| format!("volume status said no JSON:\n{}", said.stdout))
     }
 
+    /// Each component's state in `volume status`, by position: `live`, `missing` and so on.
+    pub fn component_states(&self) -> Result<Vec<String>> {
+        let status = self.status()?;
+        let components =
+            status["tree"]["components"].as_array().context("volume status lists no components")?;
+        Ok(components.iter().map(|component| component["state"].as_str().unwrap_or("?").to_owned()).collect())
+    }
+
+    /// A counter of `volume status`, summed over the components.
+    pub fn component_counter(&self, name: &str) -> Result<u64> {
+        let status = self.status()?;
+        let components =
+            status["tree"]["components"].as_array().context("volume status lists no components")?;
+        let counts = components.iter().map(|component| component[name].as_u64());
+        counts
+            .sum::<Option<u64>>()
+            .with_context(|| format!("volume status has no counter {name} for each component"))
+    }
+
+    /// `volume status` for people.
+    pub fn status_text(&self) -> Result<String> {
+        let said = ringfort(&["volume", "status", &self.name()])?;
+        if said.status != Some(0) {
+            bail!("volume status ended with {:?}:\n{}{}", said.status, said.stdout, said.stderr);
+        }
+        Ok(said.stdout)
+    }
+
     /// `volume check`, whatever it finds.
     pub fn check(&self) -> Result<Said> {
         ringfort(&["volume", "check", &self.name()])
     }
 
-    /// `volume check`, which must find nothing.
-    pub fn require_clean(&self) -> Result<()> {
+    /// `volume check`, which must find nothing; returns its report.
+    pub fn require_clean(&self) -> Result<String> {
         let said = self.check()?;
         if said.status != Some(0) {
             bail!("volume check ended with {:?}:\n{}{}", said.status, said.stdout, said.stderr);
         }
-        Ok(())
+        Ok(said.stdout)
     }
 
     /// Tries to serve, which must be refused soon; returns what was said on standard error.

@@ -38,6 +38,7 @@ fn every_byte_reads_with_two_components_gone_and_a_stale_one_is_not_believed() {
     scene.volume.take_away(2).unwrap();
     let (server, guest) = scene.serve_and_boot().unwrap();
     before.verify(&guest).unwrap();
+    assert!(scene.volume.component_counter("reconstructed_blocks").unwrap() > 0);
     during.make(&guest).unwrap();
     guest.shut_down().unwrap();
     server.stop().unwrap();
@@ -54,6 +55,8 @@ fn every_byte_reads_with_two_components_gone_and_a_stale_one_is_not_believed() {
     let (server, guest) = scene.serve_and_boot().unwrap();
     before.verify(&guest).unwrap();
     during.verify(&guest).unwrap();
+    let states = scene.volume.component_states().unwrap();
+    assert!(states[0] != "live" && states[2] != "live", "{states:?}");
     guest.shut_down().unwrap();
     server.stop().unwrap();
 
@@ -85,6 +88,10 @@ fn every_byte_reads_when_two_components_are_spoilt_while_the_volume_is_down() {
     let (mut server, guest) = scene.serve_and_boot().unwrap();
     tree.verify(&guest).unwrap();
     server.require_alive().unwrap();
+    assert_ne!(scene.volume.component_states().unwrap()[1], "live");
+    for counter in ["damaged_blocks", "repaired_blocks"] {
+        assert!(scene.volume.component_counter(counter).unwrap() > 0, "{counter}");
+    }
     guest.shut_down().unwrap();
     server.stop().unwrap();
 }
@@ -117,16 +124,19 @@ fn a_component_lost_under_a_running_server_costs_nothing() {
     let (mut server, guest) = scene.serve_and_boot().unwrap();
     let (before, after) = (Tree::new("before", 5, 150), Tree::new("after", 6, 100));
     before.make(&guest).unwrap();
-    // The server has the file open, so that removing its name would take nothing away: its bytes go instead.
-    fs::File::options().write(true).open(scene.volume.component(4)).unwrap().set_len(0).unwrap();
+    scene.volume.empty(4).unwrap();
     before.verify(&guest).unwrap();
     after.make(&guest).unwrap();
     after.verify(&guest).unwrap();
     server.require_alive().unwrap();
+    for counter in ["damaged_blocks", "reconstructed_blocks"] {
+        assert!(scene.volume.component_counter(counter).unwrap() > 0, "{counter}");
+    }
     guest.shut_down().unwrap();
     server.stop().unwrap();
 
     let (server, guest) = scene.serve_and_boot().unwrap();
+    assert_ne!(scene.volume.component_states().unwrap()[4], "live");
     before.verify(&guest).unwrap();
     after.verify(&guest).unwrap();
     guest.shut_down().unwrap();
