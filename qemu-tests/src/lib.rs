@@ -1,5 +1,5 @@
 //! The vocabulary of the black-box tests: fetch a kernel, make an image, boot a guest, run commands in it.
-//!
+//! Modules, lowest first:
 //! * [`frame`]: the bytes between host and guest agent
 //! * [`place`]: where downloads, runs and locks lie
 //! * [`apt`]: packages fetched without root and without touching the machine's own package state
