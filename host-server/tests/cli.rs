@@ -267,6 +267,9 @@ fn a_served_volume_answers_and_is_held() {
     server.stop();
     assert!(!volume.socket("guest").exists(), "the socket is removed");
     assert!(!volume.directory().join("admin.sock").exists());
+    let id = status["volume"].as_str().unwrap().replace('-', "");
+    let kept = Path::new("/dev/shm/ringfort").join(format!("volume-{id}"));
+    assert!(!kept.exists(), "a closed volume keeps no memory");
     assert_eq!(volume.status()["served"], Value::Null);
 }
 

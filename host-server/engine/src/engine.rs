@@ -35,6 +35,10 @@ pub trait Engine {
     /// Opens a memory file: shared memory that survives the death of this process, not of the machine.
     fn memory_file(&self, name: &str, len_bytes: usize, open: MemoryOpen) -> Result<MemoryFile, EngineError>;
 
+    /// Removes a memory file: nobody can attach to it any more. One that is open goes with its last loan; one that does not
+    /// exist is no error.
+    fn remove_memory_file(&self, name: &str) -> Result<(), EngineError>;
+
     /// Monotonic time since an arbitrary start.
     fn monotonic(&self) -> Duration;
 

@@ -289,6 +289,11 @@ async fn memory_files_are_created_attached_and_exclusive(setting: Setting) {
     assert_eq!(error.kind, ErrorKind::Failed, "{error}");
     let file = open(MemoryOpen::Create).unwrap();
     assert!(file.lend(0, 8).iter().all(|byte| *byte == 0));
+    // Removed while it is open, and once more when it is gone.
+    setting.engine.remove_memory_file("log").unwrap();
+    drop(file);
+    assert_eq!(open(MemoryOpen::Attach).err().unwrap().kind, ErrorKind::NotFound);
+    setting.engine.remove_memory_file("log").unwrap();
     for name in ["", "a/b", "..", ".hidden"] {
         let error = setting.engine.memory_file(name, BLOCK_BYTES, MemoryOpen::Create).err().unwrap();
         assert_eq!(error.kind, ErrorKind::OutOfRange, "{error}");

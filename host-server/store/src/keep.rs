@@ -121,6 +121,13 @@ impl Keep {
     }
 }
 
+/// Removes what is kept of a volume that has been closed: nothing is left that only memory holds.
+pub(crate) fn forget(engine: &Rc<dyn Engine>, volume: VolumeId) {
+    if let Err(error) = engine.remove_memory_file(&file_name(volume)) {
+        tracing::warn!(%volume, "memory stays in use although the volume is closed: {error}");
+    }
+}
+
 /// What an earlier process left.
 pub(crate) struct Kept {
     /// Applied transactions, in order, and their bodies.

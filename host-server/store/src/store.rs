@@ -16,6 +16,7 @@ use crate::create::{self, CreateOptions};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::segment::StripeSummary;
 use crate::geometry::ColumnBlock;
+use crate::keep;
 use crate::limits::{
     BANK_STRIPES, BANKS_WAITING_MAX, CHECKPOINT_AT_QUARTERS, COMMIT_INTERVAL_DEFAULT, MEMORY_BYTES_DEFAULT,
     WAIT_AT_QUARTERS,
@@ -140,6 +141,9 @@ impl Store {
         self.core.closing.set(true);
         self.core.commit_wanted.notify_one();
         self.core.checkpoint_wanted.notify_one();
+        if result.is_ok() {
+            keep::forget(&self.core.engine, self.core.volume);
+        }
         result
     }
 

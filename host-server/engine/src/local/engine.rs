@@ -156,6 +156,10 @@ impl Engine for LocalEngine {
         mapping::memory_file(self.memory_directory.as_deref(), name, len_bytes, open)
     }
 
+    fn remove_memory_file(&self, name: &str) -> Result<(), EngineError> {
+        mapping::remove(self.memory_directory.as_deref(), name)
+    }
+
     fn monotonic(&self) -> Duration {
         self.started.elapsed()
     }

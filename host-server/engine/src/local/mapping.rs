@@ -20,6 +20,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::unistd::geteuid;
 
 use super::component::holder;
+use crate::buffer::BLOCK_BYTES;
 use crate::engine::MemoryOpen;
 use crate::error::{EngineError, ErrorKind};
 use crate::memory::{MemoryFile, check_request};
@@ -131,4 +132,16 @@ pub(super) fn memory_file(
     // SAFETY: the mapping is page-aligned, of this length, readable, writable and initialised by the kernel, and lives
     // as long as its backing; the lock keeps other mappings of it away (module invariant).
     Ok(unsafe { MemoryFile::new(start.cast(), len_bytes, Box::new(mapping)) })
+}
+
+/// Removes a memory file by its name.
+pub(super) fn remove(directory: Option<&Path>, name: &str) -> Result<(), EngineError> {
+    check_request(name, BLOCK_BYTES)?;
+    let Some(path) = directory.map(|directory| directory.join(name)) else { return Ok(()) };
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(EngineError::from_io("remove memory file", path.to_string_lossy(), &error))
+        }
+        _ => Ok(()),
+    }
 }

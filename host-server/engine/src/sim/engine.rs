@@ -142,6 +142,12 @@ impl Engine for SimEngine {
         self.world.memory_file(name, len_bytes, open)
     }
 
+    fn remove_memory_file(&self, name: &str) -> Result<(), EngineError> {
+        self.check_alive("remove memory file", name)?;
+        self.world.remove_memory_file(name);
+        Ok(())
+    }
+
     fn monotonic(&self) -> Duration {
         self.boot.clock.get()
     }

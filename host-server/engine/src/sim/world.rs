@@ -76,6 +76,10 @@ impl World {
             },
         }
     }
+
+    pub(super) fn remove_memory_file(&self, name: &str) {
+        self.memory_files.borrow_mut().remove(name);
+    }
 }
 
 /// Handle for tests on what the simulated process cannot know. Cloned freely, also into tasks.

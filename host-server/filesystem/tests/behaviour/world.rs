@@ -44,6 +44,10 @@ impl Engine for ModelEngine {
         unimplemented!()
     }
 
+    fn remove_memory_file(&self, _: &str) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     fn monotonic(&self) -> Duration {
         self.wall_clock()
     }
