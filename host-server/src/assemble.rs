@@ -145,14 +145,15 @@ fn serve(
         let volume = Rc::new(store.clone());
         let filesystem = Filesystem::open(volume, Rc::clone(&engine), FilesystemOptions::default()).await?;
         let service = Rc::new(Guests(filesystem.clone()));
-        let mut servers = Vec::new();
-        let mut observed = Vec::new();
-        for path in &settings.sockets {
-            let options = Options { cache: settings.cache, ..Options::default() };
-            let server = VirtioFsServer::start(&engine, Rc::clone(&service), path, REQUEST_QUEUES, options)?;
-            observed.push((path.clone(), server.metrics()));
-            servers.push(server);
-        }
+        let servers = match listen(&engine, &service, settings) {
+            Ok(servers) => servers,
+            Err(error) => {
+                store.close().await?;
+                return Err(error);
+            }
+        };
+        let observed: Vec<_> =
+            servers.iter().map(|server| (server.path().to_owned(), server.metrics())).collect();
         if listening(servers) {
             while let Some(request) = requests.recv().await {
                 match request {
@@ -170,6 +171,15 @@ fn serve(
         tracing::info!("volume {} is closed", store.volume_id());
         Ok(())
     })
+}
+
+/// A device for each socket; all of them or none.
+fn listen(engine: &Rc<dyn Engine>, service: &Rc<Guests>, settings: &Settings) -> Result<Vec<VirtioFsServer>> {
+    let options = Options { cache: settings.cache, ..Options::default() };
+    let start = |path: &PathBuf| {
+        Ok(VirtioFsServer::start(engine, Rc::clone(service), path, REQUEST_QUEUES, options.clone())?)
+    };
+    settings.sockets.iter().map(start).collect()
 }
 
 fn log_opening(store: &Store) {

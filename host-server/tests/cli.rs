@@ -274,6 +274,28 @@ fn a_served_volume_answers_and_is_held() {
 }
 
 #[test]
+fn a_service_manager_is_told_when_every_socket_listens() {
+    let volume = Volume::create(&[]);
+    let manager = volume.socket("manager");
+    let notices = std::os::unix::net::UnixDatagram::bind(&manager).unwrap();
+    notices.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ringfort"))
+        .args(["serve", volume.path(), "--virtiofs"])
+        .arg(volume.socket("guest"))
+        .env("NOTIFY_SOCKET", &manager)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut notice = [0; 256];
+    let len = notices.recv(&mut notice).unwrap();
+    assert!(text(&notice[..len]).starts_with("READY=1"));
+    assert!(volume.socket("guest").exists());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT)
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn a_killed_server_leaves_a_volume_that_serves_again() {
     let volume = Volume::create(&[]);
     let mut server = volume.serve();
