@@ -71,10 +71,9 @@ impl RunFolder {
     pub fn new(name: &str) -> Result<RunFolder> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = cache()?.join("runs").join(format!("{name}-{}-{number}", std::process::id()));
-        if path.exists() {
-            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
-        }
+        let runs = cache()?.join("runs");
+        remove_left_behind(&runs, name);
+        let path = runs.join(format!("{name}-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
         let sockets = tempfile::Builder::new()
             .prefix("ringfort-")
@@ -96,6 +95,18 @@ impl RunFolder {
     /// Leaves the folder in place when dropped.
     pub fn keep(&mut self) {
         self.kept = true;
+    }
+}
+
+/// Removes what ended processes kept under the same name: volumes are large, and only the newest failure is looked at.
+fn remove_left_behind(runs: &Path, name: &str) {
+    for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
+        let found = entry.file_name().to_string_lossy().into_owned();
+        let mut parts = found.rsplitn(3, '-');
+        let (_number, process_id, of) = (parts.next(), parts.next().unwrap_or_default(), parts.next());
+        if of == Some(name) && !Path::new("/proc").join(process_id).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -212,10 +212,10 @@ impl Server {
         while !all_listen(sockets)? {
             if let Some(status) = server.child.try_wait().context("waiting for the server")? {
                 server.ended = true;
-                bail!("serve ended with {status} before it listened; its log:\n{}", server.log());
+                bail!("serve ended with {status} before it listened; its log:\n{}", server.log_tail());
             }
             if Instant::now() > deadline {
-                bail!("serve did not listen within {START_TIMEOUT:?}; its log:\n{}", server.log());
+                bail!("serve did not listen within {START_TIMEOUT:?}; its log:\n{}", server.log_tail());
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -232,11 +232,19 @@ impl Server {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// The last lines of the log: a server that meets failing reads says a lot.
+    fn log_tail(&self) -> String {
+        const LINES: usize = 80;
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LINES)..].join("\n")
+    }
+
     /// An error if the process has ended or panicked.
     pub fn require_alive(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait().context("looking at the server")? {
             self.ended = true;
-            bail!("the server ended with {status}; its log:\n{}", self.log());
+            bail!("the server ended with {status}; its log:\n{}", self.log_tail());
         }
         require_no_panic(&self.log())
     }
@@ -260,11 +268,11 @@ impl Server {
             Some(status) => {
                 self.ended = true;
                 if !status.success() {
-                    bail!("on SIGTERM the server ended with {status}; its log:\n{}", self.log());
+                    bail!("on SIGTERM the server ended with {status}; its log:\n{}", self.log_tail());
                 }
                 require_no_panic(&self.log())
             }
-            None => bail!("the server did not stop within {STOP_TIMEOUT:?}; its log:\n{}", self.log()),
+            None => bail!("the server did not stop within {STOP_TIMEOUT:?}; its log:\n{}", self.log_tail()),
         }
     }
 }
@@ -276,7 +284,7 @@ impl Drop for Server {
             let _ = self.child.wait();
         }
         if thread::panicking() {
-            eprintln!("server log:\n{}", self.log());
+            eprintln!("server log:\n{}", self.log_tail());
         }
     }
 }
@@ -294,12 +302,11 @@ fn all_listen(sockets: &[&Path]) -> Result<bool> {
 }
 
 fn require_no_panic(log: &str) -> Result<()> {
-    for alarm in ["panicked at", "RUST_BACKTRACE", "internal error: entered unreachable"] {
-        if log.contains(alarm) {
-            bail!("the log says {alarm:?}:\n{log}");
-        }
+    let lines: Vec<&str> = log.lines().collect();
+    match lines.iter().position(|line| line.contains("panicked at") || line.contains("RUST_BACKTRACE")) {
+        Some(at) => bail!("the log tells of a panic:\n{}", lines[at..lines.len().min(at + 40)].join("\n")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn run_to_end(command: &mut Command, timeout: Duration) -> Result<Output> {

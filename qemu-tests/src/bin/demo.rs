@@ -60,9 +60,12 @@ fn story() -> Result<()> {
     let later = Tree::new("later", 2, 60);
     say(&format!("Wrote on without that component: {}.", later.make(&guest)?));
     let counted = |name| scene.volume.component_counter(name);
-    let (damaged, rebuilt) = (counted("damaged_blocks")?, counted("reconstructed_blocks")?);
+    let (errors, damaged, rebuilt) =
+        (counted("errors")?, counted("damaged_blocks")?, counted("reconstructed_blocks")?);
     ensure!(rebuilt > 0, "every byte was right, but the server says that it reconstructed none");
-    say(&format!("The server found {damaged} blocks damaged and reconstructed {rebuilt} blocks."));
+    say(&format!(
+        "The server met {errors} failed reads and {damaged} damaged blocks, and reconstructed {rebuilt} blocks."
+    ));
 
     let ledger = Ledger::new("ledger", 3);
     let process_id = serving.process_id();
