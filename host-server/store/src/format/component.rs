@@ -38,6 +38,7 @@ use zerocopy::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::envelope::{ENVELOPE_BYTES, EnvelopeError, Kind, open, seal};
+use super::layout::{Layout, layout};
 use crate::address::{ComponentId, ComponentPosition, VolumeId};
 use crate::geometry::{DATA_COLUMNS_MAX, Geometry, LABEL_REGION_BYTES, MIRRORS_MAX, PARITY_COLUMNS_MAX};
 
@@ -254,6 +255,31 @@ impl Label {
         })
     }
 }
+
+/// Tables of the format document.
+pub const LAYOUTS: &[Layout] = &[
+    layout!(
+        "label",
+        OnDiskLabel {
+            volume,
+            component,
+            sequence,
+            nonce,
+            metadata_bytes,
+            unit_bytes,
+            stripes_per_segment,
+            segment_count,
+            data_columns,
+            parity_columns,
+            mirror_count,
+            dedicated_metadata,
+            position,
+            member_count,
+            reserved
+        }
+    ),
+    layout!("member", OnDiskMember { component, len_bytes, since_sequence, position, role, state, reserved }),
+];
 
 #[cfg(test)]
 mod tests {

@@ -14,6 +14,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::checksum::crc32c_of_pieces;
+use super::layout::{Layout, layout};
 use crate::address::VolumeId;
 
 pub const MAGIC: [u8; 4] = *b"RFRT";
@@ -134,6 +135,10 @@ pub fn open(
 pub fn checksum_of(bytes: &[u8]) -> Option<u32> {
     Header::read_from_prefix(bytes).ok().map(|(header, _)| header.checksum.get())
 }
+
+/// Tables of the format document.
+pub const LAYOUTS: &[Layout] =
+    &[layout!("envelope", Header { magic, kind, version, body_bytes, checksum, volume_low, reserved })];
 
 #[cfg(test)]
 mod tests {

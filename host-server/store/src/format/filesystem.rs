@@ -14,6 +14,7 @@
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::layout::{Layout, layout};
 use crate::volume::{TreeId, VALUE_BYTES_MAX};
 
 pub const INODES: TreeId = TreeId(16);
@@ -367,6 +368,41 @@ pub fn decode_inode_limit(value: &[u8]) -> Result<u64, ValueError> {
     zero(bytes.reserved == [0; 7])?;
     Ok(bytes.limit.get())
 }
+
+/// Tables of the format document.
+pub const LAYOUTS: &[Layout] = &[
+    layout!(
+        "inode",
+        InodeBytes {
+            version,
+            kind,
+            permissions,
+            link_count,
+            uid,
+            gid,
+            device,
+            xattr_count,
+            size_bytes,
+            generation,
+            parent,
+            allocated_blocks,
+            accessed_seconds,
+            modified_seconds,
+            changed_seconds,
+            accessed_nanoseconds,
+            modified_nanoseconds,
+            changed_nanoseconds,
+            target_bytes,
+            reserved,
+            reserved_end
+        }
+    ),
+    layout!("directory entry", EntryBytes { version, kind, name_bytes, reserved, child }),
+    layout!("extended attribute", XattrBytes { version, reserved, name_bytes, value_bytes, reserved_end }),
+    layout!("orphan", OrphanBytes { version, reserved }),
+    layout!("filesystem properties", PropertiesBytes { version, reserved, hash_key, root, reserved_end }),
+    layout!("inode limit", InodeLimitBytes { version, reserved, limit }),
+];
 
 #[cfg(test)]
 mod tests {

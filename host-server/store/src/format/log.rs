@@ -11,6 +11,7 @@
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::layout::{Layout, layout};
 use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId};
 use crate::volume::{Key, TreeId, VALUE_BYTES_MAX};
 
@@ -336,6 +337,35 @@ pub fn decode_body(mut body: &[u8]) -> Option<Vec<Vec<Entry>>> {
     }
     entries.is_empty().then_some(transactions)
 }
+
+/// Tables of the format document.
+pub const LAYOUTS: &[Layout] = &[
+    layout!(
+        "record",
+        RecordHeader {
+            magic,
+            kind,
+            version,
+            body_bytes,
+            data_blocks,
+            volume,
+            epoch,
+            sequence,
+            first_transaction,
+            root_sequence,
+            position,
+            transaction_count,
+            previous_checksum,
+            checksum,
+            reserved
+        }
+    ),
+    layout!("put entry", PutEntry { tag, tree, value_bytes, hi, lo }),
+    layout!("unmap entry", UnmapEntry { tag, reserved, object, start, len_blocks }),
+    layout!("write entry", WriteEntry { tag, bank, len_blocks, object, start, middle, physical }),
+    layout!("stripe entry", StripeEntry { tag, reserved, summary_bytes, segment, stripe }),
+    layout!("bank entry", BankEntry { tag, reserved, segment, first_stripe, stripe_count }),
+];
 
 #[cfg(test)]
 mod tests {

@@ -18,6 +18,7 @@
 use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::layout::{Layout, layout};
 use crate::address::{BlockChecksum, MiddleAddress, PhysicalBlock};
 
 /// The longest run: 2 MiB. Bounds what one message rewrites and what one effect frees.
@@ -169,6 +170,12 @@ pub fn decode_counter(bytes: &[u8]) -> Option<i64> {
 pub fn encode_counter(count: i64) -> [u8; 8] {
     count.to_le_bytes()
 }
+
+/// Tables of the format document.
+pub const LAYOUTS: &[Layout] = &[
+    layout!("logical run", LogicalRunBytes { middle, len_blocks, reserved }),
+    layout!("middle run", MiddleRunBytes { physical, len_blocks, flags }),
+];
 
 #[cfg(test)]
 mod tests {

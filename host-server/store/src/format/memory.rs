@@ -15,6 +15,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::address::{PhysicalBlock, VolumeId};
 use crate::format::checksum::crc32c_of_pieces;
 use crate::format::envelope::{self, ENVELOPE_BYTES, Kind};
+use crate::format::layout::{Layout, layout};
 
 const VERSION: u16 = 1;
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"RFfr");
@@ -165,6 +166,13 @@ pub fn decode_frames(mut half: &[u8], epoch: u64) -> Vec<(u64, &[u8])> {
     }
     frames
 }
+
+/// Tables of the format document.
+pub const LAYOUTS: &[Layout] = &[
+    layout!("memory header", MemoryHeader { epoch, half_blocks, area_count, area_blocks, reserved }),
+    layout!("area", AreaEntry { start, epoch, block_count, checksum }),
+    layout!("frame", FrameHeader { magic, checksum, transaction, epoch, body_bytes, reserved }),
+];
 
 #[cfg(test)]
 mod tests {

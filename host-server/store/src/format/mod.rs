@@ -3,16 +3,33 @@
 //! Everything little-endian, in zerocopy types with asserted sizes, with reserved space that is zero and checked.
 //! What a file or slot holds begins with an [`envelope`]; decoding validates every field and never panics.
 //!
-//! Modules, lowest first: `checksum` · `envelope` · `component` · `page` · `map` · `segment` · `log` · `root` · `memory` ·
+//! Modules, lowest first: `layout` · `checksum` · `envelope` · `component` · `page` · `map` · `segment` · `log` · `root` · `memory` ·
 //! `filesystem`
 
 pub mod checksum;
 pub mod component;
 pub mod envelope;
 pub mod filesystem;
+pub mod layout;
 pub mod log;
 pub mod map;
 pub mod memory;
 pub mod page;
 pub mod root;
 pub mod segment;
+
+/// Every structure that has a table in the format document.
+pub fn layouts() -> impl Iterator<Item = &'static layout::Layout> {
+    let rooms = [
+        envelope::LAYOUTS,
+        component::LAYOUTS,
+        page::LAYOUTS,
+        map::LAYOUTS,
+        segment::LAYOUTS,
+        log::LAYOUTS,
+        root::LAYOUTS,
+        memory::LAYOUTS,
+        filesystem::LAYOUTS,
+    ];
+    rooms.into_iter().flatten()
+}

@@ -42,6 +42,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::envelope::{self, ENVELOPE_BYTES, EnvelopeError, Kind};
+use super::layout::{Layout, layout};
 use crate::address::{MetadataAddress, VolumeId};
 use crate::volume::{Key, TreeId, VALUE_BYTES_MAX};
 
@@ -453,6 +454,15 @@ impl Roots {
         Some(Self { generation: header.generation.get(), trees })
     }
 }
+
+/// Tables of the format document.
+pub const LAYOUTS: &[Layout] = &[
+    layout!("page", PageHeader { generation, tree, level, entry_count, values_start, reserved }),
+    layout!("leaf slot", LeafSlot { hi, lo, value_offset, value_len_bytes }),
+    layout!("inner entry", InnerEntry { hi, lo, address, generation, checksum, reserved }),
+    layout!("roots", RootsHeaderBytes { generation, tree_count, reserved }),
+    layout!("tree root", TreeRootBytes { tree, level, reserved, checksum, address, generation, entry_count }),
+];
 
 #[cfg(test)]
 mod tests {

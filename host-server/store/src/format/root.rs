@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::address::{MetadataAddress, VolumeId};
 use crate::format::envelope::{self, ENVELOPE_BYTES, Kind};
+use crate::format::layout::{Layout, layout};
 use crate::format::page::Roots;
 
 /// Length of a root slot.
@@ -157,3 +158,28 @@ impl Root {
         })
     }
 }
+
+/// Tables of the format document.
+pub const LAYOUTS: &[Layout] = &[layout!(
+    "root",
+    RootBody {
+        sequence,
+        epoch,
+        epoch_first_record,
+        applied_transaction,
+        replay_position,
+        replay_sequence,
+        middle_limit,
+        log_blocks,
+        page_area_bytes,
+        total_blocks,
+        kept_epoch,
+        replay_previous_checksum,
+        moved_previous_checksum,
+        metadata_log_blocks,
+        moved_position,
+        moved_sequence,
+        moved_records,
+        reserved
+    }
+)];

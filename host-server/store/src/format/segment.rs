@@ -9,6 +9,7 @@
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::layout::{Layout, layout};
 use crate::address::{BlockChecksum, MiddleAddress};
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -129,6 +130,13 @@ pub struct SegmentEntry {
 }
 
 const _: () = assert!(size_of::<SegmentEntry>() == 8);
+
+/// Tables of the format document.
+pub const LAYOUTS: &[Layout] = &[
+    layout!("summary", SummaryHeader { version, reserved, run_count, data_blocks, parity_blocks }),
+    layout!("summary run", SummaryRun { middle, len_blocks }),
+    layout!("segment", SegmentEntry { version, state, reserved, next_stripe }),
+];
 
 #[cfg(test)]
 mod tests {
