@@ -1,8 +1,8 @@
 //! The virtio-fs device: FUSE requests in descriptor chains, over vhost-user.
 //!
-//! [`server`] listens on a socket and hands what [`vhost_user`] hears to [`device`], which lives on the volume's
-//! thread, takes chains from [`queue`]s, has them read by [`decode`], carries them out through [`session`] and has the
-//! replies written by [`encode`].
+//! `server` listens on a socket and hands what `vhost_user` hears to `device`, which lives on the volume's
+//! thread, takes chains from `queue`s, has them read by `decode`, carries them out through `session` and has the
+//! replies written by `encode`.
 //!
 //! Modules, lowest first: `abi` · `queue` · `request` · `body` · `decode` · `encode` · `session` · `device` ·
 //! `vhost_user` · `server` · `fuzzing`

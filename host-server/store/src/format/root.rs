@@ -1,7 +1,7 @@
 //! The root: where recovery starts.
 //!
 //! Two slots at the front of the metadata region, written in turn, so that a torn write leaves the other whole. The
-//! newest valid root of any mirror counts. A slot is an envelope, a [`RootBody`] and the list of tree roots.
+//! newest valid root of any mirror counts. A slot is an envelope, a fixed part and the list of tree roots.
 //!
 //! The metadata region: two root slots, the log, the metadata log, the page area.
 

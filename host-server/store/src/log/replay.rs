@@ -132,12 +132,24 @@ pub struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
+    /// Each record from whichever mirror has it.
     pub fn new(object: &'a Object, volume: VolumeId, root: &'a Root, chain: Chain) -> Self {
-        let windows = object
-            .live_mirrors()
-            .into_iter()
-            .map(|mirror| Window { mirror, start: 0, bytes: None })
-            .collect();
+        Self::on_mirrors(object, volume, root, chain, object.live_mirrors())
+    }
+
+    /// Records as one mirror has them.
+    pub fn on_mirror(object: &'a Object, volume: VolumeId, root: &'a Root, chain: Chain, mirror: u8) -> Self {
+        Self::on_mirrors(object, volume, root, chain, vec![mirror])
+    }
+
+    fn on_mirrors(
+        object: &'a Object,
+        volume: VolumeId,
+        root: &'a Root,
+        chain: Chain,
+        mirrors: Vec<u8>,
+    ) -> Self {
+        let windows = mirrors.into_iter().map(|mirror| Window { mirror, start: 0, bytes: None }).collect();
         Self {
             object,
             volume,

@@ -64,6 +64,8 @@ pub(super) struct Component {
     metadata: Progress,
     data: Progress,
     counters: Cell<ComponentCounters>,
+    /// Failed or repaired reads that the log may have heard of.
+    log_events: Cell<u64>,
 }
 
 impl Component {
@@ -96,6 +98,7 @@ impl Component {
             metadata: Progress::default(),
             data: Progress::default(),
             counters: Cell::default(),
+            log_events: Cell::new(0),
         }
     }
 
@@ -162,6 +165,15 @@ impl Component {
         let mut counters = self.counters.get();
         change(&mut counters);
         self.counters.set(counters);
+    }
+
+    /// Whether one more line about this component's reads belongs into the log: the first few do, then ever fewer,
+    /// so that a dying disk does not fill it. The number of events so far, if so.
+    pub(super) fn log_turn(&self) -> Option<u64> {
+        const ALWAYS: u64 = 8;
+        let events = self.log_events.get() + 1;
+        self.log_events.set(events);
+        (events <= ALWAYS || events.is_power_of_two()).then_some(events)
     }
 
     pub(super) fn counters(&self) -> ComponentCounters {

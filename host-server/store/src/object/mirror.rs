@@ -136,7 +136,9 @@ impl Object {
         }
         let mut writes = Vec::new();
         for (component, found) in bad {
-            tracing::warn!(volume = %self.volume, %component, offset_bytes, found, "repairing metadata");
+            if let Some(events) = component.log_turn() {
+                tracing::warn!(volume = %self.volume, %component, offset_bytes, found, events, "repairing metadata");
+            }
             component.count(|counters| counters.repaired_blocks += 1);
             if let Some(write) = component.write(offset_bytes, vec![good.clone()]) {
                 writes.push((component, write));

@@ -162,7 +162,10 @@ impl Reading<'_> {
                 let bytes = image
                     .bytes
                     .slice(block_range(&image.rows, first).start..block_range(&image.rows, last).end);
-                tracing::warn!(volume = %self.object.volume, %component, %place, blocks = run.len(), "repairing data");
+                if let Some(events) = component.log_turn() {
+                    let blocks = run.len();
+                    tracing::warn!(volume = %self.object.volume, %component, %place, blocks, events, "repairing data");
+                }
                 component.count(|counters| counters.repaired_blocks += run.len() as u64);
                 if let Some(write) = component.write(offset_bytes, vec![bytes]) {
                     writes.push((component, write));

@@ -128,7 +128,9 @@ impl Reading<'_> {
                 Err(error) => {
                     let component = self.component(column);
                     component.count(|counters| counters.read_errors += 1);
-                    tracing::warn!(volume = %self.object.volume, %component, %error, "reading data");
+                    if let Some(events) = component.log_turn() {
+                        tracing::warn!(volume = %self.object.volume, %component, %error, events, "reading data");
+                    }
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! The offline walk: every structure of a volume is read and compared with the others. Nothing is changed.
 
+mod mirrors;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -160,6 +162,7 @@ pub async fn check(
     progress(CheckProgress { stage: "log and trees", done: 0, total: 1 });
     let replayed = replay(&object, object.volume()).await?;
     report.log_records = replayed.report.replayed_records;
+    mirrors::check_mirrors(&object, &replayed.root, &replayed.report, &mut report).await;
     let mut state = replayed.state;
     while state.maps.merge_pending(usize::MAX) {}
     report.tree_pages = state.maps.page_count() as u64;
