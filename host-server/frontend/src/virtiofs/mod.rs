@@ -5,13 +5,15 @@
 //! replies written by [`encode`].
 //!
 //! Modules, lowest first: `abi` · `queue` · `request` · `body` · `decode` · `encode` · `session` · `device` ·
-//! `vhost_user` · `server`
+//! `vhost_user` · `server` · `fuzzing`
 
 mod abi;
 mod body;
 mod decode;
 mod device;
 mod encode;
+#[doc(hidden)]
+pub mod fuzzing;
 mod queue;
 mod request;
 mod server;
