@@ -17,7 +17,6 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
-use ringfort_engine::sync::join_all;
 use zerocopy::FromBytes;
 use zerocopy::byteorder::little_endian::U32;
 
@@ -287,7 +286,7 @@ impl Core {
             if blocks > state.moved_ring.free_blocks() || blocks * 4 > gained {
                 return Ok(false);
             }
-            let record = state.moved_ring.append(self.volume, content);
+            let Some(record) = state.moved_ring.append(self.volume, content) else { return Ok(false) };
             let mirrors = self.object.live_mirrors().len() as u64;
             state.counters.metadata_log_bytes += record.block_count * BLOCK_BYTES as u64 * mirrors;
             (record, replay)
@@ -326,23 +325,9 @@ impl Core {
             let banks = state.banks.iter().filter(|(_, bank)| pins(bank.first_logged_position));
             banks.map(|(bank_id, _)| *bank_id).collect()
         };
-        for result in join_all(pinning.iter().map(|bank_id| self.flush_bank(*bank_id))).await {
-            result?;
-        }
-        // Others may be writing stripes of the same banks: wait until all are named, and the names durable.
-        loop {
-            let progress = self.progress.notified();
-            let last = {
-                let state = self.state();
-                state.check_alive()?;
-                let mut banks = pinning.iter().filter_map(|bank_id| state.banks.get(bank_id));
-                banks.all(|bank| bank.is_done()).then(|| state.last_transaction())
-            };
-            match last {
-                Some(last) => return self.make_durable(last).await,
-                None => progress.await,
-            }
-        }
+        self.write_banks(&pinning).await?;
+        let last = self.state().last_transaction();
+        self.make_durable(last).await
     }
 
     /// Gives log back: by the first stage as long as that helps, else by a checkpoint of the maps.
@@ -369,7 +354,12 @@ impl Core {
     pub async fn run_checkpoints(self: Rc<Self>) {
         while !self.closing.get() {
             self.checkpoint_wanted.notified().await;
-            if self.closing.get() || self.relieve_log().await.is_err() {
+            if self.closing.get() {
+                break;
+            }
+            let result =
+                if self.maps_wanted.take() { self.checkpoint(false).await } else { self.relieve_log().await };
+            if result.is_err() {
                 break;
             }
         }

@@ -10,11 +10,11 @@ use ringfort_engine::sync::join_all;
 
 use crate::address::PhysicalBlock;
 use crate::core::Core;
-use crate::error::StoreError;
+use crate::error::{ErrorKind, StoreError};
 use crate::format::log::{Entry, KIND_COMMIT};
 use crate::format::segment::StripeSummary;
 use crate::limits::{CHECKPOINT_AT_QUARTERS, PENDING_BLOCKS_MAX, PENDING_LOG_PART};
-use crate::log::ring::RecordContent;
+use crate::log::ring::{RecordContent, body_blocks};
 use crate::segment::bank::{FullStripe, StripeState};
 use crate::state::{BankId, RetainedBody, State};
 
@@ -191,11 +191,16 @@ impl Core {
         for result in join_all(writes).await {
             result?;
         }
+        self.shrink_record().await?;
         let (record, last_transaction) = {
             let mut state = self.state_mut();
             let Some((content, last_transaction)) = state.take_record() else { return Ok(()) };
             state.retain_body(&content);
-            let record = state.ring.append(self.volume, content);
+            let free_blocks = state.ring.free_blocks();
+            let Some(record) = state.ring.append(self.volume, content) else {
+                let found = format!("{free_blocks} free blocks, too few for the record");
+                return Err(StoreError::new(ErrorKind::NoSpace, "commit to", "log", found));
+            };
             let mirrors = self.object.live_mirrors().len() as u64;
             state.counters.log_bytes += record.block_count * BLOCK_BYTES as u64 * mirrors;
             state.counters.commits += 1;
@@ -223,6 +228,40 @@ impl Core {
         drop(state);
         self.progress.notify_all();
         Ok(())
+    }
+
+    /// Where the record would not fit into the log with its data, the data goes to stripes first.
+    async fn shrink_record(&self) -> Result<(), StoreError> {
+        let fits = {
+            let state = self.state();
+            // Most records are small: counting their data exactly is for the others.
+            let at_most = body_blocks(state.frames_body_bytes) + state.frames_data_blocks;
+            at_most <= state.ring.free_blocks() || state.record_blocks() <= state.ring.free_blocks()
+        };
+        if fits {
+            return Ok(());
+        }
+        let banks: Vec<BankId> = self.state().banks.keys().copied().collect();
+        self.write_banks(&banks).await
+    }
+
+    /// Writes banks, padded where they are short, and waits until all their stripes are named, whoever writes them.
+    pub async fn write_banks(&self, banks: &[BankId]) -> Result<(), StoreError> {
+        for result in join_all(banks.iter().map(|bank_id| self.flush_bank(*bank_id))).await {
+            result?;
+        }
+        loop {
+            let progress = self.progress.notified();
+            {
+                let state = self.state();
+                state.check_alive()?;
+                let mut waiting = banks.iter().filter_map(|bank_id| state.banks.get(bank_id));
+                if waiting.all(|bank| bank.is_done()) {
+                    return Ok(());
+                }
+            }
+            progress.await;
+        }
     }
 
     /// Waits until `transaction` is durable.
@@ -265,6 +304,8 @@ impl Core {
     pub async fn run_interval(self: Rc<Self>) {
         while !self.closing.get() {
             self.engine.sleep(self.commit_interval).await;
+            // Those who wait for room reconsider how long they have waited.
+            self.progress.notify_all();
             if !self.state().frames.is_empty() {
                 self.commit_wanted.notify_one();
             }

@@ -8,7 +8,7 @@ use ringfort_engine::engine::Engine;
 use ringfort_engine::sync::{Mutex, Notify};
 
 use crate::address::VolumeId;
-use crate::error::StoreError;
+use crate::error::{ErrorKind, StoreError};
 use crate::object::Object;
 use crate::state::{SharedState, State};
 
@@ -28,8 +28,11 @@ pub(crate) struct Core {
     /// Somebody wants what is applied to become durable.
     pub commit_wanted: Notify,
     pub checkpoint_wanted: Notify,
-    /// A commit or bank flush has ended: durable transaction, log, banks or failure have changed.
-    pub progress: Notify,
+    /// The next checkpoint is to be one of the maps: space is short.
+    pub maps_wanted: Cell<bool>,
+    /// A commit or bank flush has ended or a reservation was given back: durable transaction, log, banks, room or failure
+    /// have changed.
+    pub progress: Rc<Notify>,
     /// Background tasks end.
     pub closing: Cell<bool>,
 }
@@ -51,12 +54,13 @@ impl Core {
             commit_interval,
             memory_bytes,
             total_blocks,
+            progress: Rc::clone(&state.reserved.released),
+            maps_wanted: Cell::new(false),
             state: RefCell::new(state),
             commit_turn: Mutex::new(()),
             checkpoint_turn: Mutex::new(()),
             commit_wanted: Notify::new(),
             checkpoint_wanted: Notify::new(),
-            progress: Notify::new(),
             closing: Cell::new(false),
         }
     }
@@ -67,6 +71,14 @@ impl Core {
 
     pub fn state_mut(&self) -> RefMut<'_, State> {
         self.state.borrow_mut()
+    }
+
+    /// The volume is closed: whoever comes late is told so, instead of waiting for tasks that have ended.
+    pub fn refuse_changes(&self) {
+        let place = format!("volume {}", self.volume);
+        let error = StoreError::new(ErrorKind::Invalid, "change", place, "it is closed");
+        self.state_mut().failed.get_or_insert(error);
+        self.progress.notify_all();
     }
 
     /// The volume can promise nothing more: every later change and every waiter gets `error`.

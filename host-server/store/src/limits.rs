@@ -18,9 +18,24 @@ pub const PENDING_BLOCKS_MAX: u64 = 4096;
 /// A checkpoint starts when this part of the log is in use (numerator of a quarter).
 pub const CHECKPOINT_AT_QUARTERS: u64 = 2;
 
-/// New transactions wait for the checkpoint when this part of the log is in use; what is left is for
-/// commits that must get through: those of the checkpoint itself.
-pub const WAIT_AT_QUARTERS: u64 = 3;
+/// Log in use, applied, promised and needed to name stripes may be so many eighths of it; the rest is for what records
+/// lose to rounding.
+pub const LOG_EIGHTHS_MAX: u64 = 7;
+
+/// A checkpoint is asked for on behalf of a waiting transaction while more of the log than this is in use. A checkpoint
+/// leaves about a quarter, so waiting ends.
+pub const RELIEVE_AT_EIGHTHS: u64 = 3;
+
+/// What a single transaction may ask of the log counts up to this part, so that one that has waited for all others fits in
+/// beside what a checkpoint leaves. Larger ones rely on commits that write stripes instead of logging.
+pub const ASK_LOG_PART: u64 = 4;
+
+/// Entries of a transaction are refused when even short ones would overrun that part.
+pub const ENTRY_BYTES_TYPICAL: u64 = 256;
+
+/// Where space would do but for promises to others, a transaction waits so long before it is refused: promises are kept
+/// or given back soon, unless whoever holds one waits for this very transaction.
+pub const PROMISES_WAIT: Duration = Duration::from_secs(5);
 
 /// Areas of the memory file: one for each bank that may be in memory at a time, and some whose blocks readers still hold.
 pub const KEEP_AREAS: u32 = BANKS_WAITING_MAX as u32 + 4;

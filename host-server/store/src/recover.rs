@@ -4,10 +4,10 @@
 //! 2. Its trees.
 //! 3. The chain of log records from its replay point on: transactions that the trees hold already only give back their
 //!    bank blocks, later ones are merged.
-//! 4. The last record is made equal on all mirrors: it is the only one that may differ.
+//! 4. The root and the last record are made equal on all mirrors: no others may differ.
 //! 5. A root that opens a new epoch; no record of an older epoch is believed behind this point.
 //! 6. Stripes whose blocks came from the log are written in full, padded, and named.
-//! 7. A checkpoint.
+//! 7. A checkpoint, which needs no room in the log.
 //!
 //! Every step may be cut short and begins again: until 5 only bytes that were already there are written, and 6 writes
 //! stripes that nothing durable names.
@@ -37,7 +37,7 @@ use crate::log::ring::Ring;
 use crate::map::{Maps, tree};
 use crate::object::Object;
 use crate::segment::bank::Slot;
-use crate::segment::table::{Class, SegmentTable};
+use crate::segment::table::{Class, SegmentState, SegmentTable};
 use crate::state::{Frame, State, segment_key, summary_key};
 
 /// What recovery found and did.
@@ -120,9 +120,11 @@ pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed
             "regions that leave the metadata region",
         ));
     }
+    check_counters(&root, volume)?;
     let pages = Pages { object, written: Default::default() };
     let allocator = Rc::new(page_allocator(&root));
     let maps = Maps::load(volume, &root.trees, &pages, allocator, geometry.blocks_per_segment()).await?;
+    check_places(&maps, geometry.data_blocks())?;
     let segments = restore_segments(&maps, geometry.segment_count, geometry.stripes_per_segment)?;
     let (moved, commits) = (Chain::moved(&root), Chain::commits(&root));
     let ring = Ring::new(commits.region, commits.start, root.epoch);
@@ -157,10 +159,51 @@ pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed
     state.durable_transaction = state.last_transaction();
     let unnamed = |physical: &PhysicalBlock| {
         let place = geometry.locate(*physical);
-        state.maps.get(tree::SUMMARY, summary_key(place.segment, place.stripe)).is_none()
+        // A free segment has neither summaries nor blocks: what the log says of it is of an earlier life, and a summary made
+        // of that would hide the blocks of the next one.
+        state.segments.get(place.segment).state != SegmentState::Free
+            && state.maps.get(tree::SUMMARY, summary_key(place.segment, place.stripe)).is_none()
     };
     found.retain(|physical, _| unnamed(physical));
     Ok(Replayed { state, root, found, last, report })
+}
+
+/// Counters that only rise stay far from overflow for as long as any device lasts.
+fn check_counters(root: &Root, volume: VolumeId) -> Result<(), StoreError> {
+    let counters = [
+        root.sequence,
+        root.epoch,
+        root.epoch_first_record,
+        root.applied_transaction,
+        root.replay_position,
+        root.replay_sequence,
+        root.moved_position,
+        root.moved_sequence,
+        root.middle_limit,
+    ];
+    match counters.into_iter().max() {
+        Some(largest) if largest > u64::MAX / 4 => Err(StoreError::new(
+            ErrorKind::Damaged,
+            "use root of",
+            format!("volume {volume}"),
+            format!("a counter of {largest}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// No run of the middle map leaves the data region.
+fn check_places(maps: &Maps, data_blocks: u64) -> Result<(), StoreError> {
+    let mut fault = None;
+    maps.visit_stored(|middle, physical, len_blocks| {
+        if physical.0.checked_add(len_blocks).is_none_or(|end| end > data_blocks) {
+            fault.get_or_insert((middle, physical));
+        }
+    });
+    let Some((middle, physical)) = fault else { return Ok(()) };
+    let place = format!("middle address {middle}");
+    let found = format!("physical block {physical} of {data_blocks}");
+    Err(StoreError::new(ErrorKind::Damaged, "load", place, found).advice("run `ringfort volume check`"))
 }
 
 fn restore_segments(
@@ -213,6 +256,16 @@ impl State {
                 )));
             }
             for entry in entries {
+                if let Entry::Bank { segment, first_stripe, stripe_count } = entry {
+                    // What earlier lives of these stripes left in the log is nobody's.
+                    let stripes =
+                        u64::from(*first_stripe)..u64::from(*first_stripe) + u64::from(*stripe_count);
+                    let geometry = self.geometry;
+                    found.retain(|physical, _| {
+                        let place = geometry.locate(*physical);
+                        place.segment != *segment || !stripes.contains(&u64::from(place.stripe.0))
+                    });
+                }
                 if let Entry::Write(run) = entry
                     && run.bank
                 {
@@ -237,6 +290,15 @@ impl State {
             }
         }
         Ok(replayed)
+    }
+
+    /// What recovery itself applied needs no record: nobody is served before the root of its checkpoint is durable, and until
+    /// then the old root and its log lead to the same state again. So a full log never keeps a volume from opening.
+    fn leave_to_checkpoint(&mut self) {
+        self.frames.clear();
+        self.frames_body_bytes = 0;
+        self.frames_data_blocks = 0;
+        self.durable_transaction = self.last_transaction();
     }
 
     /// Takes in what the last process had applied and not logged; returns how many transactions that were. Their blocks join `found`, so that
@@ -314,9 +376,17 @@ impl State {
                 self.segments.restore_handed_out(*segment, stripe + 1, Class::Large);
             }
             Entry::Write(run) => {
-                let end = run.middle.0 + run.checksums.len() as u64;
-                if end > self.next_middle && end - self.next_middle > MIDDLE_RESERVE {
+                let len_blocks = run.checksums.len() as u64;
+                let inside =
+                    |start: u64, limit: u64| start.checked_add(len_blocks).filter(|end| *end <= limit);
+                let Some(end) = inside(run.middle.0, self.next_middle.saturating_add(MIDDLE_RESERVE)) else {
                     return Err(format!("middle address {}", run.middle));
+                };
+                if inside(run.physical.0, geometry.data_blocks()).is_none() {
+                    return Err(format!("physical block {}", run.physical));
+                }
+                if inside(run.start.0, u64::MAX).is_none() {
+                    return Err(format!("block {} of object {}", run.start, run.object));
                 }
                 self.next_middle = self.next_middle.max(end);
             }
@@ -350,6 +420,8 @@ fn kept_blocks(kept: &Kept, entries: &[Entry]) -> Option<Vec<(PhysicalBlock, Slo
 
 /// Steps 4 and 5: afterwards the log may be appended to.
 async fn open_epoch(core: &Core, root: Root, last: Option<FoundRecord>) -> Result<(), StoreError> {
+    // The root too may be on one mirror only, and the next one is about to overwrite its predecessor on the others.
+    core.write_root(&root).await?;
     if let Some(record) = last {
         let writes = core.state().ring.split(record.live.position, vec![aligned(&record.bytes)]);
         for result in
@@ -441,14 +513,15 @@ pub(crate) async fn recover(
         report.kept_transactions = core.state_mut().replay_kept(&kept, &mut found)?;
     }
     report.rewritten_stripes = rewrite_stripes(&core, found).await?;
-    core.commit().await?;
+    core.object.flush_data().await?;
+    core.state_mut().leave_to_checkpoint();
+    core.checkpoint(true).await?;
     {
-        // From here on the log holds all that the old file did.
+        // From here on the pages hold all that the old file did.
         let mut state = core.state_mut();
         let shape = State::keep_shape(&state.geometry, state.ring.block_count(), state.ring.epoch());
         state.keep = Keep::create(&engine, volume, shape);
     }
-    core.checkpoint(true).await?;
     report.elapsed = engine.monotonic() - began;
     Ok((core, report))
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
+use ringfort_engine::sync::Notify;
 
 use crate::address::{
     BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, StripeIndex,
@@ -18,14 +19,15 @@ use crate::format::checksum::block_checksum;
 use crate::format::log::{Entry, WRITE_BLOCKS_MAX, WriteRun, encode_end};
 use crate::format::memory::MemoryShape;
 use crate::format::root::Root;
+use crate::format::segment::summary_bytes_max;
 use crate::geometry::Geometry;
 use crate::keep::Keep;
 use crate::limits::{BANK_STRIPES, KEEP_AREAS, KEEP_HALF_BYTES};
-use crate::log::ring::Ring;
+use crate::log::ring::{Ring, body_blocks};
 use crate::map::{Maps, Message, tree};
-use crate::segment::bank::{Bank, Slot};
+use crate::segment::bank::{Bank, Slot, StripeState};
 use crate::segment::table::{Class, SegmentTable};
-use crate::volume::{Change, Key, StagedPiece, WrittenRun};
+use crate::volume::{Change, Key, StagedPiece, VALUE_BYTES_MAX, WrittenRun};
 
 /// Names a bank while it lives.
 pub(crate) type BankId = u64;
@@ -116,24 +118,35 @@ pub(crate) struct State {
 }
 
 /// Promised to transactions that have begun, not used yet.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Reserved {
     pub data_blocks: Cell<u64>,
     pub entries: Cell<u64>,
+    /// Transactions.
+    pub count: Cell<u64>,
+    /// Something was given back. The same signal as the volume's progress: whoever waits for room waits for both.
+    pub released: Rc<Notify>,
 }
 
 /// A transaction's promise of space. Dropping it gives back what was not used.
-#[derive(Debug)]
 pub struct Reservation {
     reserved: Rc<Reserved>,
     data_blocks: u64,
     entries: u64,
 }
 
+impl std::fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { data_blocks, entries, .. } = self;
+        f.debug_struct("Reservation").field("data_blocks", data_blocks).field("entries", entries).finish()
+    }
+}
+
 impl Reservation {
     pub(crate) fn new(reserved: &Rc<Reserved>, data_blocks: u64, entries: u64) -> Self {
         reserved.data_blocks.set(reserved.data_blocks.get() + data_blocks);
         reserved.entries.set(reserved.entries.get() + entries);
+        reserved.count.set(reserved.count.get() + 1);
         Self { reserved: Rc::clone(reserved), data_blocks, entries }
     }
 
@@ -142,6 +155,7 @@ impl Reservation {
         let used = blocks.min(self.data_blocks);
         self.data_blocks -= used;
         self.reserved.data_blocks.set(self.reserved.data_blocks.get() - used);
+        self.reserved.released.notify_all();
     }
 }
 
@@ -149,6 +163,8 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.reserved.data_blocks.set(self.reserved.data_blocks.get() - self.data_blocks);
         self.reserved.entries.set(self.reserved.entries.get() - self.entries);
+        self.reserved.count.set(self.reserved.count.get() - 1);
+        self.reserved.released.notify_all();
     }
 }
 
@@ -229,6 +245,43 @@ impl State {
         self.segments.available_stripes() * self.geometry.blocks_per_stripe() + self.bank_room()
     }
 
+    /// Blocks of the log that naming the stripes of the banks in memory may take.
+    pub fn naming_blocks(&self) -> u64 {
+        let stripes = self.unnamed_stripes();
+        let bytes = stripes * (summary_limit_bytes(&self.geometry) + 16);
+        body_blocks(bytes as usize) + self.banks.len() as u64
+    }
+
+    /// Stripes of the banks in memory that no transaction has named.
+    pub fn unnamed_stripes(&self) -> u64 {
+        self.banks.values().map(|bank| bank.unwritten_stripes() as u64).sum()
+    }
+
+    /// Blocks of the log that transactions of this size may take, if all their data went through it.
+    pub fn log_blocks_of(&self, entries: u64, data_blocks: u64) -> u64 {
+        let stripe_blocks = self.geometry.blocks_per_stripe();
+        let stripes = data_blocks.div_ceil(stripe_blocks);
+        let bytes = entries.saturating_mul(VALUE_BYTES_MAX as u64 + 32)
+            + data_blocks.saturating_mul(8)
+            + stripes.saturating_mul(summary_limit_bytes(&self.geometry) + 128);
+        body_blocks(usize::try_from(bytes).unwrap_or(usize::MAX / 2)).saturating_add(data_blocks)
+    }
+
+    /// Blocks of a record of all that is applied and not committed.
+    pub fn record_blocks(&self) -> u64 {
+        let run_blocks = |(start, count): &(PhysicalBlock, usize)| {
+            let blocks = (0..*count as u64).map(|index| PhysicalBlock(start.0 + index));
+            blocks.filter(|physical| !self.is_written(*physical)).count() as u64
+        };
+        let data_blocks: u64 =
+            self.frames.iter().flat_map(|frame| frame.bank_runs.iter()).map(run_blocks).sum();
+        body_blocks(self.frames_body_bytes) + data_blocks
+    }
+
+    fn is_written(&self, physical: PhysicalBlock) -> bool {
+        self.banks.values().any(|bank| bank.stripe_state(physical) == Some(StripeState::Written))
+    }
+
     /// Banks that take no more blocks and are not written yet.
     pub fn waiting_banks(&self) -> usize {
         self.banks.values().filter(|bank| bank.sealed && !bank.is_done()).count()
@@ -295,6 +348,7 @@ impl State {
     /// Applies a transaction. Fails only if the volume has failed.
     pub fn apply(&mut self, changes: Vec<Change>, reservation: &mut Reservation) -> Result<u64, StoreError> {
         self.check_alive()?;
+        self.check_room(&changes)?;
         let mut entries = Vec::with_capacity(changes.len());
         let mut bank_runs = Vec::new();
         for change in changes {
@@ -326,6 +380,24 @@ impl State {
         }
         self.counters.transactions += 1;
         Ok(self.append_frame(&entries, bank_runs))
+    }
+
+    /// Reservations keep this from failing; should one be wrong, the transaction is refused before it changes anything.
+    fn check_room(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let pieces = changes.iter().filter_map(|change| match change {
+            Change::Write { blocks, .. } => Some(&blocks.pieces),
+            _ => None,
+        });
+        let bytes = pieces.flatten().map(|piece| match piece {
+            StagedPiece::Memory(slices) => slices.iter().map(|slice| slice.len()).sum(),
+            StagedPiece::Written(_) => 0,
+        });
+        let wanted = (bytes.sum::<usize>() / BLOCK_BYTES) as u64;
+        if wanted <= self.free_blocks() {
+            return Ok(());
+        }
+        let found = format!("{} free blocks for {wanted}", self.free_blocks());
+        Err(StoreError::new(ErrorKind::NoSpace, "apply transaction to", "data region", found))
     }
 
     /// Entries for blocks that lie in stripes of their own already.
@@ -463,6 +535,12 @@ impl State {
 /// Stripes of a bank.
 pub(crate) fn bank_stripes(geometry: &Geometry) -> u32 {
     BANK_STRIPES.min(geometry.stripes_per_segment.div_ceil(4))
+}
+
+/// The longest summary of a stripe.
+fn summary_limit_bytes(geometry: &Geometry) -> u64 {
+    let parity_blocks = usize::from(geometry.parity_columns) * geometry.blocks_per_unit() as usize;
+    summary_bytes_max(geometry.blocks_per_stripe() as usize, parity_blocks) as u64
 }
 
 /// Where the summary of a stripe is kept.

@@ -52,7 +52,8 @@ impl Semaphore {
 
     /// Without waiting; none where permits are short or somebody waits already.
     pub fn try_acquire(&self, count: usize) -> Option<Permit<'_>> {
-        self.take_now(count).then_some(PermitOf { semaphore: self, count })
+        // Made only when taken: a permit that is made gives its count back when it is dropped.
+        self.take_now(count).then(|| PermitOf { semaphore: self, count })
     }
 
     /// Adds permits that did not exist before, or returns forgotten ones.

@@ -30,6 +30,12 @@ fn mutex_excludes_and_is_granted_in_order() {
         join_all(tasks).await;
         assert_eq!(*mutex.lock().await, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]);
         assert!(mutex.try_lock().is_some());
+        let held = mutex.lock().await;
+        // Failing must not give anything back.
+        assert!(mutex.try_lock().is_none());
+        assert!(mutex.try_lock().is_none());
+        drop(held);
+        assert!(mutex.try_lock().is_some());
     });
 }
 

@@ -190,7 +190,51 @@ impl<'a> Replay<'a> {
                 return Ok(Some(record));
             }
         }
+        self.check_end().await?;
         Ok(None)
+    }
+
+    /// No mirror has the next record: then it was never completed, so nothing can follow it. An unreadable or damaged record
+    /// in the middle of the chain must not pass for its end.
+    async fn check_end(&mut self) -> Result<(), StoreError> {
+        let region = self.chain.region;
+        if self.chain.kind == KIND_MOVED || self.used_blocks >= region.block_count {
+            return Ok(());
+        }
+        let left = region.block_count - self.used_blocks;
+        let place = format!("sequence {} at log block {}", self.sequence, self.position);
+        let mut any_readable = false;
+        for window in &mut self.windows {
+            let Some(front) = window.read(self.object, region, self.position, 1).await else { continue };
+            any_readable = true;
+            let ahead = match &window.bytes {
+                Some(bytes) => {
+                    bytes.slice((self.position - window.start) as usize * BLOCK_BYTES..bytes.len())
+                }
+                None => front,
+            };
+            for (index, block) in ahead.chunks_exact(BLOCK_BYTES).enumerate().take(left as usize).skip(1) {
+                let Ok((header, _)) = RecordHeader::read_from_prefix(block) else { continue };
+                let follows = header.magic.get() == RECORD_MAGIC
+                    && header.volume == self.volume.0.to_le_bytes()
+                    && header.kind.get() == self.chain.kind
+                    && header.position.get() == self.position + index as u64
+                    && header.epoch.get() == self.root.epoch
+                    && header.sequence.get() > self.sequence;
+                if follows {
+                    let found = format!("it is damaged, and record {} follows it", header.sequence.get());
+                    return Err(StoreError::new(ErrorKind::Damaged, "replay log record", place, found)
+                        .expected("a valid copy on one of the mirrors")
+                        .advice("bring back a missing metadata component"));
+                }
+            }
+        }
+        if any_readable {
+            return Ok(());
+        }
+        let found = "no mirror can be read there";
+        Err(StoreError::new(ErrorKind::Device, "replay log record", place, found)
+            .advice("bring back a missing metadata component"))
     }
 
     async fn read_from(&mut self, index: usize) -> Option<(FoundRecord, u64)> {

@@ -143,10 +143,13 @@ impl Ring {
         }
     }
 
-    /// Frames the next record and moves the head over it. The caller has made sure that it fits.
-    pub fn append(&mut self, volume: VolumeId, content: RecordContent) -> FramedRecord {
+    /// Frames the next record and moves the head over it. The caller has made sure that it fits; `None`, and nothing
+    /// has changed, where it does not.
+    pub fn append(&mut self, volume: VolumeId, content: RecordContent) -> Option<FramedRecord> {
         let block_count = body_blocks(content.body.len()) + content.data.len() as u64;
-        assert!(block_count <= self.free_blocks(), "log overrun");
+        if block_count > self.free_blocks() {
+            return None;
+        }
         let mut header = RecordHeader {
             magic: U32::new(RECORD_MAGIC),
             kind: U16::new(content.kind),
@@ -181,7 +184,7 @@ impl Ring {
         self.next_sequence += 1;
         self.previous_checksum = checksum;
         let slices = std::iter::once(front.freeze()).chain(content.data).collect();
-        FramedRecord { writes: self.split(position, slices), block_count }
+        Some(FramedRecord { writes: self.split(position, slices), block_count })
     }
 
     /// Cuts a write where the ring wraps.
@@ -264,7 +267,7 @@ mod tests {
     #[test]
     fn a_record_that_reaches_the_end_goes_on_at_the_front() {
         let mut ring = ring();
-        let record = ring.append(VolumeId(1), content(4, 1));
+        let record = ring.append(VolumeId(1), content(4, 1)).unwrap();
         assert_eq!(record.block_count, 5);
         assert_eq!(record.writes.len(), 2);
         assert_eq!(record.writes[0].0, MetadataAddress(START.0 + 5 * BLOCK_BYTES as u64));
@@ -272,14 +275,16 @@ mod tests {
         assert_eq!(record.writes[1].0, START);
         assert_eq!(record.writes[1].1.iter().map(|slice| slice.len()).sum::<usize>(), 2 * BLOCK_BYTES);
         assert_eq!(ring.free_blocks(), 3);
+        assert!(ring.append(VolumeId(1), content(3, 2)).is_none());
+        assert_eq!(ring.free_blocks(), 3);
     }
 
     #[test]
     fn replay_starts_at_the_first_record_still_needed() {
         let mut ring = ring();
-        ring.append(VolumeId(1), content(0, 1));
+        ring.append(VolumeId(1), content(0, 1)).unwrap();
         let second = ring.head();
-        ring.append(VolumeId(1), content(1, 2));
+        ring.append(VolumeId(1), content(1, 2)).unwrap();
         assert_eq!(ring.replay_point(0, None).position, 5);
         assert_eq!(ring.replay_point(1, None), second);
         assert_eq!(ring.replay_point(2, None), ring.head());

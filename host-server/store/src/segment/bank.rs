@@ -210,6 +210,14 @@ impl Bank {
             })
     }
 
+    /// Stripes that are not written, those that hold nothing yet included unless they never will.
+    pub fn unwritten_stripes(&self) -> usize {
+        let waits = |(stripe, state): &(usize, &StripeState)| {
+            **state != StripeState::Written && !(self.sealed && self.filled <= stripe * self.stripe_blocks)
+        };
+        self.stripes.iter().enumerate().filter(waits).count()
+    }
+
     /// Whether some stripe holds blocks and nobody writes it yet.
     pub fn is_gathering(&self) -> bool {
         self.stripes.iter().enumerate().any(|(stripe, state)| {

@@ -1,0 +1,183 @@
+//! What the tests of whole volumes share: small volumes, contents that tell where they belong, and a model.
+
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
+use ringfort_engine::engine::Engine;
+use ringfort_engine::sim::{CrashMode, SimWorld};
+use ringfort_store::address::{LogicalBlock, ObjectId};
+use ringfort_store::check::check;
+use ringfort_store::create::CreateOptions;
+use ringfort_store::error::StoreError;
+use ringfort_store::store::{OpenOptions, Store};
+use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume};
+
+pub const TREE: TreeId = TreeId(16);
+
+/// What a volume should hold: entries, and the content number of each block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Model {
+    pub entries: BTreeMap<u64, u64>,
+    pub blocks: BTreeMap<(u64, u64), u64>,
+}
+
+impl Model {
+    pub fn write(&mut self, object: u64, start: u64, contents: &[u64]) {
+        for (index, content) in contents.iter().enumerate() {
+            self.blocks.insert((object, start + index as u64), *content);
+        }
+    }
+
+    pub fn unmap(&mut self, object: u64, start: u64, len: u64) {
+        let end = start.saturating_add(len);
+        self.blocks.retain(|(of, at), _| *of != object || *at < start || *at >= end);
+    }
+}
+
+pub fn components() -> Vec<PathBuf> {
+    (0..6).map(|index| PathBuf::from(format!("component-{index}"))).collect()
+}
+
+/// 4+2 with stripes of eight blocks and segments of sixteen stripes: everything happens soon.
+pub fn create_options() -> CreateOptions {
+    CreateOptions {
+        log_bytes: Some(1 << 20),
+        unit_bytes: Some(8192),
+        ..CreateOptions::new(components(), 8 << 20)
+    }
+}
+
+pub fn block(content: u64) -> Slice {
+    let mut buffer = Buffer::zeroed(BLOCK_BYTES);
+    for (index, bytes) in buffer.chunks_exact_mut(8).enumerate() {
+        bytes.copy_from_slice(&(content.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64).to_le_bytes());
+    }
+    buffer[..8].copy_from_slice(&content.to_le_bytes());
+    buffer.freeze()
+}
+
+/// The number of the content that `bytes` are; panics where they are none.
+pub fn content_of(bytes: &[u8], place: &str) -> u64 {
+    let content = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    assert_eq!(bytes, &*block(content), "{place} holds foreign bytes");
+    content
+}
+
+pub async fn put(store: &Store, key: u64, content: u64) -> Result<(), StoreError> {
+    let cost = Cost { data_blocks: 0, entries: 1, frees_space: false };
+    let mut transaction = store.begin(cost).await?;
+    transaction.put(TREE, Key::new(key, 0), content.to_le_bytes().repeat(8));
+    store.apply(transaction)
+}
+
+pub async fn delete(store: &Store, key: u64) -> Result<(), StoreError> {
+    let cost = Cost { data_blocks: 0, entries: 1, frees_space: true };
+    let mut transaction = store.begin(cost).await?;
+    transaction.delete(TREE, Key::new(key, 0));
+    store.apply(transaction)
+}
+
+pub async fn write(store: &Store, object: u64, start: u64, contents: &[u64]) -> Result<(), StoreError> {
+    let cost = Cost { data_blocks: contents.len() as u64, entries: 1, frees_space: false };
+    let mut transaction = store.begin(cost).await?;
+    let data = contents.iter().map(|content| block(*content)).collect();
+    let staged = store.stage(&mut transaction, data).await?;
+    transaction.write(ObjectId(object), LogicalBlock(start), staged);
+    store.apply(transaction)
+}
+
+pub async fn unmap(store: &Store, object: u64, start: u64, len: u64) -> Result<(), StoreError> {
+    let cost = Cost { data_blocks: 0, entries: 1, frees_space: true };
+    let mut transaction = store.begin(cost).await?;
+    transaction.unmap(ObjectId(object), LogicalBlock(start), len);
+    store.apply(transaction)
+}
+
+/// Contents of a range, by block; holes are absent.
+pub async fn read(
+    store: &Store,
+    object: u64,
+    start: u64,
+    len: u64,
+) -> Result<BTreeMap<u64, u64>, StoreError> {
+    let mut found = BTreeMap::new();
+    let mut at = start;
+    for piece in store.read(ObjectId(object), LogicalBlock(start), len).await? {
+        match piece {
+            ReadPiece::Hole { len_blocks } => at += len_blocks,
+            ReadPiece::Data(slice) => {
+                for bytes in slice.chunks_exact(BLOCK_BYTES) {
+                    found.insert(at, content_of(bytes, &format!("object {object} block {at}")));
+                    at += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(at, start + len);
+    Ok(found)
+}
+
+/// Everything a volume holds. Panics where a block is neither zero nor what some write put there.
+pub async fn read_all(store: &Store, objects: u64, blocks: u64) -> Model {
+    let mut model = Model::default();
+    for (key, value) in store.scan(TREE, Key::MIN, Key::MAX, usize::MAX).await.unwrap() {
+        let content = u64::from_le_bytes(value[..8].try_into().unwrap());
+        assert_eq!(value, content.to_le_bytes().repeat(8));
+        model.entries.insert(key.hi, content);
+    }
+    for object in 0..objects {
+        for (at, content) in read(store, object, 0, blocks).await.unwrap() {
+            model.blocks.insert((object, at), content);
+        }
+    }
+    model
+}
+
+pub async fn open(engine: Rc<dyn Engine>) -> Store {
+    match Store::open(engine, &components(), &OpenOptions::default()).await {
+        Ok((store, _)) => store,
+        Err(error) => panic!("the volume does not open: {error}"),
+    }
+}
+
+/// A world with a fresh, closed volume.
+pub fn world_with(seed: u64, options: &CreateOptions) -> SimWorld {
+    let world = SimWorld::new(seed);
+    let engine = world.engine();
+    let options = options.clone();
+    world
+        .run(async move {
+            let store = Store::create(engine, &options).await.unwrap();
+            store.close().await.unwrap();
+        })
+        .done();
+    world.restart(CrashMode::ProcessDeath, seed);
+    world
+}
+
+/// Restarts, walks every structure, opens again and compares.
+pub fn expect_after_restart(world: &SimWorld, mode: CrashMode, model: &Model, objects: u64, blocks: u64) {
+    world.restart(mode, 77);
+    expect_clean(world);
+    world.restart(CrashMode::ProcessDeath, 78);
+    let engine = world.engine();
+    let found = world.run(async move {
+        let store = open(engine).await;
+        let found = read_all(&store, objects, blocks).await;
+        store.close().await.unwrap();
+        found
+    });
+    assert!(found.done() == *model, "reopened, the volume holds something else");
+    world.restart(CrashMode::ProcessDeath, 79);
+}
+
+/// The offline check finds no damage.
+pub fn expect_clean(world: &SimWorld) {
+    let engine = world.engine();
+    let report = world.run(async move { check(engine, &components(), &mut |_| {}).await.unwrap().0 }).done();
+    assert!(report.is_clean(), "{:?}", &report.damage[..report.damage.len().min(8)]);
+}
