@@ -4,7 +4,7 @@ use crate::error::{EngineError, ErrorKind};
 
 /// A block device or preallocated file that holds one component of a volume.
 ///
-/// Offsets, lengths and memory are multiples of [`BLOCK_BYTES`](crate::buffer::BLOCK_BYTES).
+/// Offsets, lengths and memory are multiples of [`BLOCK_BYTES`].
 /// A call submits at once (it need not be awaited to make progress); the completion resolves when the
 /// device has answered. Dropping a completion does not cancel the request.
 ///
