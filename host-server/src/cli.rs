@@ -25,7 +25,7 @@ Examples:
   ringfort volume create ./data --size 8GiB
       Six component files in ./data: data 4+2, metadata mirrored three ways.
   ringfort volume create ./small --size 1GiB --data 2+1
-  ringfort volume create ./fast --data 4+2 --size 2TiB --memory 8GiB \\
+  ringfort volume create ./fast --data 4+2 --size 100GiB --memory 8GiB \\
       --component /dev/sda --component /dev/sdb --component /dev/sdc \\
       --component /dev/sdd --component /dev/sde --component /dev/sdf \\
       --metadata-component /dev/nvme0n1 --metadata-component /dev/nvme1n1 --metadata-component /dev/nvme2n1

@@ -224,7 +224,12 @@ impl Status {
         status
     }
 
-    /// What the labels tell, of a volume that nobody serves.
+    /// Of a volume that nobody serves: nothing has been counted, and no memory setting is in force.
+    pub fn of_closed(report: &StatusReport, findings: &[Finding]) -> Self {
+        Self { memory: None, recovery: None, counters: None, ..Self::of_open(report, findings, None) }
+    }
+
+    /// What the labels tell, of a volume that cannot be opened.
     pub fn of_tree(tree: &TreeReport, findings: &[Finding]) -> Self {
         let geometry = &tree.geometry;
         let (health, failure) = match &tree.health {

@@ -67,6 +67,12 @@ pub(crate) async fn find_root(object: &Object, volume: VolumeId) -> Result<Root,
         for slot in 0..2 {
             let address = MetadataAddress(slot * ROOT_SLOT_BYTES as u64);
             let Ok(bytes) = object.read_metadata_mirror(mirror, address, BLOCK_BYTES).await else { continue };
+            if let Some(version) = Root::newer_version(&bytes, volume) {
+                let place = format!("volume {volume}");
+                let found = format!("a root of version {version}");
+                return Err(StoreError::new(ErrorKind::Incompatible, "open", place, found)
+                    .advice("use the release that wrote it, or a later one"));
+            }
             if let Some(root) = Root::decode(&bytes, volume)
                 && newest.as_ref().is_none_or(|newest| root.sequence > newest.sequence)
             {

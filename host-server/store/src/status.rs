@@ -1,13 +1,19 @@
 //! What an operator may want to know of an open volume.
 
+use std::path::PathBuf;
+use std::rc::Rc;
+
 use ringfort_engine::buffer::BLOCK_BYTES;
+use ringfort_engine::engine::Engine;
 
 use crate::address::{SegmentId, VolumeId};
 use crate::core::Core;
-use crate::object::TreeReport;
-use crate::recover::RecoveryReport;
+use crate::error::StoreError;
+use crate::limits::MEMORY_BYTES_DEFAULT;
+use crate::object::{Object, OpenOptions, OpenReport, TreeReport};
+use crate::recover::{RecoveryReport, replay};
 use crate::segment::table::SegmentState;
-use crate::state::PathCounters;
+use crate::state::{PathCounters, State};
 
 /// A volume at one moment.
 #[derive(Clone, Debug)]
@@ -63,10 +69,13 @@ pub struct MemoryStatus {
 
 impl StatusReport {
     pub(crate) fn of(core: &Core, recovery: RecoveryReport) -> Self {
-        let state = core.state();
+        Self::of_state(&core.object, &core.state(), core.memory_bytes, recovery)
+    }
+
+    fn of_state(object: &Object, state: &State, memory_bytes: u64, recovery: RecoveryReport) -> Self {
         let block = BLOCK_BYTES as u64;
         let mut space = SpaceStatus {
-            total_bytes: core.total_blocks * block,
+            total_bytes: state.root.total_blocks * block,
             free_bytes: state.free_blocks() * block,
             segments: state.segments.segment_count(),
             ..SpaceStatus::default()
@@ -83,8 +92,8 @@ impl StatusReport {
         space.dead_bytes = data_bytes.saturating_sub(space.free_bytes + space.live_bytes);
         let resident_blocks: usize = state.banks.values().map(|bank| bank.resident_blocks()).sum();
         Self {
-            volume: core.volume,
-            tree: core.object.tree(),
+            volume: object.volume(),
+            tree: object.tree(),
             failed: state.failed.as_ref().map(ToString::to_string),
             space,
             log: LogStatus {
@@ -99,7 +108,7 @@ impl StatusReport {
             },
             memory: MemoryStatus {
                 maps_bytes: state.maps.memory_bytes() as u64,
-                maps_limit_bytes: core.memory_bytes,
+                maps_limit_bytes: memory_bytes,
                 pages: state.maps.page_count() as u64,
                 free_pages: state.maps.allocator().free_count() as u64,
             },
@@ -107,4 +116,16 @@ impl StatusReport {
             counters: state.counters,
         }
     }
+}
+
+/// The status of a volume that nobody has open. Its log is replayed in memory; nothing is changed.
+pub async fn inspect(
+    engine: Rc<dyn Engine>,
+    components: &[PathBuf],
+) -> Result<(StatusReport, OpenReport), StoreError> {
+    let (object, opened) = Object::open(engine, components, OpenOptions::default()).await?;
+    let replayed = replay(&object, object.volume()).await?;
+    let mut state = replayed.state;
+    while state.maps.merge_pending(usize::MAX) {}
+    Ok((StatusReport::of_state(&object, &state, MEMORY_BYTES_DEFAULT, replayed.report), opened))
 }

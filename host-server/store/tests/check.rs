@@ -125,3 +125,41 @@ fn flipped_bits_in_data_and_in_parity_are_found() {
     }
     assert!(report(&world).is_clean());
 }
+
+#[test]
+fn a_closed_volume_tells_its_space_and_log_without_being_changed() {
+    for closed in [true, false] {
+        let world = volume(closed);
+        let engine = world.engine();
+        let inspected =
+            async move { ringfort_store::status::inspect(engine, &components()).await.unwrap().0 };
+        let report = world.run(inspected).done();
+        assert_eq!(report.space.live_bytes, 104 * BLOCK_BYTES as u64);
+        assert_eq!(report.space.total_bytes, 32 << 20);
+        assert_eq!(report.log.used_bytes > 0, !closed);
+        let writes = report.tree.components.iter().filter_map(|component| component.device);
+        assert_eq!(writes.map(|device| device.writes).sum::<u64>(), 0);
+    }
+}
+
+#[test]
+fn a_root_of_a_later_release_is_refused_by_name() {
+    let world = volume(true);
+    let slot = metadata_offset(Root::slot(0));
+    for mirror in 0..3 {
+        let path = format!("component-{mirror}");
+        let mut block = world.peek(&path, slot, BLOCK_BYTES);
+        // The version, and the checksum over header and body with itself as zero.
+        block[6] += 1;
+        let body_bytes = u32::from_le_bytes(block[8..12].try_into().unwrap()) as usize;
+        block[12..16].fill(0);
+        let checksum = ringfort_store::format::checksum::crc32c(&block[..32 + body_bytes]);
+        block[12..16].copy_from_slice(&checksum.to_le_bytes());
+        world.poke(&path, slot, &block);
+    }
+    let engine = world.engine();
+    let opened = world
+        .run(async move { check(engine, &components(), &mut |_| {}).await.map(|(report, _)| report.damage) });
+    let error = opened.done().unwrap_err();
+    assert!(error.to_string().contains("a root of version 2"), "{error}");
+}

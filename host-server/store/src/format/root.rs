@@ -10,7 +10,7 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::address::{MetadataAddress, VolumeId};
-use crate::format::envelope::{self, ENVELOPE_BYTES, Kind};
+use crate::format::envelope::{self, ENVELOPE_BYTES, EnvelopeError, Kind};
 use crate::format::layout::{Layout, layout};
 use crate::format::page::Roots;
 
@@ -127,6 +127,14 @@ impl Root {
         assert!(bytes.len() <= ROOT_SLOT_BYTES);
         envelope::seal(&mut bytes, Kind::Superblock, VERSION, volume, body_bytes);
         bytes
+    }
+
+    /// The version of an intact root of this volume that is newer than this release knows.
+    pub fn newer_version(bytes: &[u8], volume: VolumeId) -> Option<u16> {
+        match envelope::open(bytes, Kind::Superblock, VERSION, Some(volume)) {
+            Err(EnvelopeError::UnknownVersion { found, .. }) => Some(found),
+            _ => None,
+        }
     }
 
     /// `None` where the slot holds no valid root of this volume.
