@@ -3,12 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod scene;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::*;
 use ringfort_engine::sim::{CrashMode, Fault, Random, SimWorld};
 use ringfort_store::address::{LogicalBlock, ObjectId};
 use ringfort_store::check::check;
@@ -18,6 +17,7 @@ use ringfort_store::format::component::MemberState;
 use ringfort_store::object::Health;
 use ringfort_store::store::{OpenOptions, Store};
 use ringfort_store::volume::Volume;
+use scene::*;
 
 const OBJECTS: u64 = 3;
 const BLOCKS: u64 = 128;

@@ -5,20 +5,20 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod scene;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::*;
 use ringfort_engine::sim::{CrashMode, Random};
 use ringfort_engine::sync::join_all;
 use ringfort_store::address::{LogicalBlock, ObjectId};
 use ringfort_store::error::ErrorKind;
 use ringfort_store::store::Store;
 use ringfort_store::volume::{Cost, Key, Volume};
+use scene::*;
 
 const TASKS: u64 = 5;
 /// The object that all tasks write; the others belong to one task each.

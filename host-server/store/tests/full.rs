@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod scene;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use common::*;
 use ringfort_engine::sim::CrashMode;
 use ringfort_engine::sync::join_all;
 use ringfort_store::address::{LogicalBlock, ObjectId};
 use ringfort_store::error::ErrorKind;
 use ringfort_store::volume::{Cost, Key, VALUE_BYTES_MAX, Volume};
+use scene::*;
 
 const OBJECTS: u64 = 4;
 const BLOCKS: u64 = 4096;
