@@ -7,6 +7,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
@@ -19,6 +20,9 @@ use ringfort_engine::sync::join_all;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 const LEN_BYTES: u64 = 2048 * BLOCK;
+
+/// Little enough for some cases to use it up, so that registered and other memory mix.
+const REGISTERED_BYTES: usize = 512 << 10;
 
 /// Where a case runs: an engine and a folder for its components.
 struct Setting {
@@ -38,10 +42,15 @@ impl Setting {
 
 type Case = Pin<Box<dyn Future<Output = ()>>>;
 
-fn on_local(transport: Transport, case: fn(Setting) -> Case) {
+/// What is locked in memory is counted by user: cases side by side could use up what the user may lock.
+static REGISTERING: Mutex<()> = Mutex::new(());
+
+fn on_local(transport: Transport, registered_bytes: usize, case: fn(Setting) -> Case) {
+    let _alone = (registered_bytes > 0).then(|| REGISTERING.lock().unwrap_or_else(PoisonError::into_inner));
     let folder = tempfile::tempdir().unwrap();
     let options = LocalOptions {
         transport,
+        registered_bytes,
         memory_directory: Some(folder.path().join("memory")),
         ..LocalOptions::default()
     };
@@ -62,12 +71,26 @@ macro_rules! cases {
     ($($case:ident)*) => {
         mod uring {
             $(#[test] fn $case() {
-                super::on_local(super::Transport::Uring, |setting| Box::pin(super::$case(setting)));
+                super::on_local(super::Transport::Uring, super::REGISTERED_BYTES, |setting| {
+                    Box::pin(super::$case(setting))
+                });
+            })*
+        }
+        mod uring_without_registered_memory {
+            $(#[test] fn $case() {
+                super::on_local(super::Transport::Uring, 0, |setting| Box::pin(super::$case(setting)));
+            })*
+        }
+        mod plain_uring {
+            $(#[test] fn $case() {
+                super::on_local(super::Transport::PlainUring, super::REGISTERED_BYTES, |setting| {
+                    Box::pin(super::$case(setting))
+                });
             })*
         }
         mod threads {
             $(#[test] fn $case() {
-                super::on_local(super::Transport::Threads, |setting| Box::pin(super::$case(setting)));
+                super::on_local(super::Transport::Threads, 0, |setting| Box::pin(super::$case(setting)));
             })*
         }
         mod sim {

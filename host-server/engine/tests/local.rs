@@ -8,13 +8,14 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
+use ringfort_engine::device::Device;
 use ringfort_engine::engine::MemoryOpen;
 use ringfort_engine::error::ErrorKind;
 use ringfort_engine::local::{LocalOptions, Transport, start};
 use ringfort_engine::mailbox::mailbox;
 use ringfort_engine::runtime::{Runtime, spawn_joinable};
 
-const TRANSPORTS: [Transport; 2] = [Transport::Uring, Transport::Threads];
+const TRANSPORTS: [Transport; 3] = [Transport::Uring, Transport::PlainUring, Transport::Threads];
 
 fn runtime(transport: Transport) -> Runtime {
     start(LocalOptions { transport, memory_directory: None, ..LocalOptions::default() }).unwrap()
@@ -272,6 +273,74 @@ fn dropping_the_runtime_drops_its_tasks() {
         assert_eq!(Rc::strong_count(&witness), 1);
         assert_eq!(Rc::strong_count(&engine), 1);
     }
+}
+
+/// Writes and reads a component of at least 64 blocks that is open for writing.
+fn exercise(runtime: &Runtime, device: &Rc<dyn Device>) {
+    runtime.block_on(async {
+        for index in 0..64 {
+            let bytes = Slice::copy_of(&[index as u8 + 1; BLOCK_BYTES]);
+            device.write(index * BLOCK_BYTES as u64, vec![bytes]).await.unwrap();
+        }
+        device.flush().await.unwrap();
+        let bytes = device.read(0, Buffer::zeroed(64 * BLOCK_BYTES)).await.unwrap();
+        for (index, block) in bytes.chunks(BLOCK_BYTES).enumerate() {
+            assert!(block.iter().all(|byte| usize::from(*byte) == index + 1), "block {index}");
+        }
+    });
+}
+
+#[test]
+fn components_in_shared_memory_serve() {
+    // Linux before 6.6 has no O_DIRECT here.
+    let Ok(folder) = tempfile::tempdir_in("/dev/shm") else {
+        eprintln!("skipped: no /dev/shm");
+        return;
+    };
+    for (index, transport) in TRANSPORTS.into_iter().enumerate() {
+        let runtime = runtime(transport);
+        let path = folder.path().join(format!("component{index}"));
+        exercise(&runtime, &runtime.engine().create(&path, 64 * BLOCK_BYTES as u64).unwrap());
+        exercise(&runtime, &runtime.engine().open(&path, true).unwrap());
+    }
+}
+
+/// Where the test below has mounted a file system without O_DIRECT.
+const PAGE_CACHE_FOLDER: &str = "RINGFORT_TEST_PAGE_CACHE_FOLDER";
+
+#[test]
+fn components_on_a_file_system_without_direct_io_serve() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let Some(folder) = std::env::var_os(PAGE_CACHE_FOLDER) else {
+        return mount_and_run_again("components_on_a_file_system_without_direct_io_serve");
+    };
+    for (index, transport) in TRANSPORTS.into_iter().enumerate() {
+        let path = std::path::Path::new(&folder).join(format!("component{index}"));
+        // Such a file system does not say what it has free, so `create` would refuse.
+        std::fs::write(&path, vec![0; 64 * BLOCK_BYTES]).unwrap();
+        let direct = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
+        assert_eq!(direct.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        let runtime = runtime(transport);
+        exercise(&runtime, &runtime.engine().open(&path, true).unwrap());
+    }
+}
+
+/// Runs one test of this program where only it sees a fresh memory file system of the simplest kind.
+fn mount_and_run_again(test: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let unshare = |script: &str| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+        command.arg(folder.path()).arg(std::env::current_exe().unwrap()).args(["--exact", test]);
+        command.env(PAGE_CACHE_FOLDER, folder.path()).output()
+    };
+    if !unshare("mount -t ramfs none \"$0\"").is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no mounts to be had in a namespace of our own");
+        return;
+    }
+    let output = unshare("mount -t ramfs none \"$0\" && exec \"$@\"").unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{output:?}");
 }
 
 /// A loop device over a file, where this machine lends one to us.

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, posix_fallocate};
@@ -22,6 +23,23 @@ pub(super) struct Component {
 
 const OPEN: &str = "open component";
 const CREATE: &str = "create component";
+
+/// How long what somebody holds may take to come free. The kernel lets go of a file a little after the last request on it was
+/// answered, and after a process with requests in flight was killed.
+const HELD_WAIT: Duration = Duration::from_millis(100);
+
+/// Tries again, up to [`HELD_WAIT`], what fails because somebody holds the file.
+fn patiently<T, E>(mut attempt: impl FnMut() -> Result<T, E>, is_held: impl Fn(&E) -> bool) -> Result<T, E> {
+    let give_up = Instant::now() + HELD_WAIT;
+    loop {
+        match attempt() {
+            Err(error) if is_held(&error) && Instant::now() < give_up => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            outcome => return outcome,
+        }
+    }
+}
 
 fn from_io(operation: &str, path: &Path, error: &io::Error) -> EngineError {
     EngineError::from_io(operation, path.to_string_lossy(), error)
@@ -45,7 +63,8 @@ pub(super) fn open(path: &Path, write: bool) -> Result<Component, EngineError> {
         // The kernel refuses what is mounted, and refuses to mount what we hold.
         options.custom_flags(libc::O_EXCL);
     }
-    let mut file = options.open(path).map_err(|error| match error.kind() {
+    let is_held = |error: &io::Error| error.kind() == io::ErrorKind::ResourceBusy;
+    let mut file = patiently(|| options.open(path), is_held).map_err(|error| match error.kind() {
         io::ErrorKind::ResourceBusy => busy(OPEN, path, claimant(path)),
         _ => from_io(OPEN, path, &error),
     })?;
@@ -125,8 +144,8 @@ fn bypass_page_cache(file: &File, path: &Path, operation: &str) -> Result<(), En
 }
 
 fn lock(file: &File, path: &Path, write: bool, operation: &str) -> Result<(), EngineError> {
-    let locked = if write { file.try_lock() } else { file.try_lock_shared() };
-    match locked {
+    let try_lock = || if write { file.try_lock() } else { file.try_lock_shared() };
+    match patiently(try_lock, |error| matches!(error, TryLockError::WouldBlock)) {
         Ok(()) => Ok(()),
         Err(TryLockError::Error(error)) => Err(from_io(operation, path, &error)),
         Err(TryLockError::WouldBlock) => Err(busy(operation, path, format!("locked by {}", holder(file)))),
@@ -171,7 +190,24 @@ fn lock_holder(line: &str, inode: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::lock_holder;
+    use std::fs::File;
+    use std::time::Duration;
+
+    use super::{OPEN, lock, lock_holder};
+
+    #[test]
+    fn a_lock_that_comes_free_in_a_moment_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("component");
+        let holder = File::create(&path).unwrap();
+        holder.try_lock().unwrap();
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            drop(holder);
+        });
+        lock(&File::open(&path).unwrap(), &path, true, OPEN).unwrap();
+        thread.join().unwrap();
+    }
 
     #[test]
     fn the_holder_of_a_lock_is_found_and_waiters_are_not() {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::component::{self, Component};
 use super::operation::{Operation, Request};
 use super::threads::Pool;
-use super::uring::Ring;
+use super::uring::{Flavour, Ring};
 use super::{LocalOptions, Transport, mapping};
 use crate::buffer::{Buffer, Slice};
 use crate::completion::{Completion, completion};
@@ -45,23 +45,24 @@ pub(super) trait Transfers {
 /// Starts an engine that belongs to the calling thread.
 pub fn start(options: LocalOptions) -> Result<Runtime, EngineError> {
     const START: &str = "start the local engine with";
-    let uring = match options.transport {
+    let flavour = match options.transport {
         Transport::Threads => None,
-        Transport::Uring | Transport::Automatic => match Ring::new() {
-            Ok(ring) => Some(ring),
-            Err(error) if options.transport == Transport::Uring => {
-                return Err(EngineError::from_io(START, "io_uring", &error));
-            }
-            Err(error) => {
-                tracing::warn!("io_uring is refused ({error}): using threads, which are slower");
-                None
-            }
-        },
+        Transport::PlainUring => Some(Flavour::Plain),
+        Transport::Uring | Transport::Automatic => Some(Flavour::Newest),
+    };
+    let uring = match flavour.map(|flavour| Ring::new(flavour, options.registered_bytes)) {
+        None => None,
+        Some(Ok(ring)) => Some(ring),
+        Some(Err(error)) if options.transport == Transport::Automatic => {
+            tracing::warn!("io_uring is refused ({error}): using threads, which are slower");
+            None
+        }
+        Some(Err(error)) => return Err(EngineError::from_io(START, "io_uring", &error)),
     };
     let (transfers, kick): (Rc<dyn Transfers>, Box<dyn Kick>) = match uring {
         Some((ring, kick)) => (Rc::new(ring), Box::new(kick)),
         None => {
-            let pool = Pool::new(options.pool_threads)
+            let pool = Pool::new(options.pool_threads.max(1))
                 .map_err(|error| EngineError::from_io(START, "a pool of threads", &error))?;
             (Rc::new(pool.0), Box::new(pool.1))
         }

@@ -45,6 +45,9 @@ pub enum Transport {
     Automatic,
     /// io_uring or an error.
     Uring,
+    /// io_uring as Linux 5.11 has it, whatever the kernel offers, or an error. [`Uring`](Self::Uring) goes back to this
+    /// by itself.
+    PlainUring,
     /// A pool of threads.
     Threads,
 }
@@ -63,6 +66,11 @@ pub struct LocalOptions {
     pub memory_directory: Option<PathBuf>,
     /// Size of the pool of [`Transport::Threads`].
     pub pool_threads: usize,
+    /// Memory that is registered with io_uring and serves buffers up to 256 KiB on the engine's thread: a transfer in one
+    /// piece then needs no look-up of its pages. It counts as locked memory of the user. Where the kernel refuses so
+    /// much, half of RLIMIT_MEMLOCK is tried, then none. A multiple of 256 KiB; 0: none. A second engine on a thread
+    /// shares the memory of the first.
+    pub registered_bytes: usize,
 }
 
 impl Default for LocalOptions {
@@ -74,6 +82,8 @@ impl Default for LocalOptions {
             memory_directory: Some(PathBuf::from("/dev/shm/ringfort")),
             // Enough to keep a disk of each of 4+2 components busy.
             pool_threads: 12,
+            // What 256 requests in flight of 64 KiB need.
+            registered_bytes: 16 << 20,
         }
     }
 }

@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 use super::component::Component;
 use super::engine::Transfers;
 use super::operation::{Operation, Request};
-use super::uring::Ring;
+use super::threads::Pool;
+use super::uring::{Flavour, Ring};
+use crate::buffer::arena::Arena;
 use crate::buffer::{BLOCK_BYTES, Buffer};
 use crate::completion::{Completion, completion};
 use crate::error::{EngineError, ErrorKind};
+
+const ARENA_BYTES: usize = 256 << 10;
 
 /// A "device" that answers a read only when somebody writes to the other end.
 fn hanging() -> (Rc<Component>, File) {
@@ -39,7 +43,7 @@ fn outcome(ring: &Ring, completion: Completion<Buffer>) -> Result<Buffer, Engine
 
 #[test]
 fn a_request_that_times_out_fails_and_keeps_its_memory_until_the_answer() {
-    let (ring, _kick) = Ring::new().unwrap();
+    let (ring, _kick) = Ring::new(Flavour::Newest, ARENA_BYTES).unwrap();
     let (component, mut writer) = hanging();
     let (operation, completion) = read(&component);
     let started = Instant::now();
@@ -63,7 +67,7 @@ fn a_request_that_times_out_fails_and_keeps_its_memory_until_the_answer() {
 
 #[test]
 fn a_request_that_times_out_unsubmitted_or_not_leaves_others_alone() {
-    let (ring, _kick) = Ring::new().unwrap();
+    let (ring, _kick) = Ring::new(Flavour::Newest, ARENA_BYTES).unwrap();
     let (stuck, stuck_writer) = hanging();
     let (good, mut writer) = hanging();
     let (operation, stuck_completion) = read(&stuck);
@@ -75,4 +79,102 @@ fn a_request_that_times_out_unsubmitted_or_not_leaves_others_alone() {
     assert!(outcome(&ring, stuck_completion).is_err());
     // Lets the ring end without waiting for the stuck one.
     drop(stuck_writer);
+}
+
+#[test]
+fn a_ring_dropped_with_a_request_that_hangs_leaves_its_memory_alone() {
+    for arena_bytes in [0, ARENA_BYTES] {
+        let (mut ring, _kick) = Ring::new(Flavour::Newest, arena_bytes).unwrap();
+        let (component, mut writer) = hanging();
+        let (operation, completion) = read(&component);
+        ring.start(operation, None);
+        ring.turn();
+        let has_arena = ring.has_arena();
+        ring.set_drop_wait(Duration::from_millis(50));
+        let started = Instant::now();
+        drop(ring);
+        assert!(started.elapsed() < Duration::from_secs(2));
+        // The operation is still there, and with it the memory that it reads into.
+        assert_eq!(Rc::strong_count(&component), 2);
+        assert_eq!(Arena::of_this_thread().is_some(), has_arena);
+        // An answer that comes now hurts nobody.
+        let mut others: Vec<Buffer> = (0..64).map(|_| Buffer::zeroed(BLOCK_BYTES)).collect();
+        let _ = writer.write_all(&[5; BLOCK_BYTES]);
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(others.iter().all(|buffer| buffer.iter().all(|byte| *byte == 0)));
+        others.iter_mut().for_each(|buffer| buffer.fill(1));
+        drop(completion);
+    }
+}
+
+#[test]
+fn a_pool_dropped_with_a_request_that_hangs_leaves_its_memory_alone() {
+    // Without threads nobody answers.
+    let (mut pool, _kick) = Pool::new(0).unwrap();
+    let (component, _writer) = hanging();
+    let (operation, completion) = read(&component);
+    pool.start(operation, None);
+    pool.set_drop_wait(Duration::from_millis(50));
+    let started = Instant::now();
+    drop(pool);
+    let elapsed = started.elapsed();
+    assert!(elapsed >= Duration::from_millis(50) && elapsed < Duration::from_secs(2), "{elapsed:?}");
+    assert_eq!(Rc::strong_count(&component), 2);
+    drop(completion);
+}
+
+#[test]
+fn a_request_that_hangs_and_times_out_keeps_its_registered_memory() {
+    let (ring, _kick) = Ring::new(Flavour::Newest, ARENA_BYTES).unwrap();
+    let (component, mut writer) = hanging();
+    let (operation, completion) = read(&component);
+    ring.start(operation, Some(Instant::now()));
+    assert!(outcome(&ring, completion).is_err());
+    // All that is left, and one more from the heap: none of it is what the late answer goes to.
+    let others: Vec<Buffer> = (0..64).map(|_| Buffer::zeroed(BLOCK_BYTES)).collect();
+    writer.write_all(&[5; BLOCK_BYTES]).unwrap();
+    while Rc::strong_count(&component) > 1 {
+        ring.wait(Some(Duration::from_millis(5)));
+    }
+    assert!(others.iter().all(|buffer| buffer.iter().all(|byte| *byte == 0)));
+}
+
+#[test]
+fn the_rings_of_a_thread_share_their_arena() {
+    let (first, _kick) = Ring::new(Flavour::Newest, ARENA_BYTES).unwrap();
+    if !first.has_arena() {
+        eprintln!("skipped: the kernel refuses to lock {ARENA_BYTES} bytes");
+        return;
+    }
+    let arena = Arena::of_this_thread().unwrap();
+    let (second, _kick) = Ring::new(Flavour::Plain, 2 * ARENA_BYTES).unwrap();
+    assert!(second.has_arena());
+    assert!(Rc::ptr_eq(&arena, &Arena::of_this_thread().unwrap()));
+    assert_eq!(arena.len_bytes(), ARENA_BYTES);
+    for ring in [&first, &second] {
+        let (component, mut writer) = hanging();
+        let (operation, completion) = read(&component);
+        ring.start(operation, None);
+        writer.write_all(&[6; BLOCK_BYTES]).unwrap();
+        let buffer = outcome(ring, completion).unwrap();
+        assert!(arena.contains(buffer.as_ptr(), buffer.len()));
+        assert_eq!(buffer[..], [6; BLOCK_BYTES]);
+    }
+    drop((first, second, arena));
+    assert!(Arena::of_this_thread().is_none());
+}
+
+#[test]
+fn more_than_may_be_locked_is_registered_in_part_or_not_at_all() {
+    // More than the kernel takes in one piece.
+    let (ring, _kick) = Ring::new(Flavour::Newest, 8 << 30).unwrap();
+    assert_eq!(ring.has_arena(), Arena::of_this_thread().is_some());
+    if let Some(arena) = Arena::of_this_thread() {
+        assert!(arena.len_bytes() < 8 << 30);
+    }
+    let (component, mut writer) = hanging();
+    let (operation, completion) = read(&component);
+    ring.start(operation, None);
+    writer.write_all(&[7; BLOCK_BYTES]).unwrap();
+    assert_eq!(outcome(&ring, completion).unwrap()[..], [7; BLOCK_BYTES]);
 }

@@ -57,6 +57,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) struct Pool {
     table: RefCell<Table>,
     shared: Arc<Shared>,
+    drop_wait: Duration,
 }
 
 /// Kicks the owner through the outbox.
@@ -107,12 +108,18 @@ fn perform(job: &Job) -> io::Result<usize> {
 impl Pool {
     pub(super) fn new(thread_count: usize) -> io::Result<(Self, OutboxKick)> {
         let shared = Arc::new(Shared::default());
-        let pool = Self { table: RefCell::default(), shared: Arc::clone(&shared) };
-        for _ in 0..thread_count.max(1) {
+        let pool = Self { table: RefCell::default(), shared: Arc::clone(&shared), drop_wait: DROP_WAIT };
+        for _ in 0..thread_count {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new().name("ringfort-io".into()).spawn(move || work(&shared))?;
         }
         Ok((pool, OutboxKick(shared)))
+    }
+
+    /// Shortens the wait for what hangs.
+    #[cfg(test)]
+    pub(super) fn set_drop_wait(&mut self, drop_wait: Duration) {
+        self.drop_wait = drop_wait;
     }
 
     fn send(&self, table: &mut Table, index: usize) {
@@ -174,7 +181,7 @@ impl Transfers for Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let give_up = Instant::now() + DROP_WAIT;
+        let give_up = Instant::now() + self.drop_wait;
         self.turn();
         while !self.table.borrow().is_empty() && Instant::now() < give_up {
             self.wait(Some(Duration::from_millis(100)));

@@ -4,11 +4,15 @@
 //! A submission entry points into memory that an [`Operation`] owns. The operation is in the [`Table`] from before the
 //! entry is pushed until its completion entry has been reaped; if the ring is dropped with answers outstanding, the table is
 //! leaked. So the kernel never touches freed memory.
+//!
+//! The ring holds the arena that it has registered. An address in it is therefore the arena's, at any time, and means the
+//! same pages to the kernel as to us; the kernel itself keeps the pages until the last request that uses them is over.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +22,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::engine::Transfers;
 use super::operation::{Kind, Operation, Table, Transfer};
+use crate::buffer::arena::Arena;
 use crate::executor::Kick;
 
 /// Entries that can be submitted with one system call.
@@ -32,8 +37,22 @@ const WAKE: u64 = u64::MAX;
 /// How long a dropped ring waits for the kernel before it leaks what is outstanding.
 const DROP_WAIT: Duration = Duration::from_secs(5);
 
+/// The index under which a ring knows its arena.
+const ARENA_INDEX: u16 = 0;
+
+/// Which way of working to ask the kernel for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flavour {
+    /// The best that it has.
+    Newest,
+    /// What Linux 5.11 has.
+    Plain,
+}
+
 struct State {
     ring: IoUring,
+    /// Known to the ring, if any.
+    arena: Option<Rc<Arena>>,
     table: Table,
     /// Operations whose next transfer is not in the submission queue yet.
     waiting: VecDeque<usize>,
@@ -44,6 +63,7 @@ struct State {
 pub(super) struct Ring {
     state: RefCell<State>,
     event: Arc<EventFd>,
+    drop_wait: Duration,
 }
 
 /// Kicks the owner through the event counter.
@@ -56,17 +76,16 @@ impl Kick for EventKick {
     }
 }
 
-fn build() -> io::Result<IoUring> {
-    // Completions are then delivered when the owner asks for them, not by interrupting it. Linux 6.1.
-    let modern = IoUring::builder()
-        .setup_cqsize(COMPLETION_ENTRIES)
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_taskrun_flag()
-        .build(SUBMISSION_ENTRIES);
-    let ring = match modern {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            IoUring::builder().setup_cqsize(COMPLETION_ENTRIES).build(SUBMISSION_ENTRIES)?
+fn build(flavour: Flavour) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_cqsize(COMPLETION_ENTRIES);
+    if flavour == Flavour::Newest {
+        // Completions are then delivered when the owner asks for them, not by interrupting it. Linux 6.1.
+        builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    }
+    let ring = match builder.build(SUBMISSION_ENTRIES) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) && flavour == Flavour::Newest => {
+            return build(Flavour::Plain);
         }
         other => other?,
     };
@@ -80,27 +99,90 @@ fn build() -> io::Result<IoUring> {
     Ok(ring)
 }
 
+/// Half of what this process may lock in memory: the other half is for others of the same user, who count together.
+fn lockable_bytes() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is ours to be filled in.
+    let asked = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+    if asked == 0 { usize::try_from(limit.rlim_cur / 2).unwrap_or(usize::MAX) } else { 0 }
+}
+
+/// Makes an arena known to the ring: the thread's, or else a new one, which serves the thread from then on.
+fn register(ring: &IoUring, len_bytes: usize) -> io::Result<Rc<Arena>> {
+    let serving = Arena::of_this_thread();
+    let is_new = serving.is_none();
+    let arena = serving.map_or_else(|| Arena::new(len_bytes), Ok)?;
+    let whole = libc::iovec { iov_base: arena.start().cast(), iov_len: arena.len_bytes() };
+    // SAFETY: the mapping stays where it is while the arena lives, and the state that owns the ring holds it. Only
+    // entries for memory that an operation owns have the kernel touch it.
+    unsafe { ring.submitter().register_buffers(&[whole])? };
+    if is_new {
+        arena.serve_this_thread();
+    }
+    Ok(arena)
+}
+
+/// An arena of `len_bytes`, or of what the process may lock in memory, or none.
+fn try_register(ring: &IoUring, len_bytes: usize) -> Option<Rc<Arena>> {
+    if len_bytes == 0 {
+        return None;
+    }
+    let fitting_bytes = len_bytes.min(lockable_bytes());
+    let outcome = register(ring, len_bytes).or_else(|error| {
+        tracing::debug!(len_bytes, fitting_bytes, "the kernel refuses registered buffers: {error}");
+        register(ring, fitting_bytes)
+    });
+    outcome.inspect_err(|error| tracing::debug!("going on without registered buffers: {error}")).ok()
+}
+
 impl Ring {
-    pub(super) fn new() -> io::Result<(Self, EventKick)> {
-        let ring = build()?;
+    /// `arena_bytes`: memory for small buffers to register with the kernel, as far as it allows; 0 for none.
+    pub(super) fn new(flavour: Flavour, arena_bytes: usize) -> io::Result<(Self, EventKick)> {
+        let ring = build(flavour)?;
+        let arena = try_register(&ring, arena_bytes);
         // Blocking: the ring waits for it, and a non-blocking one would be answered at once.
         let event = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?);
         let kick = EventKick(Arc::clone(&event));
         let state = State {
             ring,
+            arena,
             table: Table::default(),
             waiting: VecDeque::new(),
             wake_word: Box::new(0),
             wake_armed: false,
         };
-        Ok((Self { state: RefCell::new(state), event }, kick))
+        Ok((Self { state: RefCell::new(state), event, drop_wait: DROP_WAIT }, kick))
+    }
+
+    /// Shortens the wait for what hangs.
+    #[cfg(test)]
+    pub(super) fn set_drop_wait(&mut self, drop_wait: Duration) {
+        self.drop_wait = drop_wait;
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_arena(&self) -> bool {
+        self.state.borrow().arena.is_some()
     }
 }
 
-fn entry(transfer: &Transfer<'_>) -> squeue::Entry {
+fn entry(transfer: &Transfer<'_>, arena: Option<&Arena>) -> squeue::Entry {
     let fd = Fd(transfer.fd);
+    let is_registered = |part: &libc::iovec| {
+        arena.is_some_and(|arena| arena.contains(part.iov_base.cast_const().cast(), part.iov_len))
+    };
     match (transfer.kind, transfer.parts) {
         (Kind::Flush, _) => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
+        (Kind::Read, [part]) if is_registered(part) => {
+            opcode::ReadFixed::new(fd, part.iov_base.cast(), part.iov_len as u32, ARENA_INDEX)
+                .offset(transfer.offset_bytes)
+                .build()
+        }
+        (Kind::Write, [part]) if is_registered(part) => {
+            opcode::WriteFixed::new(fd, part.iov_base.cast(), part.iov_len as u32, ARENA_INDEX)
+                .offset(transfer.offset_bytes)
+                .build()
+        }
         (Kind::Read, [part]) => opcode::Read::new(fd, part.iov_base.cast(), part.iov_len as u32)
             .offset(transfer.offset_bytes)
             .build(),
@@ -123,7 +205,7 @@ impl State {
         while !queue.is_full() {
             let Some(index) = self.waiting.pop_front() else { return };
             let Some(operation) = self.table.get_mut(index) else { continue };
-            let entry = entry(&operation.transfer()).user_data(index as u64);
+            let entry = entry(&operation.transfer(), self.arena.as_deref()).user_data(index as u64);
             // SAFETY: the entry points into memory and a list of parts that the operation owns. It stays in the table until
             // `reap` has seen the entry's completion, and `transfer` is not called again before (module invariant).
             let pushed = unsafe { queue.push(&entry) };
@@ -246,7 +328,7 @@ impl Transfers for Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         let state = self.state.get_mut();
-        let give_up = Instant::now() + DROP_WAIT;
+        let give_up = Instant::now() + self.drop_wait;
         if state.wake_armed {
             let _ = self.event.write(1);
         }

@@ -4,12 +4,18 @@
 //! [`Slice`], which is immutable, cheaply cloned and cut, and may be given to several devices at once without a
 //! copy. Both belong to the thread that made them.
 //!
+//! On the thread of an engine that has registered memory with its I/O ring, small buffers lie in that memory (`arena`).
+//!
 //! This file is one of the few that may use `unsafe`.
+
+pub(crate) mod arena;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::rc::Rc;
+
+use self::arena::{Arena, Loan};
 
 /// The unit of every transfer, offset and alignment, in bytes.
 pub const BLOCK_BYTES: usize = 4096;
@@ -17,6 +23,10 @@ pub const BLOCK_BYTES: usize = 4096;
 /// What holds the bytes: dropped when the last handle goes.
 enum Owner {
     Heap(Layout),
+    /// Blocks of the thread's arena, given back by the loan's `Drop`.
+    Arena {
+        _loan: Loan,
+    },
     /// Memory of somebody else (a memory file), returned through the guard's `Drop`.
     Lent {
         _guard: Box<dyn std::any::Any>,
@@ -42,9 +52,12 @@ impl Drop for Memory {
 pub struct Buffer(Memory);
 
 impl Buffer {
-    /// Zero-filled memory on the heap. `len_bytes` is a positive multiple of [`BLOCK_BYTES`].
+    /// Zero-filled memory. `len_bytes` is a positive multiple of [`BLOCK_BYTES`].
     pub fn zeroed(len_bytes: usize) -> Self {
         assert!(len_bytes > 0 && len_bytes.is_multiple_of(BLOCK_BYTES), "buffer of {len_bytes} bytes");
+        if let Some((start, loan)) = Arena::of_this_thread().and_then(|arena| arena.take(len_bytes)) {
+            return Self(Memory { start, len_bytes, owner: Owner::Arena { _loan: loan } });
+        }
         let layout = match Layout::from_size_align(len_bytes, BLOCK_BYTES) {
             Ok(layout) => layout,
             Err(_) => unreachable!("BLOCK_BYTES is a power of two"),
