@@ -29,7 +29,8 @@ struct Crate {
 
 /// Files that may hold unsafe code, and what for.
 const UNSAFE_FILES: &[(&str, &str)] = &[
-    ("host-server/engine/src/buffer.rs", "block-aligned memory"),
+    ("host-server/engine/src/buffer/mod.rs", "block-aligned memory"),
+    ("host-server/engine/src/buffer/arena.rs", "memory that an I/O ring knows"),
     ("host-server/engine/src/memory.rs", "memory that outlives the process"),
     ("host-server/engine/src/local/uring.rs", "memory lent to the kernel"),
     ("host-server/engine/src/local/threads.rs", "memory lent to the pool's threads"),
