@@ -24,8 +24,9 @@ pub(super) struct Component {
 const OPEN: &str = "open component";
 const CREATE: &str = "create component";
 
-/// How long what somebody holds may take to come free. The kernel lets go of a file a little after the last request on it was
-/// answered, and after a process with requests in flight was killed.
+/// How long what somebody holds may take to come free; the engine's thread sleeps meanwhile. A child that this process starts
+/// holds every open file from its fork to its exec, and the kernel holds those of a killed process while requests on them are
+/// in flight.
 const HELD_WAIT: Duration = Duration::from_millis(100);
 
 /// Tries again, up to [`HELD_WAIT`], what fails because somebody holds the file.
