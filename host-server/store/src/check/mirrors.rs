@@ -53,13 +53,14 @@ pub(super) async fn check_mirrors(
     report: &mut CheckReport,
 ) {
     for mirror in object.live_mirrors() {
+        let name = object.mirror_name(mirror);
         check_roots(object, root, mirror, report).await;
         let segment_blocks = object.geometry().blocks_per_segment();
         let pages = MirrorPages { object, mirror };
         let allocator = Rc::new(page_allocator(root));
         if let Err(error) = Maps::load(object.volume(), &root.trees, &pages, allocator, segment_blocks).await
         {
-            report.note(format!("metadata mirror {mirror}: {error}"));
+            report.note(format!("metadata mirror {mirror}, {name}: {error}"));
         }
         let (mut moved, mut commits) = (0, 0);
         for (chain, count) in [(Chain::moved(root), &mut moved), (Chain::commits(root), &mut commits)] {
@@ -72,7 +73,7 @@ pub(super) async fn check_mirrors(
         // The last record may have been under way when the volume stopped: then mirrors differ without damage.
         if found + 1 < replayed.replayed_records {
             report.note(format!(
-                "metadata mirror {mirror}: {found} of {} log records are valid",
+                "metadata mirror {mirror}, {name}: {found} of {} log records are valid",
                 replayed.replayed_records
             ));
         }
@@ -80,6 +81,7 @@ pub(super) async fn check_mirrors(
 }
 
 async fn check_roots(object: &Object, root: &Root, mirror: u8, report: &mut CheckReport) {
+    let name = object.mirror_name(mirror);
     for sequence in [root.sequence, root.sequence - 1] {
         // The first root of a volume has no predecessor.
         if sequence == 0 {
@@ -90,11 +92,18 @@ async fn check_roots(object: &Object, root: &Root, mirror: u8, report: &mut Chec
             Ok(bytes) => Root::decode(&bytes, object.volume()).map(|found| found.sequence),
             Err(_) => None,
         };
-        if found != Some(sequence) {
-            let found = found.map_or("no valid root".to_owned(), |found| format!("root {found}"));
-            report.note(format!(
-                "metadata mirror {mirror}, root slot at {slot}: {found} (expected root {sequence})"
-            ));
+        if found == Some(sequence) {
+            continue;
+        }
+        let found = found.map_or("no valid root".to_owned(), |found| format!("root {found}"));
+        let fault = format!(
+            "metadata mirror {mirror}, root slot at {slot} of {name}: {found} (expected root {sequence})"
+        );
+        if sequence == root.sequence {
+            // A stop in the middle of writing the newest root looks the same; its predecessor was durable everywhere before.
+            report.degraded.push(format!("{fault}; the next opening writes it again"));
+        } else {
+            report.note(fault);
         }
     }
 }

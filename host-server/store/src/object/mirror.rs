@@ -18,6 +18,11 @@ impl Object {
         (0..self.geometry.mirror_count).filter(|mirror| self.mirror(*mirror).is_live()).collect()
     }
 
+    /// The component that holds a mirror, as people know it.
+    pub fn mirror_name(&self, mirror: u8) -> String {
+        self.mirror(mirror).to_string()
+    }
+
     fn mirror(&self, mirror: u8) -> &Component {
         &self.components[usize::from(self.geometry.mirror_position(mirror).0)]
     }
