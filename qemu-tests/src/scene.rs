@@ -45,9 +45,14 @@ impl Scene {
 
     /// Serves the volume to `guests` guests.
     pub fn serve(&self, guests: usize) -> Result<Server> {
+        self.serve_with(guests, &[])
+    }
+
+    /// Serves the volume to `guests` guests with further options of `ringfort serve`.
+    pub fn serve_with(&self, guests: usize, options: &[&str]) -> Result<Server> {
         let sockets: Vec<PathBuf> = (0..guests).map(|number| self.socket(number)).collect();
         let sockets: Vec<_> = sockets.iter().map(PathBuf::as_path).collect();
-        Server::start(&self.volume, &sockets, &self.folder.path().join("server.log"))
+        Server::start(&self.volume, &sockets, options, &self.folder.path().join("server.log"))
     }
 
     /// Boots guest `number` on a microvm and mounts the volume.

@@ -135,6 +135,17 @@ impl Volume {
             .with_context(|| format!("volume status has no counter {name} for each component"))
     }
 
+    /// The bytes of file data that the serving process has sent to its guests.
+    pub fn bytes_sent(&self) -> Result<u64> {
+        let status = self.status()?;
+        let guests = status["served"]["guests"].as_array().context("volume status lists no guests")?;
+        guests
+            .iter()
+            .map(|guest| guest["read_bytes"].as_u64())
+            .sum::<Option<u64>>()
+            .context("volume status has no read_bytes for each guest")
+    }
+
     /// `volume status` for people.
     pub fn status_text(&self) -> Result<String> {
         let said = ringfort(&["volume", "status", &self.name()])?;
@@ -156,6 +167,16 @@ impl Volume {
             bail!("volume check ended with {:?}:\n{}{}", said.status, said.stdout, said.stderr);
         }
         Ok(said.stdout)
+    }
+
+    /// `volume check --json`, which must find nothing.
+    pub fn clean_report(&self) -> Result<serde_json::Value> {
+        let said = ringfort(&["volume", "check", &self.name(), "--json"])?;
+        if said.status != Some(0) {
+            bail!("volume check ended with {:?}:\n{}{}", said.status, said.stdout, said.stderr);
+        }
+        serde_json::from_str(&said.stdout)
+            .with_context(|| format!("volume check said no JSON:\n{}", said.stdout))
     }
 
     /// Tries to serve, which must be refused soon; returns what was said on standard error.
@@ -187,8 +208,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts serving `volume` at `sockets`, and returns when all of them listen. The log grows at `log`.
-    pub fn start(volume: &Volume, sockets: &[&Path], log: &Path) -> Result<Server> {
+    /// Starts serving `volume` at `sockets` with further `options`, and returns when all of them listen. The log grows at
+    /// `log`.
+    pub fn start(volume: &Volume, sockets: &[&Path], options: &[&str], log: &Path) -> Result<Server> {
         let file = File::options()
             .create(true)
             .append(true)
@@ -200,6 +222,7 @@ impl Server {
         for socket in sockets {
             command.arg("--virtiofs").arg(socket);
         }
+        command.args(options);
         let errors = file.try_clone().context("cloning the log file")?;
         let child = command
             .stdin(Stdio::null())
