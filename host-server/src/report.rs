@@ -148,6 +148,7 @@ pub struct Recovery {
 pub struct Counters {
     pub user_bytes: u64,
     pub log_bytes: u64,
+    pub metadata_log_bytes: u64,
     pub stripe_bytes: u64,
     pub page_bytes: u64,
     pub root_bytes: u64,
@@ -209,6 +210,7 @@ impl Status {
         status.counters = Some(Counters {
             user_bytes: counters.user_bytes,
             log_bytes: counters.log_bytes,
+            metadata_log_bytes: counters.metadata_log_bytes,
             stripe_bytes: counters.stripe_bytes,
             page_bytes: counters.page_bytes,
             root_bytes: counters.root_bytes,
@@ -350,12 +352,17 @@ impl Status {
             )?;
         }
         if let Some(counters) = &self.counters {
-            let [user, log, stripes, pages] =
-                [counters.user_bytes, counters.log_bytes, counters.stripe_bytes, counters.page_bytes]
-                    .map(ByteSize);
+            let [user, log, metadata_log, stripes, pages] = [
+                counters.user_bytes,
+                counters.log_bytes,
+                counters.metadata_log_bytes,
+                counters.stripe_bytes,
+                counters.page_bytes,
+            ]
+            .map(ByteSize);
             writeln!(
                 text,
-                "written   {user} by users; to devices: log {log}, stripes {stripes}, maps {pages}"
+                "written   {user} by users; to devices: log {log}, metadata log {metadata_log}, stripes {stripes}, maps {pages}"
             )?;
             writeln!(
                 text,

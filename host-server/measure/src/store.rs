@@ -70,6 +70,11 @@ async fn measure_round(mounted: Rc<Mounted>, figures: &mut Figures, round: u64) 
     let small = mounted.open_file(SMALL).await?;
     let deep = small_writes(&mounted, small, SMALL_WRITES, DEPTH, round).await?;
     figures.note("device_bytes_per_user_byte_small", "log and stripes", deep.log_and_stripes);
+    figures.note(
+        "device_bytes_per_user_byte_small_metadata_log",
+        "the log's second stage",
+        deep.metadata_log,
+    );
     figures.note("device_bytes_per_user_byte_small_with_maps", "everything", deep.everything);
     figures.note("device_reads_per_small_write", "", deep.reads_per_write);
     figures.note("device_flushes_per_fsync", "six components together", deep.flushes_per_fsync);
@@ -136,6 +141,7 @@ fn measure_degraded(files: &VolumeFiles, rounds: u32, figures: &mut Figures) -> 
 /// What small writes did.
 struct SmallWrites {
     log_and_stripes: f64,
+    metadata_log: f64,
     everything: f64,
     reads_per_write: f64,
     flushes_per_fsync: f64,
@@ -164,6 +170,7 @@ async fn small_writes(
     let per_byte = |bytes: u64| bytes as f64 / user_bytes as f64;
     Ok(SmallWrites {
         log_and_stripes: per_byte(counts.log_and_stripe_bytes),
+        metadata_log: per_byte(counts.metadata_log_bytes),
         everything: per_byte(counts.device.write_bytes),
         reads_per_write: counts.device.reads as f64 / count as f64,
         flushes_per_fsync: flushes as f64 / count as f64,

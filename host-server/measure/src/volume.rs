@@ -88,6 +88,7 @@ pub struct Mounted {
 #[derive(Clone, Copy)]
 pub struct Counts {
     pub log_and_stripe_bytes: u64,
+    pub metadata_log_bytes: u64,
     pub user_bytes: u64,
     pub device: DeviceCounters,
 }
@@ -97,6 +98,7 @@ impl Counts {
         let (now, then) = (self.device, earlier.device);
         Self {
             log_and_stripe_bytes: self.log_and_stripe_bytes - earlier.log_and_stripe_bytes,
+            metadata_log_bytes: self.metadata_log_bytes - earlier.metadata_log_bytes,
             user_bytes: self.user_bytes - earlier.user_bytes,
             device: DeviceCounters {
                 reads: now.reads - then.reads,
@@ -124,6 +126,7 @@ impl Mounted {
         }
         Counts {
             log_and_stripe_bytes: counters.log_bytes + counters.stripe_bytes,
+            metadata_log_bytes: counters.metadata_log_bytes,
             user_bytes: counters.user_bytes,
             device,
         }
