@@ -135,15 +135,14 @@ impl Volume {
             .with_context(|| format!("volume status has no counter {name} for each component"))
     }
 
-    /// The bytes of file data that the serving process has sent to its guests.
-    pub fn bytes_sent(&self) -> Result<u64> {
+    /// A counter of the serving process's front end, summed over its guests.
+    pub fn guest_counter(&self, name: &str) -> Result<u64> {
         let status = self.status()?;
         let guests = status["served"]["guests"].as_array().context("volume status lists no guests")?;
-        guests
-            .iter()
-            .map(|guest| guest["read_bytes"].as_u64())
+        let counts = guests.iter().map(|guest| guest[name].as_u64());
+        counts
             .sum::<Option<u64>>()
-            .context("volume status has no read_bytes for each guest")
+            .with_context(|| format!("volume status has no counter {name} for each guest"))
     }
 
     /// `volume status` for people.

@@ -14,8 +14,13 @@ const SECOND: &str = "second";
 /// Longer than a guest believes attributes under `--cache auto`.
 const ATTRIBUTES_EXPIRED: Duration = Duration::from_millis(1500);
 
-fn require_posix(guest: &Guest) -> Result<()> {
-    guest.run(&[AGENT, "posix-check", &format!("{MOUNTED}/posix")], Duration::from_secs(200)).map(drop)
+/// Files behave as they should, and the server finds no fault with how the guest's kernel asks.
+fn require_posix(scene: &Scene, guest: &Guest) -> Result<()> {
+    guest.run(&[AGENT, "posix-check", &format!("{MOUNTED}/posix")], Duration::from_secs(200))?;
+    for counter in ["malformed_requests", "broken_devices"] {
+        ensure!(scene.volume.guest_counter(counter)? == 0, "the server counts {counter}");
+    }
+    Ok(())
 }
 
 /// Shared maps show what was written, and what is written through them is read.
@@ -54,7 +59,7 @@ fn without_a_cache_each_guest_sees_at_once_what_another_wrote() {
     assert_eq!(two.must(&format!("ls {MOUNTED}")).unwrap(), "made\nmoved\n");
     // Programs run from it: private maps need no cache of ours.
     two.must(&format!("cd {MOUNTED} && cp /bin/busybox made/ && made/busybox true")).unwrap();
-    require_posix(&one).unwrap();
+    require_posix(&scene, &one).unwrap();
     two.shut_down().unwrap();
     scene.end(server, one).unwrap();
 }
@@ -67,9 +72,9 @@ fn with_all_cached_a_second_read_costs_the_server_nothing_and_sigterm_loses_noth
     let guest = scene.guest(0).unwrap();
     guest.must(&format!("head -c {LENGTH_BYTES} /dev/urandom > {MOUNTED}/file")).unwrap();
     let read = || {
-        let before = scene.volume.bytes_sent().unwrap();
+        let before = scene.volume.guest_counter("read_bytes").unwrap();
         let sum = guest.must(&format!("sha256sum < {MOUNTED}/file")).unwrap();
-        (sum, scene.volume.bytes_sent().unwrap() - before)
+        (sum, scene.volume.guest_counter("read_bytes").unwrap() - before)
     };
     guest.must("sync; echo 3 > /proc/sys/vm/drop_caches").unwrap();
     let (sum, first_bytes) = read();
@@ -78,7 +83,7 @@ fn with_all_cached_a_second_read_costs_the_server_nothing_and_sigterm_loses_noth
     assert_eq!(second_bytes, 0);
     assert_eq!(again, sum);
     require_shared_maps(&guest).unwrap();
-    require_posix(&guest).unwrap();
+    require_posix(&scene, &guest).unwrap();
 
     // The guest stays, has a file open, and has synced nothing of this.
     let said = guest
@@ -102,7 +107,7 @@ fn two_devices_in_one_guest_come_and_go_and_an_unlinked_file_is_gone_after_sigki
     let guest = scene.boot(&machine, 0).unwrap();
     guest.mount(SECOND).unwrap();
     require_shared_maps(&guest).unwrap();
-    require_posix(&guest).unwrap();
+    require_posix(&scene, &guest).unwrap();
     guest.must(&format!("echo first > {MOUNTED}/letter")).unwrap();
     assert_eq!(guest.must(&format!("cat /mnt/{SECOND}/letter")).unwrap(), "first\n");
     guest.must(&format!("echo the second > {MOUNTED}/letter")).unwrap();

@@ -12,7 +12,7 @@ pub struct Metrics {
     requests: [AtomicU64; OPCODE_COUNT],
     /// Replies that carried an error number.
     pub errors: Counter,
-    /// Requests that could not be decoded and were answered with an error.
+    /// Requests that no sound guest kernel makes: they could not be decoded, and were answered with an error.
     pub malformed_requests: Counter,
     /// Times that a guest broke the queue protocol and the device stopped serving it.
     pub broken_devices: Counter,

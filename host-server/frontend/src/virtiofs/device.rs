@@ -275,7 +275,7 @@ impl<S: Service> Device<S> {
                 }));
             }
             Err(errno) => {
-                if errno != Errno::ENOSYS {
+                if !may_be_a_programs(errno) {
                     self.metrics.malformed_requests.add(1);
                     let opcode = header.opcode;
                     self.log.warn(format_args!("malformed request with opcode {opcode}: answered {errno}"));
@@ -367,4 +367,10 @@ impl Flight {
         }
         Ok(request)
     }
+}
+
+/// Whether a sound kernel passes on requests that are refused so: its programs ask for more than there is, and no fault
+/// of the guest's is to be counted.
+fn may_be_a_programs(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOSYS | Errno::ENAMETOOLONG | Errno::ENXIO | Errno::EOPNOTSUPP)
 }
