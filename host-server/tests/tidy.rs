@@ -38,7 +38,6 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("host-server/store/src/object/galois.rs", "processor instructions for field arithmetic"),
     ("qemu-tests/src/tsc.rs", "reads the time-stamp counter"),
     ("qemu-tests/src/bin/ringfort-guest-agent/map.rs", "files through memory maps"),
-    ("host-server/store/src/object/galois.rs", "vector kernels of the erasure code"),
 ];
 
 /// Folders and files in which layouts of bytes may be defined.

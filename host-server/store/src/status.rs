@@ -87,7 +87,7 @@ impl StatusReport {
                 SegmentState::Closed | SegmentState::Freeing => space.closed_segments += 1,
             }
         }
-        state.maps.visit_segments(|_, live_blocks| space.live_bytes += live_blocks * block);
+        space.live_bytes = state.maps.live_blocks_in_all() * block;
         let data_bytes = state.geometry.data_blocks() * block;
         space.dead_bytes = data_bytes.saturating_sub(space.free_bytes + space.live_bytes);
         let resident_blocks: usize = state.banks.values().map(|bank| bank.resident_blocks()).sum();

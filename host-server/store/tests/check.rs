@@ -41,6 +41,7 @@ fn volume(closed: bool) -> SimWorld {
             store.apply(transaction).unwrap();
             store.sync().await.unwrap();
         }
+        assert_eq!(store.status().space.live_bytes, 104 * BLOCK_BYTES as u64, "also before a checkpoint");
         if closed {
             store.close().await.unwrap();
         }

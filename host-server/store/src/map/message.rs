@@ -85,6 +85,11 @@ impl Pending {
         self.usage.pop_first()
     }
 
+    /// What the waiting changes of live block counts add up to.
+    pub fn usage_blocks(&self) -> i64 {
+        self.usage.values().sum()
+    }
+
     /// Blocks of middle addresses whose death has not merged yet.
     pub fn death_blocks(&self) -> u64 {
         self.death_blocks

@@ -253,6 +253,13 @@ impl Maps {
         usage::live_blocks(&self.kv, segment)
     }
 
+    /// Live blocks of the volume, with what waits to merge taken into account.
+    pub fn live_blocks_in_all(&self) -> u64 {
+        let mut merged = 0;
+        self.visit_segments(|_, live_blocks| merged += live_blocks);
+        merged.saturating_add_signed(self.pending.usage_blocks()).saturating_sub(self.pending.death_blocks())
+    }
+
     /// Calls `visit` with every segment that has live blocks, in order.
     pub fn visit_segments(&self, visit: impl FnMut(SegmentId, u64)) {
         usage::visit_segments(&self.kv, visit);
