@@ -33,7 +33,7 @@ use crate::log::ring::{RecordContent, ReplayPoint, body_blocks};
 use crate::map::{Fate, Message, tree};
 use crate::object::Object;
 use crate::segment::table::{Class, Segment, SegmentState};
-use crate::state::{BankId, RetainedBody, State, segment_key, summary_key};
+use crate::state::{BankId, RetainedBody, State, segment_key};
 use crate::volume::Key;
 
 /// Pages on the metadata mirrors.
@@ -99,8 +99,8 @@ pub(crate) fn decode_segment(bytes: &[u8]) -> Option<(SegmentState, u32)> {
 impl State {
     /// Whether no address that the segment's summaries name still lives there. Usage counts are hints only.
     fn holds_nothing_live(&self, segment: SegmentId) -> bool {
-        let first = summary_key(segment, StripeIndex(0));
-        let last = summary_key(segment, StripeIndex(u32::MAX));
+        let first = tree::summary_key(segment, StripeIndex(0));
+        let last = tree::summary_key(segment, StripeIndex(u32::MAX));
         let summaries =
             self.maps.scan(tree::SUMMARY, first, last, self.geometry.stripes_per_segment as usize);
         summaries.iter().all(|(key, value)| {
@@ -137,7 +137,7 @@ impl State {
             self.segments.begin_freeing(segment);
             self.maps.apply(Message::DeleteRange {
                 tree: tree::SUMMARY,
-                from: summary_key(segment, StripeIndex(0)),
+                from: tree::summary_key(segment, StripeIndex(0)),
                 to: Key::new(u64::from(segment.0) + 1, 0),
             });
             freeing.push(segment);

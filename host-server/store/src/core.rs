@@ -19,7 +19,6 @@ pub(crate) struct Core {
     pub commit_interval: Duration,
     /// Bound of the memory that maps take.
     pub memory_bytes: u64,
-    pub total_blocks: u64,
     state: SharedState,
     /// One commit at a time: only the last record can be torn.
     pub commit_turn: Mutex<()>,
@@ -45,7 +44,6 @@ impl Core {
         state: State,
         commit_interval: Duration,
         memory_bytes: u64,
-        total_blocks: u64,
     ) -> Self {
         Self {
             engine,
@@ -53,7 +51,6 @@ impl Core {
             volume,
             commit_interval,
             memory_bytes,
-            total_blocks,
             progress: Rc::clone(&state.reserved.released),
             maps_wanted: Cell::new(false),
             state: RefCell::new(state),

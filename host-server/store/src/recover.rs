@@ -38,7 +38,7 @@ use crate::map::{Maps, tree};
 use crate::object::Object;
 use crate::segment::bank::Slot;
 use crate::segment::table::{Class, SegmentState, SegmentTable};
-use crate::state::{Frame, State, segment_key, summary_key};
+use crate::state::{Frame, State, segment_key};
 
 /// What recovery found and did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -168,7 +168,7 @@ pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed
         // A free segment has neither summaries nor blocks: what the log says of it is of an earlier life, and a summary made
         // of that would hide the blocks of the next one.
         state.segments.get(place.segment).state != SegmentState::Free
-            && state.maps.get(tree::SUMMARY, summary_key(place.segment, place.stripe)).is_none()
+            && state.maps.get(tree::SUMMARY, tree::summary_key(place.segment, place.stripe)).is_none()
     };
     found.retain(|physical, _| unnamed(physical));
     Ok(Replayed { state, root, found, last, report })
@@ -509,9 +509,7 @@ pub(crate) async fn recover(
 ) -> Result<(Core, RecoveryReport), StoreError> {
     let began = engine.monotonic();
     let Replayed { state, root, mut found, last, mut report } = replay(&object, volume).await?;
-    let total_blocks = root.total_blocks;
-    let core =
-        Core::new(Rc::clone(&engine), object, volume, state, commit_interval, memory_bytes, total_blocks);
+    let core = Core::new(Rc::clone(&engine), object, volume, state, commit_interval, memory_bytes);
     let kept_shape = State::keep_shape(core.object.geometry(), root.log_blocks, root.kept_epoch);
     let kept = Kept::find(&engine, volume, kept_shape);
     open_epoch(&core, root, last).await?;

@@ -313,7 +313,7 @@ impl State {
             }
             Entry::Stripe { segment, stripe, summary } => Message::Put {
                 tree: tree::SUMMARY,
-                key: summary_key(*segment, StripeIndex(*stripe)),
+                key: tree::summary_key(*segment, StripeIndex(*stripe)),
                 value: summary.clone(),
             },
             Entry::Bank { .. } => return,
@@ -541,11 +541,6 @@ pub(crate) fn bank_stripes(geometry: &Geometry) -> u32 {
 fn summary_limit_bytes(geometry: &Geometry) -> u64 {
     let parity_blocks = usize::from(geometry.parity_columns) * geometry.blocks_per_unit() as usize;
     summary_bytes_max(geometry.blocks_per_stripe() as usize, parity_blocks) as u64
-}
-
-/// Where the summary of a stripe is kept.
-pub(crate) fn summary_key(segment: SegmentId, stripe: StripeIndex) -> Key {
-    Key::new(u64::from(segment.0), u64::from(stripe.0))
 }
 
 /// Where the state of a segment is kept, among the store's properties.

@@ -1,6 +1,6 @@
 //! The handle of an open volume.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -8,25 +8,23 @@ use std::time::Duration;
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 use ringfort_engine::engine::Engine;
 
-use crate::address::{
-    BlockChecksum, LogicalBlock, ObjectId, PhysicalBlock, SegmentId, StripeIndex, VolumeId,
-};
+use crate::address::{BlockChecksum, LogicalBlock, ObjectId, PhysicalBlock, VolumeId};
 use crate::core::Core;
 use crate::create::{self, CreateOptions};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::segment::StripeSummary;
-use crate::geometry::ColumnBlock;
 use crate::keep;
 use crate::limits::{
     ASK_LOG_PART, BANKS_WAITING_MAX, COMMIT_INTERVAL_DEFAULT, ENTRY_BYTES_TYPICAL, LOG_EIGHTHS_MAX,
     MEMORY_BYTES_DEFAULT, PROMISES_WAIT, RELIEVE_AT_EIGHTHS,
 };
 use crate::log::ring::body_blocks;
-use crate::map::{Content, tree};
-use crate::object::{ChecksumSource, Object, OpenReport};
+use crate::map::Content;
+use crate::object::{Object, OpenReport};
 use crate::recover::{self, RecoveryReport};
+use crate::segment::summary::{Summaries, summary_of};
 use crate::segment::table::{Class, StripeRange};
-use crate::state::{Reservation, bank_stripes, checksums_of, summary_key};
+use crate::state::{Reservation, bank_stripes, checksums_of};
 use crate::status::StatusReport;
 use crate::volume::{
     Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, StagedPiece, Transaction, TreeId,
@@ -60,29 +58,6 @@ impl Default for OpenOptions {
 pub struct Store {
     core: Rc<Core>,
     recovery: RecoveryReport,
-}
-
-/// Checksums of stripes, from their summaries: looked up only when something must be reconstructed.
-struct Summaries<'a> {
-    core: &'a Core,
-    at_hand: RefCell<Option<(SegmentId, StripeIndex, StripeSummary)>>,
-}
-
-impl ChecksumSource for Summaries<'_> {
-    fn checksum(&self, place: ColumnBlock) -> Option<BlockChecksum> {
-        let mut at_hand = self.at_hand.borrow_mut();
-        let state = self.core.state();
-        if at_hand
-            .as_ref()
-            .is_none_or(|(segment, stripe, _)| (*segment, *stripe) != (place.segment, place.stripe))
-        {
-            let bytes = state.maps.get(tree::SUMMARY, summary_key(place.segment, place.stripe))?;
-            *at_hand = Some((place.segment, place.stripe, StripeSummary::decode(bytes)?));
-        }
-        let (_, _, summary) = at_hand.as_ref()?;
-        let blocks_per_unit = state.geometry.blocks_per_unit() as usize;
-        summary.column_checksum(usize::from(place.column.0) * blocks_per_unit + place.block_in_unit as usize)
-    }
 }
 
 impl Store {
@@ -505,7 +480,7 @@ impl Volume for Store {
 
     fn space(&self) -> SpaceReport {
         let state = self.core.state();
-        let total_blocks = self.core.total_blocks;
+        let total_blocks = state.root.total_blocks;
         let spare = (state.geometry.data_blocks()).saturating_sub(total_blocks);
         let reserved = state.reserved.data_blocks.get();
         let free_blocks = state.free_blocks().saturating_sub(reserved + spare).min(total_blocks);
@@ -518,7 +493,9 @@ impl Store {
         match found {
             Found::Ready(piece) => Ok(vec![piece]),
             Found::Stored { physical, checksums } => {
-                let summaries = Summaries { core: &self.core, at_hand: RefCell::new(None) };
+                let summaries = Summaries::new(self.core.object.geometry(), |segment, stripe| {
+                    summary_of(&self.core.state().maps, segment, stripe)
+                });
                 let read = self.core.object.read_blocks(physical, &checksums, &summaries);
                 let slices = read.await.map_err(|mut error| {
                     error.place = format!("object {object}, {}", error.place).into();

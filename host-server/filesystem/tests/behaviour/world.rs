@@ -31,17 +31,22 @@ impl ModelEngine {
     }
 }
 
+/// What only a store does.
+fn not_for_a_filesystem() -> ! {
+    panic!("a filesystem reached for devices, memory files or tasks: only its volume may")
+}
+
 impl Engine for ModelEngine {
     fn open(&self, _: &Path, _: bool) -> Result<Rc<dyn Device>, EngineError> {
-        unimplemented!()
+        not_for_a_filesystem()
     }
 
     fn create(&self, _: &Path, _: u64) -> Result<Rc<dyn Device>, EngineError> {
-        unimplemented!()
+        not_for_a_filesystem()
     }
 
     fn memory_file(&self, _: &str, _: usize, _: MemoryOpen) -> Result<MemoryFile, EngineError> {
-        unimplemented!()
+        not_for_a_filesystem()
     }
 
     fn remove_memory_file(&self, _: &str) -> Result<(), EngineError> {
@@ -67,7 +72,7 @@ impl Engine for ModelEngine {
     }
 
     fn sleep(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()>>> {
-        unimplemented!()
+        not_for_a_filesystem()
     }
 
     fn yield_now(&self) -> Pin<Box<dyn Future<Output = ()>>> {
@@ -82,7 +87,7 @@ impl Engine for ModelEngine {
     }
 
     fn spawn(&self, _: Task) {
-        unimplemented!()
+        not_for_a_filesystem()
     }
 }
 

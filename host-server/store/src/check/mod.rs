@@ -2,7 +2,6 @@
 
 mod mirrors;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -10,17 +9,15 @@ use std::rc::Rc;
 use ringfort_engine::buffer::Slice;
 use ringfort_engine::engine::Engine;
 
-use crate::address::{
-    BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, StripeIndex,
-};
+use crate::address::{LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, StripeIndex};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::map::LogicalRun;
 use crate::format::segment::StripeSummary;
-use crate::geometry::ColumnBlock;
-use crate::map::{Fate, Maps, tree};
-use crate::object::{ChecksumSource, Object, OpenReport};
+use crate::map::{Fate, tree};
+use crate::object::{Object, OpenReport};
 use crate::recover::replay;
-use crate::state::{State, summary_key};
+use crate::segment::summary::{Summaries, summary_of};
+use crate::state::State;
 use crate::volume::{Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, Transaction, TreeId, Volume};
 
 /// How far a check has got.
@@ -115,36 +112,6 @@ impl Volume for CheckedVolume {
 
     fn space(&self) -> SpaceReport {
         SpaceReport::default()
-    }
-}
-
-/// Checksums from the summaries in the maps, one stripe at hand.
-pub(crate) struct Summaries<'a> {
-    maps: &'a Maps,
-    blocks_per_unit: usize,
-    at_hand: RefCell<Option<(SegmentId, StripeIndex, StripeSummary)>>,
-}
-
-impl<'a> Summaries<'a> {
-    fn new(state: &'a State) -> Self {
-        let blocks_per_unit = state.geometry.blocks_per_unit() as usize;
-        Self { maps: &state.maps, blocks_per_unit, at_hand: RefCell::new(None) }
-    }
-}
-
-impl ChecksumSource for Summaries<'_> {
-    fn checksum(&self, place: ColumnBlock) -> Option<BlockChecksum> {
-        let mut at_hand = self.at_hand.borrow_mut();
-        if at_hand
-            .as_ref()
-            .is_none_or(|(segment, stripe, _)| (*segment, *stripe) != (place.segment, place.stripe))
-        {
-            let bytes = self.maps.get(tree::SUMMARY, summary_key(place.segment, place.stripe))?;
-            *at_hand = Some((place.segment, place.stripe, StripeSummary::decode(bytes)?));
-        }
-        let (_, _, summary) = at_hand.as_ref()?;
-        let index = usize::from(place.column.0) * self.blocks_per_unit + place.block_in_unit as usize;
-        summary.column_checksum(index)
     }
 }
 
@@ -259,11 +226,12 @@ async fn check_stripes(
     progress: &mut dyn FnMut(CheckProgress),
 ) {
     let geometry = state.geometry;
-    let summaries = Summaries::new(state);
+    let summaries =
+        Summaries::new(&state.geometry, |segment, stripe| summary_of(&state.maps, segment, stripe));
     let total = u64::from(geometry.segment_count);
     for segment in (0..geometry.segment_count).map(SegmentId) {
         let (first, last) =
-            (summary_key(segment, StripeIndex(0)), summary_key(segment, StripeIndex(u32::MAX)));
+            (tree::summary_key(segment, StripeIndex(0)), tree::summary_key(segment, StripeIndex(u32::MAX)));
         let stripes = state.maps.scan(tree::SUMMARY, first, last, geometry.stripes_per_segment as usize);
         let mut run: Option<(u32, u32)> = None;
         let indices = stripes.iter().map(|(key, _)| key.lo as u32).chain([u32::MAX]);
