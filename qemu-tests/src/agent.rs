@@ -199,6 +199,14 @@ impl Task<'_> {
         })
     }
 
+    /// Takes what has come by now, without waiting.
+    pub fn poll(&mut self) -> Result<()> {
+        while let Ok(frame) = self.receiver.try_recv() {
+            self.take(&frame)?;
+        }
+        Ok(())
+    }
+
     /// Kills it with everything it started.
     pub fn kill(&self) -> Result<()> {
         self.agent.send(&Frame::new(Kind::Kill, self.number, vec![]))

@@ -1,5 +1,6 @@
 //! The vocabulary of the black-box tests: fetch a kernel, make an image, boot a guest, run commands in it.
 //! Modules, lowest first:
+//! * [`content`]: seeded bytes, the same on both sides
 //! * [`frame`]: the bytes between host and guest agent
 //! * [`place`]: where downloads, runs and locks lie
 //! * [`apt`]: packages fetched without root and without touching the machine's own package state
@@ -19,6 +20,7 @@
 pub mod agent;
 pub mod apt;
 pub mod console;
+pub mod content;
 pub mod frame;
 pub mod image;
 pub mod machine;

@@ -1,8 +1,8 @@
 //! What a guest needs, fetched or built once and kept under the target folder: QEMU, kernels with their modules, busybox,
 //! the guest agent. Settings of the environment that replace a part:
-//! `RINGFORT_QEMU` (a `qemu-system-x86_64`), `RINGFORT_GUEST_ROOT` (a folder with `boot/vmlinuz-*`, `lib/modules/*` and
-//! `bin/busybox`, in the place of Debian's kernel and busybox), `RINGFORT_GUEST_ROOT_RECENT` (a folder with
-//! `boot/vmlinuz-*` and `lib/modules/*`, in the place of the newer kernel).
+//! `RINGFORT_QEMU` (a `qemu-system-x86_64`), `RINGFORT_QEMU_STORAGE_DAEMON`, `RINGFORT_GUEST_ROOT` (a folder with
+//! `boot/vmlinuz-*`, `lib/modules/*` and `bin/busybox`, in the place of Debian's kernel and busybox),
+//! `RINGFORT_GUEST_ROOT_RECENT` (a folder with `boot/vmlinuz-*` and `lib/modules/*`, in the place of the newer kernel).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -153,6 +153,47 @@ fn version_of(text: &str) -> (u32, u32) {
 pub(crate) enum Suite {
     Release,
     ReleaseOrBackports,
+}
+
+/// A `qemu-storage-daemon` that exports files over FUSE.
+#[derive(Clone, Debug)]
+pub struct StorageDaemon {
+    program: PathBuf,
+    root: Option<PathBuf>,
+}
+
+impl StorageDaemon {
+    /// The program with its libraries found. On the end of the thread that starts it, it takes its mounts down and ends.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM", "--"]).arg(&self.program);
+        if let Some(root) = &self.root {
+            command.env("LD_LIBRARY_PATH", library_path(root));
+        }
+        command
+    }
+}
+
+/// The machine's own storage daemon, or one fetched.
+pub fn storage_daemon() -> Result<StorageDaemon> {
+    let _lock = Lock::acquire("provision")?;
+    if let Some(program) = std::env::var_os("RINGFORT_QEMU_STORAGE_DAEMON") {
+        return fit_storage_daemon(Path::new(&program), None)
+            .context("checking RINGFORT_QEMU_STORAGE_DAEMON");
+    }
+    if let Ok(daemon) = fit_storage_daemon(Path::new("qemu-storage-daemon"), None) {
+        return Ok(daemon);
+    }
+    let root = packages("storage-daemon", &["qemu-utils"], Suite::ReleaseOrBackports)?;
+    fit_storage_daemon(&root.join("usr/bin/qemu-storage-daemon"), Some(root.clone()))
+}
+
+fn fit_storage_daemon(program: &Path, root: Option<PathBuf>) -> Result<StorageDaemon> {
+    let daemon = StorageDaemon { program: program.to_owned(), root };
+    if !output_of(daemon.command().arg("--help"))?.contains("type=]fuse") {
+        bail!("{} exports nothing over FUSE", program.display());
+    }
+    Ok(daemon)
 }
 
 /// Unpacks packages and what they depend on into a folder of their own, once. The caller holds the provisioning lock.
