@@ -80,6 +80,30 @@ pub fn test_programs() -> Result<Vec<Program>> {
     ["usr/bin/fio", "usr/bin/sqlite3"].iter().map(|name| program(&root, &root.join(name))).collect()
 }
 
+/// Programs of a Debian package for use on this machine, unpacked and not installed.
+#[derive(Clone, Debug)]
+pub struct HostPrograms {
+    root: PathBuf,
+}
+
+/// The programs of `package`, fetched once.
+pub fn host_programs(package: &str) -> Result<HostPrograms> {
+    let _lock = Lock::acquire("provision")?;
+    Ok(HostPrograms { root: packages(package, &[package], Suite::Release)? })
+}
+
+impl HostPrograms {
+    /// Runs `program` with its libraries found.
+    pub fn command(&self, program: &str) -> Command {
+        let folders =
+            ["usr/sbin", "usr/bin", "sbin", "bin"].map(|folder| self.root.join(folder).join(program));
+        let found = folders.into_iter().find(|path| path.is_file());
+        let mut command = Command::new(found.unwrap_or_else(|| PathBuf::from(program)));
+        command.env("LD_LIBRARY_PATH", library_path(&self.root));
+        command
+    }
+}
+
 fn make_parts() -> Result<Parts> {
     let guest_root = match std::env::var_os("RINGFORT_GUEST_ROOT") {
         Some(root) => PathBuf::from(root),
@@ -279,7 +303,7 @@ fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
 }
 
 /// Runs a command and returns its standard output; a failure shows both outputs.
-pub(crate) fn output_of(command: &mut Command) -> Result<String> {
+pub fn output_of(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
     if !output.status.success() {
         bail!(
