@@ -1,0 +1,234 @@
+//! What the devices hold: the trees of the root, and the log behind it. Reads only.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use ringfort_engine::buffer::Slice;
+
+use super::RecoveryReport;
+use super::root::{check_root, find_root, page_allocator};
+use crate::address::{MiddleAddress, PhysicalBlock, SegmentId, VolumeId};
+use crate::checkpoint::{Pages, decode_segment};
+use crate::error::{ErrorKind, StoreError};
+use crate::format::log::Entry;
+use crate::format::root::Root;
+use crate::format::segment::StripeSummary;
+use crate::limits::MIDDLE_RESERVE;
+use crate::log::replay::{Chain, FoundRecord, Replay};
+use crate::log::ring::Ring;
+use crate::map::{Maps, tree};
+use crate::object::Object;
+use crate::segment::bank::Slot;
+use crate::segment::table::{Class, SegmentState, SegmentTable};
+use crate::state::{State, segment_key};
+use crate::volume::TreeId;
+
+/// Blocks found in the log, by where they belong.
+pub(super) type Found = BTreeMap<PhysicalBlock, Slot>;
+
+/// Trees, segments and log as the root and the log behind it say.
+pub(crate) struct Replayed {
+    pub state: State,
+    pub root: Root,
+    pub(super) found: Found,
+    pub(super) last: Option<FoundRecord>,
+    pub report: RecoveryReport,
+}
+
+/// Steps 1 to 3: reads only.
+pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed, StoreError> {
+    let geometry = *object.geometry();
+    let root = find_root(object, volume).await?;
+    check_root(&root, &geometry, volume)?;
+    let pages = Pages { object, written: Default::default() };
+    let allocator = Rc::new(page_allocator(&root));
+    let maps = Maps::load(volume, &root.trees, &pages, allocator, geometry.blocks_per_segment()).await?;
+    check_places(&maps, geometry.data_blocks())?;
+    let segments = restore_segments(&maps, geometry.segment_count, geometry.stripes_per_segment)?;
+    let (moved, commits) = (Chain::moved(&root), Chain::commits(&root));
+    let ring = Ring::new(commits.region, commits.start, root.epoch);
+    let moved_ring = Ring::new(moved.region, moved.start, root.epoch);
+    let mut state = State::new(geometry, maps, ring, moved_ring, segments, root.clone());
+    state.next_transaction = root.applied_transaction + 1;
+    state.next_middle = root.middle_limit;
+
+    let mut report = RecoveryReport::default();
+    let mut found = Found::new();
+    let mut last = None;
+    let mut reader = Replay::new(object, volume, &root, moved);
+    for number in 0..root.moved_records {
+        let Some(record) = reader.next().await? else {
+            let place = format!("record {} of {} in the metadata log", number + 1, root.moved_records);
+            return Err(StoreError::new(ErrorKind::Damaged, "replay", place, "no valid copy on any mirror")
+                .advice("bring back a missing metadata component"));
+        };
+        report.note(&record);
+        report.replayed_transactions += state.replay_record(&record, root.applied_transaction, &mut found)?;
+        state.moved_ring.restore(record.live, record.block_count, record.checksum);
+    }
+    // The log may begin with records that were moved as well, if their blocks lie in it still.
+    let applied = state.last_transaction();
+    let mut reader = Replay::new(object, volume, &root, commits);
+    while let Some(record) = reader.next().await? {
+        report.note(&record);
+        report.replayed_transactions += state.replay_record(&record, applied, &mut found)?;
+        state.ring.restore(record.live, record.block_count, record.checksum);
+        last = Some(record);
+    }
+    state.durable_transaction = state.last_transaction();
+    let unnamed = |physical: &PhysicalBlock| {
+        let place = geometry.locate(*physical);
+        // A free segment has neither summaries nor blocks: what the log says of it is of an earlier life, and a summary made
+        // of that would hide the blocks of the next one.
+        state.segments.get(place.segment).state != SegmentState::Free
+            && state.maps.get(tree::SUMMARY, tree::summary_key(place.segment, place.stripe)).is_none()
+    };
+    found.retain(|physical, _| unnamed(physical));
+    Ok(Replayed { state, root, found, last, report })
+}
+
+/// No run of the middle map leaves the data region.
+fn check_places(maps: &Maps, data_blocks: u64) -> Result<(), StoreError> {
+    let mut fault = None;
+    maps.visit_stored(|middle, physical, len_blocks| {
+        if physical.0.checked_add(len_blocks).is_none_or(|end| end > data_blocks) {
+            fault.get_or_insert((middle, physical));
+        }
+    });
+    let Some((middle, physical)) = fault else { return Ok(()) };
+    let place = format!("middle address {middle}");
+    let found = format!("physical block {physical} of {data_blocks}");
+    Err(StoreError::new(ErrorKind::Damaged, "load", place, found).advice("run `ringfort volume check`"))
+}
+
+fn restore_segments(
+    maps: &Maps,
+    segment_count: u32,
+    stripes_per_segment: u32,
+) -> Result<SegmentTable, StoreError> {
+    let segments = SegmentTable::new(segment_count, stripes_per_segment);
+    for segment in (0..segment_count).map(SegmentId) {
+        let Some(bytes) = maps.get(tree::PROPERTIES, segment_key(segment)) else { continue };
+        match decode_segment(bytes) {
+            Some((state, next_stripe)) if next_stripe <= stripes_per_segment => {
+                segments.restore(segment, state, next_stripe);
+            }
+            _ => {
+                return Err(StoreError::new(
+                    ErrorKind::Damaged,
+                    "restore",
+                    format!("segment {segment}"),
+                    "an entry that makes no sense",
+                ));
+            }
+        }
+    }
+    segments.take_dirty();
+    Ok(segments)
+}
+
+impl State {
+    /// Takes in one record; returns how many of its transactions were new.
+    fn replay_record(
+        &mut self,
+        record: &FoundRecord,
+        applied: u64,
+        found: &mut Found,
+    ) -> Result<u64, StoreError> {
+        let damaged = |what: String| {
+            let place = format!("log record {}", record.live.sequence);
+            StoreError::new(ErrorKind::Damaged, "replay", place, what)
+        };
+        let data: BTreeMap<PhysicalBlock, &Slice> =
+            record.data.iter().map(|(at, block)| (*at, block)).collect();
+        let mut replayed = 0;
+        for (index, entries) in record.transactions.iter().enumerate() {
+            let transaction = record.first_transaction + index as u64;
+            if transaction > applied && transaction != self.next_transaction {
+                return Err(damaged(format!(
+                    "transaction {transaction} where {} was due",
+                    self.next_transaction
+                )));
+            }
+            for entry in entries {
+                if let Entry::Bank { segment, first_stripe, stripe_count } = entry {
+                    // What earlier lives of these stripes left in the log is nobody's.
+                    let stripes =
+                        u64::from(*first_stripe)..u64::from(*first_stripe) + u64::from(*stripe_count);
+                    let geometry = self.geometry;
+                    found.retain(|physical, _| {
+                        let place = geometry.locate(*physical);
+                        place.segment != *segment || !stripes.contains(&u64::from(place.stripe.0))
+                    });
+                }
+                if let Entry::Write(run) = entry
+                    && run.bank
+                {
+                    for (offset, checksum) in run.checksums.iter().enumerate() {
+                        let physical = PhysicalBlock(run.physical.0 + offset as u64);
+                        if let Some(block) = data.get(&physical) {
+                            let middle = MiddleAddress(run.middle.0 + offset as u64);
+                            found.insert(
+                                physical,
+                                Slot { data: Slice::clone(block), checksum: *checksum, middle },
+                            );
+                        }
+                    }
+                }
+                if transaction > applied {
+                    self.replay_entry(entry).map_err(damaged)?;
+                }
+            }
+            if transaction > applied {
+                self.next_transaction += 1;
+                replayed += 1;
+            }
+        }
+        Ok(replayed)
+    }
+
+    pub(super) fn replay_entry(&mut self, entry: &Entry) -> Result<(), String> {
+        let geometry = self.geometry;
+        let check = |segment: SegmentId, end: u64| {
+            let fits = segment.0 < geometry.segment_count && end <= u64::from(geometry.stripes_per_segment);
+            if fits { Ok(()) } else { Err(format!("stripes up to {end} of segment {segment}")) }
+        };
+        match entry {
+            Entry::Put { tree, .. } | Entry::Delete { tree, .. }
+                if !(TreeId::FIRST_FILESYSTEM..=TreeId::LAST_FILESYSTEM).contains(tree) =>
+            {
+                return Err(format!("a change of tree {}", tree.0));
+            }
+            Entry::Bank { segment, first_stripe, stripe_count } => {
+                let end = u64::from(*first_stripe) + u64::from(*stripe_count);
+                check(*segment, end)?;
+                self.segments.restore_handed_out(*segment, end as u32, Class::Bank);
+            }
+            Entry::Stripe { segment, stripe, summary } => {
+                check(*segment, u64::from(*stripe) + 1)?;
+                if StripeSummary::decode(summary).is_none() {
+                    return Err(format!("the summary of stripe {stripe} of segment {segment}"));
+                }
+                self.segments.restore_handed_out(*segment, stripe + 1, Class::Large);
+            }
+            Entry::Write(run) => {
+                let len_blocks = run.checksums.len() as u64;
+                let inside =
+                    |start: u64, limit: u64| start.checked_add(len_blocks).filter(|end| *end <= limit);
+                let Some(end) = inside(run.middle.0, self.next_middle.saturating_add(MIDDLE_RESERVE)) else {
+                    return Err(format!("middle address {}", run.middle));
+                };
+                if inside(run.physical.0, geometry.data_blocks()).is_none() {
+                    return Err(format!("physical block {}", run.physical));
+                }
+                if inside(run.start.0, u64::MAX).is_none() {
+                    return Err(format!("block {} of object {}", run.start, run.object));
+                }
+                self.next_middle = self.next_middle.max(end);
+            }
+            Entry::Put { .. } | Entry::Delete { .. } | Entry::Unmap { .. } => {}
+        }
+        self.merge_entry(entry);
+        Ok(())
+    }
+}

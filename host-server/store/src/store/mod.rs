@@ -1,0 +1,219 @@
+//! The handle of an open volume.
+
+mod admit;
+mod read;
+mod stage;
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ringfort_engine::buffer::Slice;
+use ringfort_engine::engine::Engine;
+
+use crate::address::{LogicalBlock, ObjectId, VolumeId};
+use crate::core::Core;
+use crate::create::{self, CreateOptions};
+use crate::error::StoreError;
+use crate::keep;
+use crate::limits::{COMMIT_INTERVAL_DEFAULT, MEMORY_BYTES_DEFAULT};
+use crate::object::{Object, OpenReport};
+use crate::recover::{self, RecoveryReport};
+use crate::state::Reservation;
+use crate::status::StatusReport;
+use crate::volume::{Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, Transaction, TreeId, Volume};
+
+/// How a volume is opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Serve although components of the newest membership are missing, where another set of components might
+    /// have been served meanwhile. Asked of a person, never assumed.
+    pub allow_partial_membership: bool,
+    /// What is not synced is synced within this time.
+    pub commit_interval: Duration,
+    /// Bound of the memory that maps may take.
+    pub memory_bytes: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            allow_partial_membership: false,
+            commit_interval: COMMIT_INTERVAL_DEFAULT,
+            memory_bytes: MEMORY_BYTES_DEFAULT,
+        }
+    }
+}
+
+/// An open volume. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    core: Rc<Core>,
+    recovery: RecoveryReport,
+}
+
+impl Store {
+    /// Makes a volume and opens it. Components that exist already are left as they are, with an error.
+    pub async fn create(engine: Rc<dyn Engine>, options: &CreateOptions) -> Result<Self, StoreError> {
+        let (object, volume) = create::create(&engine, options).await?;
+        let open = OpenOptions { memory_bytes: options.memory_bytes, ..OpenOptions::default() };
+        Self::start(engine, object, volume, &open).await
+    }
+
+    /// Opens a volume for reading and writing, recovering it where it was not closed.
+    pub async fn open(
+        engine: Rc<dyn Engine>,
+        components: &[PathBuf],
+        options: &OpenOptions,
+    ) -> Result<(Self, OpenReport), StoreError> {
+        let object_options = crate::object::OpenOptions {
+            write: true,
+            volume: None,
+            allow_partial_membership: options.allow_partial_membership,
+        };
+        let (object, report) = Object::open(Rc::clone(&engine), components, object_options).await?;
+        let volume = object.volume();
+        Ok((Self::start(engine, object, volume, options).await?, report))
+    }
+
+    async fn start(
+        engine: Rc<dyn Engine>,
+        object: Object,
+        volume: VolumeId,
+        options: &OpenOptions,
+    ) -> Result<Self, StoreError> {
+        let (core, recovery) = recover::recover(
+            Rc::clone(&engine),
+            object,
+            volume,
+            options.commit_interval,
+            options.memory_bytes,
+        )
+        .await?;
+        let core = Rc::new(core);
+        engine.spawn(Box::pin(Rc::clone(&core).run_commits()));
+        engine.spawn(Box::pin(Rc::clone(&core).run_interval()));
+        engine.spawn(Box::pin(Rc::clone(&core).run_checkpoints()));
+        Ok(Self { core, recovery })
+    }
+
+    /// Everything durable, banks written, maps checkpointed; background work ends. The components can be opened again
+    /// when every clone of the store is dropped.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        if self.core.closing.get() {
+            return Ok(());
+        }
+        let result = async {
+            self.sync().await?;
+            self.core.checkpoint(true).await
+        }
+        .await;
+        self.core.closing.set(true);
+        self.core.refuse_changes();
+        self.core.commit_wanted.notify_one();
+        self.core.checkpoint_wanted.notify_one();
+        if result.is_ok() {
+            keep::forget(&self.core.engine, self.core.volume);
+        }
+        result
+    }
+
+    /// Forces a checkpoint, with all banks written.
+    pub async fn checkpoint(&self) -> Result<(), StoreError> {
+        self.core.checkpoint(true).await
+    }
+
+    pub fn volume_id(&self) -> VolumeId {
+        self.core.volume
+    }
+
+    /// What recovery did when the volume was opened.
+    pub fn recovery(&self) -> RecoveryReport {
+        self.recovery
+    }
+
+    pub fn engine(&self) -> &Rc<dyn Engine> {
+        &self.core.engine
+    }
+
+    pub fn status(&self) -> StatusReport {
+        StatusReport::of(&self.core, self.recovery)
+    }
+}
+
+impl Volume for Store {
+    type Reservation = Reservation;
+
+    async fn get(&self, tree: TreeId, key: Key) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.core.state().maps.get(tree, key).map(<[u8]>::to_vec))
+    }
+
+    async fn scan(
+        &self,
+        tree: TreeId,
+        from: Key,
+        to: Key,
+        limit: usize,
+    ) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+        Ok(self.core.state().maps.scan(tree, from, to, limit))
+    }
+
+    async fn read(
+        &self,
+        object: ObjectId,
+        start: LogicalBlock,
+        len_blocks: u64,
+    ) -> Result<Vec<ReadPiece>, StoreError> {
+        self.read_object(object, start, len_blocks).await
+    }
+
+    async fn next_extent(&self, object: ObjectId, from: LogicalBlock) -> Result<Option<Extent>, StoreError> {
+        Ok(self.core.state().maps.next_extent(object, from))
+    }
+
+    async fn begin(&self, cost: Cost) -> Result<Transaction<Reservation>, StoreError> {
+        Ok(Transaction::new(self.begin_when_free(cost).await?))
+    }
+
+    async fn stage(
+        &self,
+        transaction: &mut Transaction<Reservation>,
+        data: Vec<Slice>,
+    ) -> Result<StagedBlocks, StoreError> {
+        self.stage_blocks(&mut transaction.reservation, &data).await
+    }
+
+    fn apply(&self, mut transaction: Transaction<Reservation>) -> Result<(), StoreError> {
+        let changes = std::mem::take(&mut transaction.changes);
+        let (large, waiting) = {
+            let mut state = self.core.state_mut();
+            state.apply(changes, &mut transaction.reservation)?;
+            (state.pending_is_large(), state.banks.values().any(|bank| bank.sealed && bank.is_gathering()))
+        };
+        if waiting {
+            self.core.spawn_bank_flushes();
+        }
+        if large {
+            self.core.commit_wanted.notify_one();
+        }
+        Ok(())
+    }
+
+    async fn sync(&self) -> Result<(), StoreError> {
+        let last = {
+            let mut state = self.core.state_mut();
+            state.counters.syncs += 1;
+            state.last_transaction()
+        };
+        self.core.wait_durable(last).await
+    }
+
+    fn space(&self) -> SpaceReport {
+        let state = self.core.state();
+        let total_blocks = state.root.total_blocks;
+        let spare = (state.geometry.data_blocks()).saturating_sub(total_blocks);
+        let reserved = state.reserved.data_blocks.get();
+        let free_blocks = state.free_blocks().saturating_sub(reserved + spare).min(total_blocks);
+        SpaceReport { total_blocks, free_blocks, available_blocks: free_blocks }
+    }
+}
