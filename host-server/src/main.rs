@@ -1,7 +1,7 @@
 //! The Ringfort server and its command line: assembly of the layers below.
 //!
 //! Modules, lowest first:
-//! `size` · `config` · `lock` · `cli` · `report` · `admin` · `assemble` · `commands`
+//! `size` · `volume_file` · `lock` · `cli` · `report` · `admin` · `assemble` · `commands`
 
 #![forbid(unsafe_code)]
 
@@ -9,10 +9,10 @@ mod admin;
 mod assemble;
 mod cli;
 mod commands;
-mod config;
 mod lock;
 mod report;
 mod size;
+mod volume_file;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -1,9 +1,11 @@
 //! The vocabulary of the black-box tests: fetch a kernel, make an image, boot a guest, run commands in it.
 //! Modules, lowest first:
+//! * [`content`]: seeded bytes, the same on both sides
 //! * [`frame`]: the bytes between host and guest agent
 //! * [`place`]: where downloads, runs and locks lie
 //! * [`apt`]: packages fetched without root and without touching the machine's own package state
-//! * [`provision`]: QEMU, kernel, busybox, test programs, the guest agent
+//! * [`provision`]: QEMU, kernels, busybox, the guest agent
+//! * [`programs`]: test programs for the guest, from packages and from crates.io
 //! * [`tsc`]: the rate of the host's time-stamp counter
 //! * [`image`]: kernel modules and programs packed into an initramfs
 //! * [`console`]: the serial console's transcript
@@ -18,10 +20,12 @@
 pub mod agent;
 pub mod apt;
 pub mod console;
+pub mod content;
 pub mod frame;
 pub mod image;
 pub mod machine;
 pub mod place;
+pub mod programs;
 pub mod provision;
 pub mod scene;
 pub mod server;

@@ -1,9 +1,8 @@
 //! A virtio-fs device behind a Unix socket: one guest at a time, one after the other.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +11,6 @@ use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
-use nix::sys::stat::{Mode, fchmod};
 use ringfort_engine::engine::Engine;
 use ringfort_engine::mailbox::{Sender, mailbox};
 use vhost::vhost_user::Listener;
@@ -21,12 +18,19 @@ use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
 
 use super::device::{self, Event, Options};
 use super::queue::Memory;
+use super::session::CachePolicy;
 use super::vhost_user::{AtomicMemory, Backend};
+use crate::listen::{ListenError, ListeningSocket, Who};
 use crate::metrics::Metrics;
 use crate::service::Service;
 
-/// Request queues of a device. QEMU's default is 1; kernels from 6.11 on use several.
-const REQUEST_QUEUES_MAX: usize = 16;
+/// The most request queues that a device offers: more than a guest of a common size has processors. QEMU asks for as many
+/// as its `num-request-queues` says (1 where it says nothing), and kernels from 6.11 on use as many as they have processors.
+pub const REQUEST_QUEUES_MAX: usize = 16;
+
+/// What a device offers unless told otherwise: all, since one that is not asked for costs nothing, and one that is asked for
+/// and not offered keeps the machine from starting.
+pub const REQUEST_QUEUES_DEFAULT: usize = REQUEST_QUEUES_MAX;
 
 /// From a connection that failed to the next that is accepted.
 const PAUSE_AFTER_FAILURE_MS: u16 = 1000;
@@ -34,12 +38,17 @@ const PAUSE_AFTER_FAILURE_MS: u16 = 1000;
 /// A device that could not be started: what was tried, on which path, what was found.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("listen on {path}: {found}")]
-    Occupied { path: PathBuf, found: &'static str },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error("{tried} {path}: {source}")]
     System { tried: &'static str, path: PathBuf, source: io::Error },
     #[error("serve {path}: {count} request queues asked for, 1 to {REQUEST_QUEUES_MAX} are possible")]
     QueueCount { path: PathBuf, count: usize },
+    #[error(
+        "serve {path}: writeback is asked for with cache `never`, which keeps nothing to be written back; choose `auto` or \
+         `always`, or leave writeback out"
+    )]
+    WritebackWithoutCache { path: PathBuf },
 }
 
 /// A running device. Dropping it stops it.
@@ -71,11 +80,17 @@ impl VirtioFsServer {
         if request_queue_count == 0 || request_queue_count > REQUEST_QUEUES_MAX {
             return Err(StartError::QueueCount { path: path.to_owned(), count: request_queue_count });
         }
-        let socket = Socket::listen(path)?;
+        // QEMU connects once; a second guest waits until the first is gone.
+        if options.writeback && options.cache == CachePolicy::Never {
+            return Err(StartError::WritebackWithoutCache { path: path.to_owned() });
+        }
+        let socket = ListeningSocket::bind(path, Who::Owner, 1)?;
         let system = |tried| move |source| StartError::System { tried, path: path.to_owned(), source };
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| system("create an event for")(errno.into()))?;
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics::new(1 + request_queue_count));
+        let direct_kicks =
+            watches_descriptors(engine).map_err(|errno| system("create an event for")(errno.into()))?;
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             stopping: AtomicBool::new(false),
@@ -88,6 +103,7 @@ impl VirtioFsServer {
             metrics: Arc::clone(&metrics),
             events,
             request_queue_count,
+            direct_kicks,
         };
         let thread = thread::Builder::new()
             .name("virtiofs".to_owned())
@@ -148,19 +164,27 @@ impl Shared {
     }
 }
 
+/// Whether the engine of this thread can be woken by descriptors, as one is tried.
+fn watches_descriptors(engine: &Rc<dyn Engine>) -> nix::Result<bool> {
+    let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    Ok(engine.watch(Box::new(event)).is_some())
+}
+
 /// What the server's thread works with.
 struct Serving {
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     events: Sender<Event>,
     request_queue_count: usize,
+    /// The volume's thread hears the rings' doorbells itself.
+    direct_kicks: bool,
 }
 
 impl Serving {
-    fn run(self, socket: Socket) {
+    fn run(self, socket: ListeningSocket) {
         let path = &self.shared.path;
         while !self.shared.stopping() {
-            if let Err(error) = wait(Some(&socket.listener), &self.shared.wake, PollTimeout::NONE) {
+            if let Err(error) = wait(Some(socket.listener()), &self.shared.wake, PollTimeout::NONE) {
                 tracing::error!(
                     "wait for a guest on {}: {error}; no guest is served here any more",
                     path.display()
@@ -170,7 +194,7 @@ impl Serving {
             if self.shared.stopping() {
                 break;
             }
-            if let Err(error) = self.serve_connection(&socket.listener) {
+            if let Err(error) = self.serve_connection(socket.listener()) {
                 tracing::warn!("connection on {} ended: {error}", path.display());
                 // What failed (descriptors used up, say) may fail again at once. An error here shows above as well.
                 let _ = wait(None, &self.shared.wake, PAUSE_AFTER_FAILURE_MS.into());
@@ -198,8 +222,13 @@ impl Serving {
         let listener = listener.try_clone().map_err(|error| error.to_string())?;
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(backend), memory)
             .map_err(|error| error.to_string())?;
+        if self.direct_kicks {
+            // One worker serves all queues.
+            daemon.get_epoll_handlers().iter().for_each(|worker| backend.hand_over_from(worker));
+        }
         daemon.start(&mut Listener::from(listener)).map_err(|error| error.to_string())?;
         self.metrics.connections.add(1);
+        self.metrics.connected.set(true);
         tracing::info!("guest connected on {}", self.shared.path.display());
         *self.shared.connection() = daemon.shutdown_handle();
         if self.shared.stopping() {
@@ -209,6 +238,7 @@ impl Serving {
         let result = daemon.wait();
         *self.shared.connection() = None;
         drop(daemon);
+        self.metrics.connected.set(false);
         tracing::info!("guest disconnected from {}", self.shared.path.display());
         match result {
             Err(vhost_user_backend::Error::HandleRequest(
@@ -230,69 +260,5 @@ fn wait(listener: Option<&UnixListener>, wake: &EventFd, timeout: PollTimeout) -
             Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-    }
-}
-
-/// A listening socket that removes its own file.
-struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode number of the file, so that nobody else's is removed.
-    identity: (u64, u64),
-}
-
-impl Socket {
-    fn listen(path: &Path) -> Result<Self, StartError> {
-        remove_stale(path)?;
-        let system = |tried: &'static str| {
-            move |source: io::Error| StartError::System { tried, path: path.to_owned(), source }
-        };
-        let bind_to = |path: &Path| -> nix::Result<OwnedFd> {
-            let descriptor = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-            // Linux gives the file the mode of the socket: there is no moment at which others could connect.
-            fchmod(&descriptor, Mode::S_IRUSR | Mode::S_IWUSR)?;
-            bind(descriptor.as_raw_fd(), &UnixAddr::new(path)?)?;
-            // QEMU connects once; a second guest waits until the first is gone.
-            listen(&descriptor, Backlog::new(1)?)?;
-            Ok(descriptor)
-        };
-        let descriptor = bind_to(path).map_err(|errno| system("listen on")(errno.into()))?;
-        let found = std::fs::metadata(path).map_err(system("look at"))?;
-        Ok(Self {
-            listener: UnixListener::from(descriptor),
-            path: path.to_owned(),
-            identity: (found.dev(), found.ino()),
-        })
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let ours =
-            std::fs::metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!("remove {}: {error}", self.path.display());
-        }
-    }
-}
-
-/// Removes a socket that its owner left behind: one that refuses connections.
-fn remove_stale(path: &Path) -> Result<(), StartError> {
-    let occupied = |found| StartError::Occupied { path: path.to_owned(), found };
-    let system = |tried| move |source| StartError::System { tried, path: path.to_owned(), source };
-    let found = match std::fs::symlink_metadata(path) {
-        Ok(found) => found,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(system("look at")(error)),
-    };
-    if !found.file_type().is_socket() {
-        return Err(occupied("something that is not a socket is there; remove it or choose another path"));
-    }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(occupied("another process listens there; stop it or choose another path")),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(system("remove stale socket"))
-        }
-        Err(error) => Err(system("probe")(error)),
     }
 }

@@ -3,9 +3,10 @@
 // Memory maps need it: `map.rs` alone may.
 #![deny(unsafe_code)]
 
-mod content;
 mod ledger;
 mod map;
+mod order;
+mod overwrite;
 mod posix;
 mod serve;
 mod tree;
@@ -14,6 +15,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use ringfort_qemu_tests::content;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -38,12 +40,24 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["ledger-verify", folder, seed, steps] => {
             ledger::verify(Path::new(folder), number(seed)?, number(steps)?)
         }
+        ["overwrite-write", folder, seed, steps] => {
+            overwrite::write(Path::new(folder), number(seed)?, number(steps)?)
+        }
+        ["overwrite-verify", folder, seed, steps] => {
+            overwrite::verify(Path::new(folder), number(seed)?, number(steps)?)
+        }
+        ["order-write", folder, seed, steps] => {
+            order::write(Path::new(folder), number(seed)?, number(steps)?)
+        }
+        ["order-verify", folder, seed, steps] => {
+            order::verify(Path::new(folder), number(seed)?, number(steps)?)
+        }
         ["posix-check", folder] => posix::check(Path::new(folder)),
         ["map-read", file] => map::read(Path::new(file)),
         ["map-fill", file, byte] => map::fill(Path::new(file), u8::try_from(number(byte)?)?),
         _ => bail!(
             "usage: serve | tree-make ROOT SEED FILES | tree-verify ROOT SEED FILES | ledger-write FOLDER SEED STEPS | \
-             ledger-verify FOLDER SEED ACKNOWLEDGED | posix-check FOLDER | map-read FILE | map-fill FILE BYTE"
+             ledger-verify FOLDER SEED ACKNOWLEDGED | (overwrite|order)-(write|verify), likewise | posix-check FOLDER | map-read FILE | map-fill FILE BYTE"
         ),
     }
 }

@@ -139,7 +139,7 @@ fn contents(random: &mut Stream, number: u64) -> Contents {
         _ => random.below(20_000),
     };
     Contents {
-        seed: random.next(),
+        seed: random.number(),
         hole_bytes: if number % 13 == 5 { random.below(300_000) } else { 0 },
         data_bytes,
         permissions: 0o400 | (random.below(0o1000) as u32),

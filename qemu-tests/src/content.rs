@@ -18,7 +18,8 @@ impl Stream {
         Stream { state: (spread ^ (spread >> 31)) | 1 }
     }
 
-    pub fn next(&mut self) -> u64 {
+    /// Any number.
+    pub fn number(&mut self) -> u64 {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
         self.state ^= self.state >> 27;
@@ -27,13 +28,13 @@ impl Stream {
 
     /// A number below `bound`, which is not zero.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.number() % bound
     }
 
     /// Fills `bytes`. Equal streams give equal bytes as long as every earlier call's length was a multiple of eight.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for piece in bytes.chunks_mut(8) {
-            let number = self.next().to_le_bytes();
+            let number = self.number().to_le_bytes();
             piece.copy_from_slice(&number[..piece.len()]);
         }
     }
