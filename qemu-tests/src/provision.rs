@@ -110,6 +110,33 @@ fn kernel_files(kernel: Kernel) -> Result<KernelFiles> {
     Ok(KernelFiles { image: only_entry(&root.join("boot"), "vmlinuz-")?, modules })
 }
 
+/// The folder that Debian packages of this release are unpacked to, with what they need and the machine lacks; fetched once
+/// under `name`.
+pub fn unpacked(name: &str, wanted: &[&str]) -> Result<PathBuf> {
+    let _lock = Lock::acquire("provision")?;
+    packages(name, wanted, Suite::Release)
+}
+
+/// A program from crates.io, built once with further settings of the environment.
+pub fn installed(package: &str, version: &str, environment: &[(&str, &std::ffi::OsStr)]) -> Result<PathBuf> {
+    let _lock = Lock::acquire("provision")?;
+    let root = cache()?.join(format!("{package}-{version}"));
+    once(&root, |partial| {
+        let mut command = cargo();
+        command
+            .args(["install", "--quiet", "--locked", package, "--version", version, "--root"])
+            .arg(partial)
+            // Not where this workspace is built: a build of other flags must not displace its files.
+            .arg("--target-dir")
+            .arg(partial.join("target"))
+            .envs(environment.iter().copied());
+        output_of(&mut command)?;
+        let built = partial.join("target");
+        fs::remove_dir_all(&built).with_context(|| format!("removing {}", built.display()))
+    })?;
+    Ok(root.join("bin").join(package))
+}
+
 fn make_parts() -> Result<Parts> {
     Ok(Parts { qemu: qemu()?, busybox: release_root()?.join("bin/busybox"), agent: agent()? })
 }
