@@ -4,6 +4,7 @@
 //! `boot/vmlinuz-*`, `lib/modules/*` and `bin/busybox`, in the place of Debian's kernel and busybox),
 //! `RINGFORT_GUEST_ROOT_RECENT` (a folder with `boot/vmlinuz-*` and `lib/modules/*`, in the place of the newer kernel).
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -118,7 +119,7 @@ pub fn unpacked(name: &str, wanted: &[&str]) -> Result<PathBuf> {
 }
 
 /// A program from crates.io, built once with further settings of the environment.
-pub fn installed(package: &str, version: &str, environment: &[(&str, &std::ffi::OsStr)]) -> Result<PathBuf> {
+pub fn installed(package: &str, version: &str, environment: &[(&str, &OsStr)]) -> Result<PathBuf> {
     let _lock = Lock::acquire("provision")?;
     let root = cache()?.join(format!("{package}-{version}"));
     once(&root, |partial| {
@@ -135,6 +136,29 @@ pub fn installed(package: &str, version: &str, environment: &[(&str, &std::ffi::
         fs::remove_dir_all(&built).with_context(|| format!("removing {}", built.display()))
     })?;
     Ok(root.join("bin").join(package))
+}
+
+/// Programs of a Debian package for use on this machine, unpacked and not installed.
+#[derive(Clone, Debug)]
+pub struct HostPrograms {
+    root: PathBuf,
+}
+
+/// The programs of `package`, fetched once.
+pub fn host_programs(package: &str) -> Result<HostPrograms> {
+    Ok(HostPrograms { root: unpacked(package, &[package])? })
+}
+
+impl HostPrograms {
+    /// Runs `program` with its libraries found.
+    pub fn command(&self, program: &str) -> Command {
+        let folders =
+            ["usr/sbin", "usr/bin", "sbin", "bin"].map(|folder| self.root.join(folder).join(program));
+        let found = folders.into_iter().find(|path| path.is_file());
+        let mut command = Command::new(found.unwrap_or_else(|| PathBuf::from(program)));
+        command.env("LD_LIBRARY_PATH", library_path(&self.root));
+        command
+    }
 }
 
 fn make_parts() -> Result<Parts> {
@@ -387,7 +411,7 @@ fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
 }
 
 /// Runs a command and returns its standard output; a failure shows both outputs.
-pub(crate) fn output_of(command: &mut Command) -> Result<String> {
+pub fn output_of(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
     if !output.status.success() {
         bail!(
