@@ -19,7 +19,7 @@ use crate::volume::Mounted;
 /// Live log of a crashed volume, at least.
 pub const CRASHED_LIVE_BYTES: u64 = 256 << 20;
 /// A log in which so much stays live until it is relieved.
-pub const CRASHED_LOG_BYTES: u64 = 640 << 20;
+pub const CRASHED_LOG_BYTES: u64 = 560 << 20;
 const SMALL_READS: u64 = 65_536;
 
 pub async fn prepare_small(mounted: Rc<Mounted>) -> Result<()> {

@@ -1,10 +1,11 @@
 //! Topic `store`: what the store does to devices, and how fast, beside btrfs raid6 and the file system underneath.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tempfile::TempDir;
+use nix::sys::statvfs::statvfs;
+use ringfort_qemu_tests::place::RunFolder;
 
 use crate::btrfs::{self, Btrfs};
 use crate::figures::{Figures, RINGFORT, Subject};
@@ -13,7 +14,13 @@ use crate::load::{BLOCK_BYTES, DEPTH};
 use crate::ringfort;
 use crate::volume::{COMPONENTS, VolumeFiles};
 
-const SIZE_BYTES: u64 = 4 << 30;
+const SIZE_BYTES: u64 = 2 << 30;
+/// Room for the large file, and for that of small writes with as much again.
+const DEGRADED_SIZE_BYTES: u64 = 768 << 20;
+const CRASHED_SIZE_BYTES: u64 = 768 << 20;
+const BTRFS_DEVICE_BYTES: u64 = 640 << 20;
+/// What all files together take at most.
+const SCRATCH_BYTES: u64 = 14 << 30;
 const LOG_BYTES: u64 = 32 << 20;
 /// Four times the log: what it holds is written to stripes and truncated several times over.
 const SMALL_WRITES: u64 = 4 * LOG_BYTES / BLOCK_BYTES as u64;
@@ -30,12 +37,9 @@ pub fn measure(rounds: u32) -> Result<Figures> {
     let mut figures = Figures::default();
     describe(&mut figures, rounds);
     // Beside the build's output, which is on a real disk and which everybody knows to be large.
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
-    let folder = tempfile::Builder::new()
-        .prefix("measure-")
-        .tempdir_in(&target)
-        .with_context(|| format!("make a folder in {}", target.display()))?;
-    let contenders = Contenders::prepare(&folder, &mut figures)?;
+    let folder = RunFolder::new("measure-store")?;
+    check_space(folder.path())?;
+    let contenders = Contenders::prepare(folder.path(), &mut figures)?;
     for round in 0..u64::from(rounds) {
         contenders.take_turns(round, &mut figures)?;
     }
@@ -43,15 +47,25 @@ pub fn measure(rounds: u32) -> Result<Figures> {
     Ok(figures)
 }
 
+fn check_space(folder: &Path) -> Result<()> {
+    let space = statvfs(folder).with_context(|| format!("look at the space of {}", folder.display()))?;
+    let free_bytes = space.blocks_available() * space.fragment_size();
+    if free_bytes < SCRATCH_BYTES {
+        let [needed, free] = [SCRATCH_BYTES, free_bytes].map(|bytes| bytes >> 30);
+        bail!("{} needs {needed} GiB for a while, and has {free} GiB free", folder.display());
+    }
+    Ok(())
+}
+
 fn describe(figures: &mut Figures, rounds: u32) {
     figures.condition(
         "ringfort",
-        "data 4+2, metadata mirrored 3 ways, six files beside each other, 4 GiB, log 32 MiB; driven by filesystem \
+        "data 4+2, metadata mirrored 3 ways, six files beside each other, 2 GiB, log 32 MiB; driven by filesystem \
          operations in this process (a channel on the host is not built yet)",
     );
     figures.condition(
         BTRFS,
-        "data raid6, metadata raid1c3, six loop devices with direct I/O over files as long as the components, O_DIRECT",
+        "data raid6, metadata raid1c3, six loop devices with direct I/O over preallocated files, O_DIRECT",
     );
     figures.condition(RAW, "plain files with O_DIRECT on the file system that holds all of the above");
     figures.condition("small", "4 KiB at random in a file of 256 MiB, each write followed by its fsync");
@@ -60,7 +74,7 @@ fn describe(figures: &mut Figures, rounds: u32) {
     figures.condition("degraded", "two of six components (devices) taken away");
     figures.condition(
         "recovery",
-        "log 640 MiB, of which at least 256 MiB have to be replayed; opening, until writable",
+        "log 560 MiB, of which at least 256 MiB have to be replayed; opening, until writable",
     );
     figures.condition(
         "caches",
@@ -71,32 +85,31 @@ fn describe(figures: &mut Figures, rounds: u32) {
 
 /// Everybody's files.
 struct Contenders {
+    folder: PathBuf,
     volume: VolumeFiles,
     degraded: VolumeFiles,
-    crashed: VolumeFiles,
     btrfs: Option<Btrfs>,
     raw: PlainFiles,
 }
 
+fn make_folder(path: PathBuf) -> Result<PathBuf> {
+    std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
+    Ok(path)
+}
+
 impl Contenders {
-    fn prepare(folder: &TempDir, figures: &mut Figures) -> Result<Self> {
-        let below = |name: &str| -> Result<_> {
-            let path = folder.path().join(name);
-            std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
-            Ok(path)
-        };
-        let volume = VolumeFiles::create(below("ringfort")?, SIZE_BYTES, LOG_BYTES)?;
+    fn prepare(folder: &Path, figures: &mut Figures) -> Result<Self> {
+        let volume = VolumeFiles::create(make_folder(folder.join(RINGFORT))?, SIZE_BYTES, LOG_BYTES)?;
         volume.open(async |mounted| ringfort::prepare_small(mounted).await)?;
-        let degraded = VolumeFiles::create(below("degraded")?, SIZE_BYTES, LOG_BYTES)?;
+        let degraded =
+            VolumeFiles::create(make_folder(folder.join("degraded"))?, DEGRADED_SIZE_BYTES, LOG_BYTES)?;
         degraded.open(async |mounted| ringfort::prepare_large(mounted).await)?;
         degraded.lose(&LOST)?;
-        let crashed = VolumeFiles::create(below("crashed")?, SIZE_BYTES, ringfort::CRASHED_LOG_BYTES)?;
-        crashed.open(async |mounted| ringfort::prepare_small(mounted).await)?;
-        let raw = PlainFiles::new(below(RAW)?);
+        let raw = PlainFiles::new(make_folder(folder.join(RAW))?);
         raw.prepare()?;
         let btrfs = match btrfs::obstacle() {
             None => {
-                let btrfs = Btrfs::create(&below(BTRFS)?, COMPONENTS, volume.longest_component_bytes()?)?;
+                let btrfs = Btrfs::create(&make_folder(folder.join(BTRFS))?, COMPONENTS, BTRFS_DEVICE_BYTES)?;
                 let mounted = btrfs.mount()?;
                 PlainFiles::new(btrfs.mount_point()).prepare()?;
                 drop(mounted);
@@ -107,7 +120,7 @@ impl Contenders {
                 None
             }
         };
-        Ok(Self { volume, degraded, crashed, btrfs, raw })
+        Ok(Self { folder: folder.to_owned(), volume, degraded, btrfs, raw })
     }
 
     /// One round. What is compared with each other is measured within seconds of each other.
@@ -172,9 +185,12 @@ impl Contenders {
     }
 
     fn recover(&self, round: u64, figures: &mut Figures) -> Result<()> {
+        let folder = make_folder(self.folder.join("crashed"))?;
+        let crashed = VolumeFiles::create(folder.clone(), CRASHED_SIZE_BYTES, ringfort::CRASHED_LOG_BYTES)?;
+        crashed.open(async |mounted| ringfort::prepare_small(mounted).await)?;
         // Not closed: the volume is left as a killed process leaves it.
-        self.crashed.open(async |mounted| ringfort::fill_log(&mounted, round).await)?;
-        self.crashed.open(async |mounted| {
+        crashed.open(async |mounted| ringfort::fill_log(&mounted, round).await)?;
+        crashed.open(async |mounted| {
             let replayed_bytes = mounted.store.recovery().replayed_log_bytes;
             if replayed_bytes < ringfort::CRASHED_LIVE_BYTES {
                 bail!(
@@ -190,7 +206,8 @@ impl Contenders {
                 replayed_bytes as f64 / (1 << 20) as f64,
             );
             mounted.shut_down().await
-        })
+        })?;
+        std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))
     }
 }
 

@@ -45,15 +45,6 @@ impl VolumeFiles {
         (0..COMPONENTS).map(|index| self.folder.join(format!("component-{index}"))).collect()
     }
 
-    pub fn longest_component_bytes(&self) -> Result<u64> {
-        let mut longest = 0;
-        for path in self.components() {
-            let metadata = std::fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?;
-            longest = longest.max(metadata.len());
-        }
-        Ok(longest)
-    }
-
     /// Takes components away for good.
     pub fn lose(&self, lost: &[usize]) -> Result<()> {
         let components = self.components();
