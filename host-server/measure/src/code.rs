@@ -271,7 +271,7 @@ impl<'a> Contest<'a> {
             figures.note(contender.subject, self.name.clone(), "GB/s", median(contender.rates));
             let at_least_isal = contender.subject == RINGFORT;
             if at_least_isal {
-                figures.goal(RINGFORT, self.name.clone(), Goal::AtLeastTimes(1.0, ISA_L));
+                figures.goal(RINGFORT, self.name.clone(), Goal::TimesAtLeast(1.0, ISA_L));
             }
         }
     }

@@ -17,9 +17,9 @@ pub type Name = Cow<'static, str>;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Goal {
     /// No more than so many times a rival's.
-    AtMostTimes(f64, Subject),
+    TimesAtMost(f64, Subject),
     /// No less than so many times a rival's.
-    AtLeastTimes(f64, Subject),
+    TimesAtLeast(f64, Subject),
     /// No more than a value.
     AtMost(f64),
 }
@@ -181,19 +181,19 @@ impl Figures {
 impl Goal {
     fn rival(self) -> Option<Subject> {
         match self {
-            Goal::AtMostTimes(_, rival) | Goal::AtLeastTimes(_, rival) => Some(rival),
+            Goal::TimesAtMost(_, rival) | Goal::TimesAtLeast(_, rival) => Some(rival),
             Goal::AtMost(_) => None,
         }
     }
 
     fn bound(self) -> f64 {
         match self {
-            Goal::AtMostTimes(bound, _) | Goal::AtLeastTimes(bound, _) | Goal::AtMost(bound) => bound,
+            Goal::TimesAtMost(bound, _) | Goal::TimesAtLeast(bound, _) | Goal::AtMost(bound) => bound,
         }
     }
 
     fn is_upper(self) -> bool {
-        !matches!(self, Goal::AtLeastTimes(..))
+        !matches!(self, Goal::TimesAtLeast(..))
     }
 
     fn is_met_by(self, value: f64) -> bool {
@@ -317,10 +317,10 @@ mod tests {
             figures.note(RINGFORT, "time", "s", ours);
             figures.note("rival", "time", "s", theirs);
         }
-        figures.goal(RINGFORT, "time", Goal::AtMostTimes(2.5, "rival"));
-        figures.goal(RINGFORT, "time", Goal::AtLeastTimes(3.0, "rival"));
+        figures.goal(RINGFORT, "time", Goal::TimesAtMost(2.5, "rival"));
+        figures.goal(RINGFORT, "time", Goal::TimesAtLeast(3.0, "rival"));
         figures.goal(RINGFORT, "time", Goal::AtMost(4.9));
-        figures.goal(RINGFORT, "time", Goal::AtMostTimes(1.0, "absent"));
+        figures.goal(RINGFORT, "time", Goal::TimesAtMost(1.0, "absent"));
         // Said in each round, judged once.
         figures.goal(RINGFORT, "time", Goal::AtMost(4.9));
         let json = figures.to_json();

@@ -247,6 +247,7 @@ impl Mount {
     }
 
     fn write_transfer(&mut self, number: u64) -> Result<()> {
+        self.claim("write", 1);
         self.claim("written_bytes", TRANSFER_BYTES as u64);
         let bytes = self.buffer.as_mut();
         stamp(bytes, number * (TRANSFER_BYTES / BLOCK_BYTES) as u64);
@@ -254,6 +255,7 @@ impl Mount {
     }
 
     fn read_transfer(&mut self, number: u64) -> Result<()> {
+        self.claim("read", 1);
         self.claim("read_bytes", TRANSFER_BYTES as u64);
         let bytes = self.buffer.as_mut();
         self.data.read_exact_at(bytes, number * TRANSFER_BYTES as u64)?;
