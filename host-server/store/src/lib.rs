@@ -2,7 +2,8 @@
 //!
 //! Modules, lowest first:
 //! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `map` ·
-//! `segment` · `log` · `state` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` · `status` · `store`
+//! `segment` · `log` · `state` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` ·
+//! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
 
 pub mod address;
@@ -14,6 +15,7 @@ pub mod create;
 pub mod error;
 pub mod format;
 pub mod geometry;
+pub mod grow;
 pub(crate) mod keep;
 pub mod kv;
 pub mod limits;
@@ -22,6 +24,7 @@ pub mod map;
 pub mod model;
 pub mod object;
 pub mod recover;
+pub mod replace;
 pub(crate) mod segment;
 pub(crate) mod state;
 pub mod status;
