@@ -44,7 +44,9 @@ fn pjdfstest_finds_nothing_amiss() {
 fn the_suite_of_our_own_holds_on_ext4() {
     let _turn = Lock::acquire("guest").unwrap();
     let guest = Machine::new(Board::MicroVm).ext4_disk_mib(512).boot("reference").unwrap();
-    guest.must("/bin/mke2fs -q -t ext4 /dev/vda && mkdir /mnt/disk && mount -t ext4 /dev/vda /mnt/disk").unwrap();
+    guest
+        .must("/bin/mke2fs -q -t ext4 /dev/vda && mkdir /mnt/disk && mount -t ext4 /dev/vda /mnt/disk")
+        .unwrap();
     guest.run(&[AGENT, "posix-check", "/mnt/disk/posix"], SUITE_TIMEOUT).unwrap();
     guest.must("umount /mnt/disk").unwrap();
     guest.shut_down().unwrap();
