@@ -74,6 +74,11 @@ impl Core {
         self.state.borrow_mut()
     }
 
+    /// Object and state at once, of a volume that no task uses.
+    pub fn parts_mut(&mut self) -> (&mut Object, &mut State) {
+        (&mut self.object, self.state.get_mut())
+    }
+
     /// The volume is closed: whoever comes late is told so, instead of waiting for tasks that have ended.
     pub fn refuse_changes(&self) {
         let place = format!("volume {}", self.volume);
@@ -86,7 +91,12 @@ impl Core {
     pub fn fail(&self, error: StoreError) {
         let mut state = self.state_mut();
         if state.failed.is_none() {
-            tracing::error!(volume = %self.volume, "the volume stops: {error}");
+            tracing::error!(
+                volume = %self.volume,
+                %error,
+                "the volume takes no more changes. What was synced is safe; see to what the error names, then start the \
+                 server again"
+            );
             state.failed = Some(error);
         }
         drop(state);
