@@ -114,23 +114,23 @@ impl<V: Volume> Mount<V> {
         let inherited = permission::inherit(credentials, &parent.metadata(), nature.kind, new);
         let acls = [&inherited.access_acl, &inherited.default_acl];
         let metadata = Metadata {
-                permissions: inherited.permissions,
-                xattr_count: acls.into_iter().flatten().count() as u32,
-                link_count: if is_directory { 2 } else { 1 },
-                uid: credentials.uid,
-                gid: inherited.gid,
-                device: nature.device,
-                size_bytes: nature.target.len() as u64,
-                generation: self.new_generation(),
-                parent: if is_directory { parent.number } else { 0 },
-                accessed: now,
-                modified: now,
-                changed: now,
-                target: Rc::from(nature.target),
-                access_acl: inherited.access_acl,
-                default_acl: inherited.default_acl,
-                ..Metadata::empty(nature.kind)
-            };
+            permissions: inherited.permissions,
+            xattr_count: acls.into_iter().flatten().count() as u32,
+            link_count: if is_directory { 2 } else { 1 },
+            uid: credentials.uid,
+            gid: inherited.gid,
+            device: nature.device,
+            size_bytes: nature.target.len() as u64,
+            generation: self.new_generation(),
+            parent: if is_directory { parent.number } else { 0 },
+            accessed: now,
+            modified: now,
+            changed: now,
+            target: Rc::from(nature.target),
+            access_acl: inherited.access_acl,
+            default_acl: inherited.default_acl,
+            ..Metadata::empty(nature.kind)
+        };
         batch.put_new_acls(self.hash_key, number, &metadata);
         let inode = batch.create(number, metadata);
         batch.put_entry(parent.number, slot, &new.name, number, nature.kind);

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::volume::{Key, Volume};
 
-use crate::errno::Errno;
 use crate::acl::{Acl, AclKind};
+use crate::errno::Errno;
 use crate::failure::Result;
 use crate::hash::first_slot;
 use crate::inode::{Inode, Metadata};

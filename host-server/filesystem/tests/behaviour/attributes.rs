@@ -183,7 +183,14 @@ fn sizes_can_be_set_only_on_files() {
 impl Guest {
     async fn set(&self, path: &str, name: &[u8], value: &[u8], mode: SetXattrMode) -> Result<(), Errno> {
         let node = self.resolve(path).await?;
-        self.done(Operation::SetXattr { node, name: name.to_vec(), value: value.to_vec(), mode, clear_set_gid: false }).await
+        self.done(Operation::SetXattr {
+            node,
+            name: name.to_vec(),
+            value: value.to_vec(),
+            mode,
+            clear_set_gid: false,
+        })
+        .await
     }
 
     async fn value(&self, operation: Operation) -> Result<Vec<u8>, Errno> {

@@ -234,7 +234,8 @@ fn a_hundred_thousand_entries_stay_fast() {
         let parent = guest.resolve("/d").await.unwrap();
         let started = std::time::Instant::now();
         for number in 0..100_000 {
-            let new = NewNode { parent, name: name(&format!("entry-{number}")), permissions: 0o644, umask: 0 };
+            let new =
+                NewNode { parent, name: name(&format!("entry-{number}")), permissions: 0o644, umask: 0 };
             let make = Operation::MakeNode { new, kind: FileKind::Regular, device: 0 };
             let Reply::Node(made) = guest.execute(make).await.unwrap() else { panic!() };
             guest.forget(made.node).await;

@@ -60,12 +60,7 @@ impl<'a> Body<'a> {
     }
 
     pub fn new_node(&mut self, parent: NodeId, mode: u32, umask: u32) -> Result<NewNode, Errno> {
-        Ok(NewNode {
-            parent,
-            name: self.name()?,
-            permissions: permissions(mode),
-            umask: permissions(umask),
-        })
+        Ok(NewNode { parent, name: self.name()?, permissions: permissions(mode), umask: permissions(umask) })
     }
 
     pub fn rename(&mut self, parent: NodeId, new_parent: u64, flags: u32) -> Result<Operation, Errno> {

@@ -74,5 +74,9 @@ fn read(chain: &Chain) {
         assert!(chain.readable_bytes() < size_of::<abi::InHeader>());
         return;
     };
-    let _ = format!("{:?} {:?}", header.credentials(), decode::request(&header, Dialect { setxattr_ext: header.unique % 2 == 0 }, &mut input));
+    let _ = format!(
+        "{:?} {:?}",
+        header.credentials(),
+        decode::request(&header, Dialect { setxattr_ext: header.unique % 2 == 0 }, &mut input)
+    );
 }

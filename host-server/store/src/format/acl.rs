@@ -67,12 +67,14 @@ pub fn encode(entries: &[AclEntry]) -> Vec<u8> {
 }
 
 pub fn decode(value: &[u8]) -> Result<Vec<AclEntry>, ValueError> {
-    let wrong_length =
-        || ValueError::WrongLength { needed: size_of::<AclHeaderBytes>(), found: value.len() };
+    let wrong_length = || ValueError::WrongLength { needed: size_of::<AclHeaderBytes>(), found: value.len() };
     let (header, rest) = AclHeaderBytes::ref_from_prefix(value).map_err(|_| wrong_length())?;
     let version = header.version.get();
     if version != VERSION {
-        return Err(ValueError::OutOfRange { field: "version of an access control list", found: version.into() });
+        return Err(ValueError::OutOfRange {
+            field: "version of an access control list",
+            found: version.into(),
+        });
     }
     let entries = <[AclEntryBytes]>::ref_from_bytes(rest).map_err(|_| wrong_length())?;
     let entry = |bytes: &AclEntryBytes| AclEntry {
