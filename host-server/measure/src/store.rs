@@ -112,7 +112,7 @@ fn describe(figures: &mut Figures, rounds: u32) {
     );
     figures.condition(
         "caches",
-        "none in the store beyond its banks; whatever lies below O_DIRECT serves everybody alike",
+        "the store has banks (20 MiB) and what it reads ahead (16 MiB, each byte once); below O_DIRECT everybody alike",
     );
     figures
         .condition("rounds", format!("{rounds}, everybody in turn in each; recovery in rounds of its own"));
