@@ -36,7 +36,7 @@ struct Component {
 
 pub fn run(arguments: &cli::Grow) -> Result<ExitCode> {
     let directory = &arguments.directory;
-    let file = VolumeFile::load(directory)?;
+    let mut file = VolumeFile::load(directory)?;
     let _lock = DirectoryLock::take(directory, Purpose::Grow)?;
     let components = file.all_components(directory);
     let memory = arguments.memory.unwrap_or(file.memory);
@@ -72,14 +72,15 @@ pub fn run(arguments: &cli::Grow) -> Result<ExitCode> {
             arguments.yes,
         )?;
     }
+    if memory != file.memory {
+        // Before the maps can need it.
+        file.memory = memory;
+        file.store(directory)?;
+    }
     let grown =
         with_engine(
             async |engine: Rc<_>| Ok(grow::grow(engine, &components, wanted_bytes, &options).await?),
         )?;
-    if memory != file.memory {
-        // The larger maps need it from now on.
-        VolumeFile { memory, ..file }.store(directory)?;
-    }
     let text =
         if arguments.json { serde_json::to_string_pretty(&Report::of(&grown))? + "\n" } else { tell(&grown) };
     std::io::stdout().write_all(text.as_bytes())?;
