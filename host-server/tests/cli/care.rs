@@ -85,7 +85,7 @@ fn what_cannot_grow_is_refused_with_the_reason() {
     contains_all(&grow(&["--by", "64MiB"]), &["in use", "ringfort serve"]);
     server.stop();
     fs::remove_file(volume.component(1)).unwrap();
-    contains_all(&grow(&["--by", "64MiB"]), &["component-1", "replace"]);
+    contains_all(&grow(&["--by", "64MiB"]), &["component 1 is not in use", "replace"]);
     assert_eq!(size_bytes(&volume), 64 << 20);
 }
 
