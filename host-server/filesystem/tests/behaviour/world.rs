@@ -45,6 +45,10 @@ impl Engine for ModelEngine {
         not_for_a_filesystem()
     }
 
+    fn extend(&self, _: &Path, _: u64) -> Result<(), EngineError> {
+        not_for_a_filesystem()
+    }
+
     fn memory_file(&self, _: &str, _: usize, _: MemoryOpen) -> Result<MemoryFile, EngineError> {
         not_for_a_filesystem()
     }
