@@ -211,7 +211,7 @@ impl<V: Volume> Mount<V> {
                 Reply::Target(metadata.target.to_vec())
             }
             Operation::MakeSymlink { parent, name, target } => {
-                let new = NewNode { parent, name, permissions: 0o777 };
+                let new = NewNode { parent, name, permissions: 0o777, umask: 0 };
                 let nature = Nature { target, ..Nature::of(FileKind::Symlink) };
                 Reply::Node(self.make(session, credentials, &new, nature).await?.attributes())
             }
@@ -306,9 +306,9 @@ impl<V: Volume> Mount<V> {
                 Reply::Done
             }
             Operation::StatFs => Reply::Statistics(self.statistics()),
-            Operation::SetXattr { node, name, value, mode } => {
+            Operation::SetXattr { node, name, value, mode, clear_set_gid } => {
                 let inode = self.node(node).await?;
-                self.set_xattr(credentials, &inode, &name, value, mode).await?;
+                self.set_xattr(credentials, &inode, &name, value, mode, clear_set_gid).await?;
                 Reply::Done
             }
             Operation::GetXattr { node, name } => {

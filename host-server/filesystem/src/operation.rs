@@ -183,8 +183,10 @@ pub enum Whence {
 pub struct NewNode {
     pub parent: NodeId,
     pub name: Name,
-    /// Permission, set-id and sticky bits, the umask already taken off.
+    /// Permission, set-id and sticky bits, as asked for.
     pub permissions: u16,
+    /// Permission bits that are taken off where the parent has no default access control list. 0 where the caller has done so.
+    pub umask: u16,
 }
 
 /// Everything that a front end can ask. Operations on a [`NodeId`] that no longer exists, or of a session that has ended, answer
@@ -255,8 +257,9 @@ pub enum Operation {
     SyncDirectory { handle: HandleId },
     /// → [`Reply::Statistics`]
     StatFs,
-    /// → [`Reply::Done`]
-    SetXattr { node: NodeId, name: Vec<u8>, value: Vec<u8>, mode: SetXattrMode },
+    /// → [`Reply::Done`]. An access control list sets the mode with it; `clear_set_gid` asks that this takes the set-gid bit away, as the caller
+    /// is not in the owning group.
+    SetXattr { node: NodeId, name: Vec<u8>, value: Vec<u8>, mode: SetXattrMode, clear_set_gid: bool },
     /// → [`Reply::Value`]; `ENODATA`
     GetXattr { node: NodeId, name: Vec<u8> },
     /// Names, each ended by a NUL. → [`Reply::Value`]

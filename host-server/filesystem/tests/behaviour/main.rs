@@ -1,6 +1,7 @@
 //! What the filesystem does, on a volume in memory.
 #![allow(clippy::unwrap_used)]
 
+mod acl;
 mod attributes;
 mod concurrency;
 mod crash;

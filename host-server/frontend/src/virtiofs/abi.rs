@@ -77,7 +77,7 @@ wire! {
     }
     fuse_write_out => WriteOut(8) { size: U32, padding: U32 }
     fuse_fsync_in => FsyncIn(16) { fh: U64, fsync_flags: U32, padding: U32 }
-    /// Only the first two fields (`FUSE_COMPAT_SETXATTR_IN_SIZE`) travel, as `FUSE_SETXATTR_EXT` is not negotiated.
+    /// Only the first two fields (`FUSE_COMPAT_SETXATTR_IN_SIZE`) travel where `FUSE_SETXATTR_EXT` was not negotiated.
     fuse_setxattr_in => SetxattrIn(16) { size: U32, flags: U32, setxattr_flags: U32, padding: U32 }
     fuse_getxattr_in => GetxattrIn(8) { size: U32, padding: U32 }
     fuse_getxattr_out => GetxattrOut(8) { size: U32, padding: U32 }
@@ -120,21 +120,25 @@ constants! {
     FUSE_ASYNC_READ: u32 = 1 << 0;
     FUSE_ATOMIC_O_TRUNC: u32 = 1 << 3;
     FUSE_BIG_WRITES: u32 = 1 << 5;
+    FUSE_DONT_MASK: u32 = 1 << 6;
     FUSE_AUTO_INVAL_DATA: u32 = 1 << 12;
     FUSE_DO_READDIRPLUS: u32 = 1 << 13;
     FUSE_READDIRPLUS_AUTO: u32 = 1 << 14;
     FUSE_ASYNC_DIO: u32 = 1 << 15;
     FUSE_WRITEBACK_CACHE: u32 = 1 << 16;
     FUSE_PARALLEL_DIROPS: u32 = 1 << 18;
+    FUSE_POSIX_ACL: u32 = 1 << 20;
     FUSE_MAX_PAGES: u32 = 1 << 22;
     FUSE_CACHE_SYMLINKS: u32 = 1 << 23;
     FUSE_HANDLE_KILLPRIV_V2: u32 = 1 << 28;
+    FUSE_SETXATTR_EXT: u32 = 1 << 29;
 
     FUSE_GETATTR_FH: u32 = 1 << 0;
     FUSE_WRITE_CACHE: u32 = 1 << 0;
     FUSE_WRITE_KILL_SUIDGID: u32 = 1 << 2;
     FUSE_FSYNC_FDATASYNC: u32 = 1 << 0;
     FUSE_OPEN_KILL_SUIDGID: u32 = 1 << 0;
+    FUSE_SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 
     FUSE_LOOKUP: u32 = 1;
     FUSE_FORGET: u32 = 2;

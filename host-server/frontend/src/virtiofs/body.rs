@@ -8,7 +8,7 @@ use ringfort_filesystem::operation::{
 use zerocopy::FromBytes;
 
 use super::abi::{self, linux};
-use super::request::{OFFSET_MAX, Shape, SyncWrites, TRANSFER_BYTES_MAX};
+use super::request::{Dialect, OFFSET_MAX, Shape, SyncWrites, TRANSFER_BYTES_MAX};
 
 /// Longest target of a symbolic link, as `PATH_MAX` less its NUL.
 const TARGET_BYTES_MAX: usize = 4095;
@@ -60,7 +60,7 @@ impl<'a> Body<'a> {
     }
 
     pub fn new_node(&mut self, parent: NodeId, mode: u32, umask: u32) -> Result<NewNode, Errno> {
-        Ok(NewNode { parent, name: self.name()?, permissions: permissions(mode & !umask) })
+        Ok(NewNode { parent, name: self.name()?, permissions: permissions(mode), umask: permissions(umask) })
     }
 
     pub fn rename(&mut self, parent: NodeId, new_parent: u64, flags: u32) -> Result<Operation, Errno> {
@@ -88,9 +88,12 @@ impl<'a> Body<'a> {
         Ok(forgets)
     }
 
-    pub fn set_xattr(&mut self, node: NodeId) -> Result<Operation, Errno> {
-        let (fixed, rest) =
-            self.0.split_at_checked(abi::FUSE_COMPAT_SETXATTR_IN_SIZE).ok_or(Errno::EINVAL)?;
+    pub fn set_xattr(&mut self, node: NodeId, dialect: Dialect) -> Result<Operation, Errno> {
+        let fixed_bytes = match dialect.setxattr_ext {
+            true => size_of::<abi::SetxattrIn>(),
+            false => abi::FUSE_COMPAT_SETXATTR_IN_SIZE,
+        };
+        let (fixed, rest) = self.0.split_at_checked(fixed_bytes).ok_or(Errno::EINVAL)?;
         let mut set = [0; size_of::<abi::SetxattrIn>()];
         set[..fixed.len()].copy_from_slice(fixed);
         let set = abi::SetxattrIn::read_from_bytes(&set).map_err(|_| Errno::EINVAL)?;
@@ -109,7 +112,8 @@ impl<'a> Body<'a> {
             linux::XATTR_REPLACE => SetXattrMode::Replace,
             _ => return Err(Errno::EINVAL),
         };
-        Ok(Operation::SetXattr { node, name, value: value.to_vec(), mode })
+        let clear_set_gid = set.setxattr_flags.get() & abi::FUSE_SETXATTR_ACL_KILL_SGID != 0;
+        Ok(Operation::SetXattr { node, name, value: value.to_vec(), mode, clear_set_gid })
     }
 }
 

@@ -147,7 +147,8 @@ fn attributes_links_and_extended_attributes_reach_the_filesystem() {
         let second: abi::EntryOut = guest.call(abi::FUSE_LINK, 1, &body).await.parse();
         assert_eq!((second.nodeid, second.attr.nlink.get()), (file.nodeid, 2));
 
-        let set = [&3_u32.to_le_bytes()[..], &[0; 4], b"user.a\0xyz"].concat();
+        let set =
+            [abi::SetxattrIn { size: 3.into(), ..Default::default() }.as_bytes(), b"user.a\0xyz"].concat();
         guest.call(abi::FUSE_SETXATTR, node, &set).await.ok();
         let get = |size: u32| [&size.to_le_bytes()[..], &[0; 4], b"user.a\0"].concat();
         assert_eq!(guest.call(abi::FUSE_GETXATTR, node, &get(64)).await.ok(), b"xyz");
