@@ -31,6 +31,7 @@ pub struct Descriptor {
 #[derive(Clone, Debug)]
 pub struct Ticket {
     pub head: u16,
+    readable: Vec<u64>,
     writable: Vec<(u64, u32)>,
 }
 
@@ -88,6 +89,11 @@ impl Driver {
         (self.base, self.base + AVAILABLE, self.base + USED)
     }
 
+    /// Zeroes the rings, as a driver finds them that begins anew.
+    pub fn clear(&self) {
+        self.memory.write_slice(&[0; BUFFERS as usize], GuestAddress(self.base)).unwrap();
+    }
+
     /// Guest memory for a buffer; the oldest buffers are overwritten in time.
     pub fn buffer(&mut self, len_bytes: u64) -> u64 {
         if self.next_buffer + len_bytes > self.buffers_len_bytes {
@@ -96,6 +102,16 @@ impl Driver {
         let address = self.base + BUFFERS + self.next_buffer;
         self.next_buffer += len_bytes.next_multiple_of(8);
         address
+    }
+
+    /// Puts the next buffers where the first were.
+    pub fn begin_buffers_anew(&mut self) {
+        self.next_buffer = 0;
+    }
+
+    /// Where piece `number` of a request lies.
+    pub fn readable_address(&self, ticket: &Ticket, number: usize) -> u64 {
+        ticket.readable[number]
     }
 
     pub fn store(&mut self, index: u16, descriptor: Descriptor) {
@@ -128,7 +144,7 @@ impl Driver {
         let head = self.next_descriptor;
         self.next_descriptor += count;
         let mut index = head;
-        let mut ticket = Ticket { head, writable: Vec::new() };
+        let mut ticket = Ticket { head, readable: Vec::new(), writable: Vec::new() };
         let mut add = |driver: &mut Self, address, len_bytes, flags| {
             let last = index + 1 == head + count;
             let flags = if last { flags } else { flags | NEXT };
@@ -139,6 +155,7 @@ impl Driver {
             let address = self.buffer(bytes.len() as u64);
             self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
             add(self, address, bytes.len() as u32, 0);
+            ticket.readable.push(address);
         }
         for &len_bytes in writable {
             let address = self.buffer(u64::from(len_bytes));

@@ -4,6 +4,8 @@ mod conversation;
 mod driver;
 mod fake;
 mod filesystem;
+mod flipping;
 mod guest;
 mod hostile;
+mod machine;
 mod vhost_user;
