@@ -8,7 +8,6 @@
 //! First the sockets, so that nothing new comes in and what is under way is answered; then the filesystem, which ends
 //! sessions and syncs; then the store, which checkpoints. A process killed at any point of it loses nothing that was synced.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,6 +38,8 @@ pub struct Settings {
     pub sockets: Vec<SocketSettings>,
     pub commit_interval: Duration,
     pub memory_bytes: u64,
+    /// The longest time that the volume's thread looks for work before it sleeps.
+    pub busy_poll: Duration,
     pub override_membership: bool,
 }
 
@@ -48,7 +49,7 @@ pub struct SocketSettings {
     pub path: PathBuf,
     pub cache: Cache,
     pub writeback: bool,
-    /// Request queues that the device offers: kernels before 6.11 use one, later ones as many as there are.
+    /// Request queues that the device offers.
     pub queues: u64,
 }
 
@@ -138,7 +139,11 @@ fn join(thread: JoinHandle<Result<()>>) -> Result<()> {
 
 /// Runs `work` on an engine of this machine, on this thread.
 pub fn with_engine<T>(work: impl AsyncFnOnce(Rc<dyn Engine>) -> Result<T>) -> Result<T> {
-    let runtime = local::start(LocalOptions::default())?;
+    run_on(LocalOptions::default(), work)
+}
+
+fn run_on<T>(options: LocalOptions, work: impl AsyncFnOnce(Rc<dyn Engine>) -> Result<T>) -> Result<T> {
+    let runtime = local::start(options)?;
     let engine = runtime.engine();
     runtime.block_on(work(engine))
 }
@@ -150,7 +155,8 @@ fn serve(
     listening: impl FnOnce(Vec<VirtioFsServer>) -> bool,
 ) -> Result<()> {
     let started = Instant::now();
-    with_engine(async |engine| {
+    let options = LocalOptions { busy_poll: settings.busy_poll, ..LocalOptions::default() };
+    run_on(options, async |engine| {
         let options = OpenOptions {
             allow_partial_membership: settings.override_membership,
             commit_interval: settings.commit_interval,
@@ -210,6 +216,7 @@ fn listen(engine: &Rc<dyn Engine>, service: &Rc<Guests>, settings: &Settings) ->
                 Cache::Auto => CachePolicy::Auto,
                 Cache::Always => CachePolicy::Always,
             },
+            writeback: socket.writeback,
             ..Options::default()
         };
         let queues = usize::try_from(socket.queues).unwrap_or(usize::MAX);
@@ -244,19 +251,7 @@ impl Observed {
             cache: settings.cache.to_string(),
             writeback: settings.writeback,
             queues: settings.queues,
-            connected: false,
-            mounted: false,
-            running_queues: Vec::new(),
-            requests: BTreeMap::new(),
-            connections: metrics.connections.get(),
-            sessions: metrics.sessions.get(),
-            errors: metrics.errors.get(),
-            malformed_requests: metrics.malformed_requests.get(),
-            broken_devices: metrics.broken_devices.get(),
-            read_bytes: metrics.read_bytes.get(),
-            written_bytes: metrics.written_bytes.get(),
-            doorbells: metrics.doorbells.get(),
-            operations: Vec::new(),
+            ..Guest::of_device(metrics)
         }
     }
 }

@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::LogFlags;
 use crate::config::{
-    COMMIT_INTERVAL_MS, Cache, Layer, MetricsAddress, Origin, QUEUES, Setting, SocketLayer, Switch,
+    BUSY_POLL_US, COMMIT_INTERVAL_MS, Cache, Layer, MetricsAddress, Origin, QUEUES, Setting, SocketLayer,
+    Switch,
 };
 use crate::size::ByteSize;
 
@@ -33,12 +34,17 @@ pub struct Serve {
     /// writes when it has sent them. [default: off]
     #[arg(long, value_enum, value_name = "SWITCH", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
     pub writeback: Option<Switch>,
-    /// Request queues that each device offers, 1 to 16. Guests use several from Linux 6.11 on. [default: 1]
+    /// Request queues that each device offers, 1 to 16; QEMU's num-request-queues says how many of them a guest gets, and
+    /// guests use several from Linux 6.11 on. [default: 16]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(QUEUES))]
     pub queues: Option<u64>,
     /// What no program has synced is synced within this time. [default: 1000]
     #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(COMMIT_INTERVAL_MS))]
     pub commit_interval_ms: Option<u64>,
+    /// The longest time to look for guests' requests before sleeping; below that it follows what pays. 0: sleep at once, which
+    /// saves processor time and costs a wake-up a request. [default: 200]
+    #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u64).range(BUSY_POLL_US))]
+    pub busy_poll_us: Option<u64>,
     /// Bound of the memory for the volume's maps; the volume's own setting where not given.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
@@ -61,6 +67,7 @@ impl Serve {
             writeback: Setting::flag(self.writeback.map(Switch::is_on), "--writeback"),
             queues: Setting::flag(self.queues, "--queues"),
             commit_interval_ms: Setting::flag(self.commit_interval_ms, "--commit-interval-ms"),
+            busy_poll_us: Setting::flag(self.busy_poll_us, "--busy-poll-us"),
             memory: Setting::flag(self.memory, "--memory"),
             metrics: Setting::flag(self.metrics.clone(), "--metrics"),
             log_level: Setting::flag(log.log_level.clone(), "--log-level"),

@@ -42,6 +42,7 @@ pub fn run(arguments: &cli::Serve, log: &LogFlags) -> Result<ExitCode> {
         components: file.all_components(directory),
         sockets: config.sockets.iter().map(socket_settings).collect(),
         commit_interval: Duration::from_millis(config.commit_interval_ms.value),
+        busy_poll: Duration::from_micros(config.busy_poll_us.value),
         memory_bytes: config.memory.value.0,
         override_membership: arguments.override_membership,
     };

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::layer::{Layer, SocketLayer};
 use super::reader::{Section, Source, parse, tables};
-use super::value::{COMMIT_INTERVAL_MS, MetricsAddress, QUEUES};
+use super::value::{BUSY_POLL_US, COMMIT_INTERVAL_MS, MetricsAddress, QUEUES};
 
 /// Far above what hundreds of sockets need.
 const LEN_BYTES_MAX: u64 = 1 << 20;
@@ -42,6 +42,7 @@ fn read(source: &Source<'_>, base: &Path) -> Result<Layer> {
         writeback: section.flag("writeback")?,
         queues: section.integer("queues", QUEUES)?,
         commit_interval_ms: section.integer("commit_interval_ms", COMMIT_INTERVAL_MS)?,
+        busy_poll_us: section.integer("busy_poll_us", BUSY_POLL_US)?,
         memory: section.text("memory")?,
         metrics: section.text("metrics")?,
         log_level: section.text("log_level")?,
@@ -83,6 +84,7 @@ cache = "never"
 writeback = true
 queues = 2
 commit_interval_ms = 250
+busy_poll_us = 0
 memory = "2GiB"
 metrics = "unix:metrics.sock"
 log_level = "debug"
@@ -111,6 +113,7 @@ queues = 4
         assert!(layer.writeback.unwrap().value);
         assert_eq!(layer.queues.unwrap().value, 2);
         assert_eq!(layer.commit_interval_ms.unwrap().value, 250);
+        assert_eq!(layer.busy_poll_us.unwrap().value, 0);
         assert_eq!(layer.memory.unwrap().value, ByteSize(2 << 30));
         let metrics = layer.metrics.unwrap().value;
         assert_eq!(metrics, MetricsAddress::Unix("/etc/ringfort/metrics.sock".into()));
@@ -121,7 +124,7 @@ queues = 4
         assert_eq!((&first.cache, &first.queues), (&None, &None));
         assert_eq!(second.path.value, Path::new("/etc/ringfort/vm2.sock"));
         let cache = second.cache.as_ref().unwrap();
-        assert_eq!((cache.value, cache.origin.to_string()), (Cache::Always, "serve.toml, line 17".into()));
+        assert_eq!((cache.value, cache.origin.to_string()), (Cache::Always, "serve.toml, line 18".into()));
         assert_eq!(second.queues.as_ref().unwrap().value, 4);
     }
 

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use ringfort_engine::local::LocalOptions;
+use ringfort_frontend::virtiofs::REQUEST_QUEUES_DEFAULT;
+use ringfort_store::limits::COMMIT_INTERVAL_DEFAULT;
 
 use super::setting::Setting;
 use super::value::{Cache, LogFilter, LogFormat, MetricsAddress};
@@ -17,6 +20,7 @@ pub struct Layer {
     pub writeback: Option<Setting<bool>>,
     pub queues: Option<Setting<u64>>,
     pub commit_interval_ms: Option<Setting<u64>>,
+    pub busy_poll_us: Option<Setting<u64>>,
     pub memory: Option<Setting<ByteSize>>,
     pub metrics: Option<Setting<MetricsAddress>>,
     pub log_level: Option<Setting<LogFilter>>,
@@ -42,6 +46,7 @@ impl Layer {
             writeback: self.writeback.or(weaker.writeback),
             queues: self.queues.or(weaker.queues),
             commit_interval_ms: self.commit_interval_ms.or(weaker.commit_interval_ms),
+            busy_poll_us: self.busy_poll_us.or(weaker.busy_poll_us),
             memory: self.memory.or(weaker.memory),
             metrics: self.metrics.or(weaker.metrics),
             log_level: self.log_level.or(weaker.log_level),
@@ -56,6 +61,7 @@ pub struct Config {
     pub volume: Setting<PathBuf>,
     pub sockets: Vec<Socket>,
     pub commit_interval_ms: Setting<u64>,
+    pub busy_poll_us: Setting<u64>,
     pub memory: Setting<ByteSize>,
     pub metrics: Option<Setting<MetricsAddress>>,
     pub log_level: Setting<LogFilter>,
@@ -91,7 +97,7 @@ impl Config {
                     path: absolute(socket.path)?,
                     cache: narrowest(socket.cache, &said.cache, Cache::Auto),
                     writeback: narrowest(socket.writeback, &said.writeback, false),
-                    queues: narrowest(socket.queues, &said.queues, 1),
+                    queues: narrowest(socket.queues, &said.queues, REQUEST_QUEUES_DEFAULT as u64),
                 })
             })
             .collect::<Result<Vec<_>>>()?;
@@ -127,7 +133,12 @@ impl Config {
         Ok(Self {
             volume: absolute(volume)?,
             sockets,
-            commit_interval_ms: said.commit_interval_ms.unwrap_or(Setting::default(1000)),
+            commit_interval_ms: said
+                .commit_interval_ms
+                .unwrap_or(Setting::default(COMMIT_INTERVAL_DEFAULT.as_millis() as u64)),
+            busy_poll_us: said
+                .busy_poll_us
+                .unwrap_or(Setting::default(LocalOptions::default().busy_poll.as_micros() as u64)),
             memory,
             metrics,
             log_level: said.log_level.unwrap_or(Setting::default(LogFilter::info())),
@@ -188,7 +199,7 @@ mod tests {
     fn a_socket_s_own_word_goes_before_the_word_for_all() {
         let config = Config::of(file()).unwrap();
         assert_eq!(caches(&config), [Cache::Always, Cache::Never]);
-        assert_eq!(config.sockets[1].queues, Setting::default(1));
+        assert_eq!(config.sockets[1].queues, Setting::default(REQUEST_QUEUES_DEFAULT as u64));
     }
 
     #[test]

@@ -16,4 +16,6 @@ mod value;
 pub use file::load;
 pub use layer::{Config, Layer, Socket, SocketLayer};
 pub use setting::{Origin, Setting};
-pub use value::{COMMIT_INTERVAL_MS, Cache, LogFilter, LogFormat, MetricsAddress, QUEUES, Switch};
+pub use value::{
+    BUSY_POLL_US, COMMIT_INTERVAL_MS, Cache, LogFilter, LogFormat, MetricsAddress, QUEUES, Switch,
+};

@@ -19,6 +19,7 @@ impl Config {
             String::from("# The settings in force. This text is a file for `ringfort serve --config`.\n\n");
         line(&mut text, "volume", &quoted_path(&self.volume.value)?, &self.volume.origin);
         setting(&mut text, "commit_interval_ms", &self.commit_interval_ms, |value| value.to_string());
+        setting(&mut text, "busy_poll_us", &self.busy_poll_us, |value| value.to_string());
         setting(&mut text, "memory", &self.memory, |value| quoted(&String::from(*value)));
         match &self.metrics {
             Some(Setting { value: MetricsAddress::Unix(path), origin }) => {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use ringfort_frontend::virtiofs::REQUEST_QUEUES_MAX;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -13,7 +14,10 @@ use tracing_subscriber::filter::LevelFilter;
 pub const COMMIT_INTERVAL_MS: RangeInclusive<u64> = 1..=60_000;
 
 /// Request queues of one virtio-fs device.
-pub const QUEUES: RangeInclusive<u64> = 1..=16;
+pub const QUEUES: RangeInclusive<u64> = 1..=REQUEST_QUEUES_MAX as u64;
+
+/// How long to look for work before sleeping, in microseconds. Beyond a hundredth of a second it gains nothing.
+pub const BUSY_POLL_US: RangeInclusive<u64> = 0..=10_000;
 
 /// What a guest's kernel may cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -5,8 +5,6 @@ use super::exposition::Kind::{self, Counter, Gauge, Histogram};
 use super::exposition::{Exposition, Labels};
 use crate::report::{Component, ComponentState, Counters, Guest, HealthStatus, Latencies, Queue, Status};
 
-const NANOSECONDS: f64 = 1e-9;
-
 /// A family with one sample for each guest or component: name, kind, help, value.
 type Each<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
 
@@ -78,23 +76,23 @@ fn operations(page: &mut Exposition, guests: &[&Guest]) {
         for operation in &guest.operations {
             let labels: Labels<'_> =
                 &[("socket", &guest.socket.to_string_lossy()), ("operation", &operation.name)];
-            let sum = operation.duration_ns as f64 * NANOSECONDS;
+            let sum = operation.duration_ns as f64 / 1e9;
             durations.histogram(labels, &cumulative(&operation.latencies), sum);
         }
     }
 }
 
-/// Counts at or below each bound, which is what the format wants.
+/// Counts at or below each bound, which is what the format wants. Every other bound is left out: factors of two are fine
+/// enough for a scraper that keeps them all for every operation.
 fn cumulative(latencies: &[Latencies]) -> Vec<(f64, u64)> {
     let mut total = 0;
-    latencies
-        .iter()
-        .map(|bucket| {
-            total += bucket.count;
-            // Divided, not multiplied: so that 50 µs is written as 0.00005.
-            (bucket.bound_ns.map_or(f64::INFINITY, |bound_ns| bound_ns as f64 / 1e9), total)
-        })
-        .collect()
+    let all = latencies.iter().map(|bucket| {
+        total += bucket.count;
+        (bucket.bound_ns, total)
+    });
+    let kept = all.enumerate().filter(|(index, (bound_ns, _))| index % 2 == 0 || bound_ns.is_none());
+    // Divided by, not multiplied with: so that 50 µs is written as 0.00005.
+    kept.map(|(_, (bound_ns, total))| (bound_ns.map_or(f64::INFINITY, |ns| ns as f64 / 1e9), total)).collect()
 }
 
 const GUEST: &[Each<Guest>] = &[
@@ -121,6 +119,13 @@ const GUEST: &[Each<Guest>] = &[
         guest.connections
     }),
     ("ringfort_guest_sessions_total", Counter, "Mounts by guests.", |guest| guest.sessions),
+    ("ringfort_guest_kicks_total", Counter, "Times that a guest woke the server.", |guest| guest.kicks),
+    (
+        "ringfort_guest_refused_waits_total",
+        Counter,
+        "Waits for a lock that were refused, as a quarter of their queue waited already.",
+        |guest| guest.refused_waits,
+    ),
     ("ringfort_guest_doorbells_total", Counter, "Interrupts sent to guests.", |guest| guest.doorbells),
     ("ringfort_guest_read_bytes_total", Counter, "File data copied to guests.", |guest| guest.read_bytes),
     ("ringfort_guest_written_bytes_total", Counter, "File data copied from guests.", |guest| {
@@ -138,14 +143,14 @@ const QUEUE: &[Each<Queue>] = &[
     ("ringfort_queue_size", Gauge, "Requests that a running queue has room for.", |queue| queue.size),
     ("ringfort_queue_in_flight_requests", Gauge, "Requests of a queue under way.", |queue| queue.in_flight),
     ("ringfort_queue_in_flight_bytes", Gauge, "Memory that these hold.", |queue| queue.in_flight_bytes),
-    ("ringfort_queue_parked_requests", Gauge, "Of these, requests that wait for a lock.", |queue| {
-        queue.parked
+    ("ringfort_queue_waiting_requests", Gauge, "Of these, requests that wait for a lock.", |queue| {
+        queue.waiting_for_locks
     }),
     (
-        "ringfort_queue_held_back",
+        "ringfort_queue_at_bounds",
         Gauge,
         "1 while the bounds on requests under way keep further ones waiting in the queue.",
-        |queue| u64::from(queue.held_back),
+        |queue| u64::from(queue.at_bounds),
     ),
 ];
 

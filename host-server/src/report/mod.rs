@@ -1,9 +1,10 @@
 //! What `volume status` tells: the same object over the admin socket, as JSON, as text for people, and as metrics.
 //!
-//! Modules, lowest first: `from_store` · `rates` · `text`
+//! Modules, lowest first: `from_store` · `from_frontend` · `rates` · `text`
 
 #[cfg(test)]
 pub mod example;
+mod from_frontend;
 mod from_store;
 mod rates;
 mod text;
@@ -89,8 +90,14 @@ pub struct Guest {
     pub broken_devices: u64,
     pub read_bytes: u64,
     pub written_bytes: u64,
+    /// Times that the guest woke the server.
+    #[serde(default)]
+    pub kicks: u64,
     #[serde(default)]
     pub doorbells: u64,
+    /// Waits for a lock that were refused, as too many waited already.
+    #[serde(default)]
+    pub refused_waits: u64,
     /// By name; those that were never asked for are left out.
     #[serde(default)]
     pub operations: Vec<Operation>,
@@ -112,9 +119,9 @@ pub struct Queue {
     pub in_flight: u64,
     pub in_flight_bytes: u64,
     /// Of these, requests that wait for a lock.
-    pub parked: u64,
+    pub waiting_for_locks: u64,
     /// The bounds are reached: further requests wait in the queue.
-    pub held_back: bool,
+    pub at_bounds: bool,
 }
 
 /// What one kind of request has cost.

@@ -5,6 +5,7 @@
 mod config;
 mod exposition;
 mod flags;
+mod guest;
 mod list;
 mod metrics;
 mod scene;
