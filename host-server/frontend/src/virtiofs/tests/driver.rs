@@ -1,6 +1,7 @@
 //! A guest's virtio-fs driver in a few lines: builds descriptor chains in guest memory and reads replies back.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress};
@@ -65,6 +66,8 @@ pub struct Driver {
     next_buffer: u64,
     next_descriptor: u16,
     available: u16,
+    /// Where `available` was when the device was last rung.
+    told: u16,
     used: u16,
     next_unique: u64,
 }
@@ -79,6 +82,7 @@ impl Driver {
             next_buffer: 0,
             next_descriptor: 0,
             available: 0,
+            told: 0,
             used: 0,
             next_unique: 2,
         }
@@ -102,6 +106,21 @@ impl Driver {
         let address = self.base + BUFFERS + self.next_buffer;
         self.next_buffer += len_bytes.next_multiple_of(8);
         address
+    }
+
+    /// Whether the device wants to hear of what was made available since the last time that this was asked.
+    pub fn is_to_ring(&mut self) -> bool {
+        fence(Ordering::SeqCst);
+        let event: u16 =
+            self.memory.read_obj(GuestAddress(self.base + USED + 4 + u64::from(self.size) * 8)).unwrap();
+        let since = std::mem::replace(&mut self.told, self.available);
+        self.available.wrapping_sub(event).wrapping_sub(1) < self.available.wrapping_sub(since)
+    }
+
+    /// Asks the device to ring for the next chain that it gives back.
+    fn ask_for_a_ring(&self) {
+        let place = self.base + AVAILABLE + 4 + u64::from(self.size) * 2;
+        self.memory.write_obj(self.used, GuestAddress(place)).unwrap();
     }
 
     /// Puts the next buffers where the first were.
@@ -191,6 +210,7 @@ impl Driver {
         let head: u32 = self.memory.read_obj(GuestAddress(slot)).unwrap();
         let written_bytes: u32 = self.memory.read_obj(GuestAddress(slot + 4)).unwrap();
         self.used = self.used.wrapping_add(1);
+        self.ask_for_a_ring();
         Some((head as u16, written_bytes))
     }
 

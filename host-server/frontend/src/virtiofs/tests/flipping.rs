@@ -1,56 +1,17 @@
 //! A guest that changes a write's bytes while the device copies them hurts nobody but itself.
 
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use ringfort_engine::engine::Engine;
-use ringfort_engine::local::{LocalOptions, start};
-use ringfort_filesystem::{Filesystem, FilesystemOptions};
-use ringfort_store::check::check;
-use ringfort_store::create::CreateOptions;
-use ringfort_store::store::{OpenOptions, Store};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 
 use super::machine::{Host, Machine, REQUESTS, Setup};
+use super::volume;
 use crate::virtiofs::abi;
 
 const BLOCK_BYTES: usize = 4096;
-
-fn components(folder: &Path) -> Vec<PathBuf> {
-    (0..6).map(|index| folder.join(format!("component-{index}"))).collect()
-}
-
-fn create(folder: &Path) {
-    let options =
-        CreateOptions { log_bytes: Some(8 << 20), ..CreateOptions::new(components(folder), 64 << 20) };
-    let runtime = start(LocalOptions::default()).unwrap();
-    let engine = runtime.engine();
-    runtime.block_on(async {
-        let store = Store::create(Rc::clone(&engine), &options).await.unwrap();
-        Filesystem::format(&store, &*engine).await.unwrap();
-        store.close().await.unwrap();
-    });
-}
-
-async fn open(engine: Rc<dyn Engine>, folder: &Path) -> Filesystem<Store> {
-    let options = OpenOptions::default();
-    let (store, _) = Store::open(Rc::clone(&engine), &components(folder), &options).await.unwrap();
-    Filesystem::open(Rc::new(store), engine, FilesystemOptions::default()).await.unwrap()
-}
-
-fn assert_sound(folder: &Path) {
-    let runtime = start(LocalOptions::default()).unwrap();
-    let engine = runtime.engine();
-    runtime.block_on(async {
-        let (report, _) = check(engine, &components(folder), &mut |_| {}).await.unwrap();
-        assert!(report.is_clean(), "{report:#?}");
-        assert!(report.stored_blocks > 0, "there was something to check");
-    });
-}
 
 /// Writes without pause to the block at `address` until told to end.
 fn flip(machine: &Machine, address: u64, end: &Arc<AtomicBool>) -> thread::JoinHandle<u64> {
@@ -72,15 +33,9 @@ fn flipping_a_write_s_buffer_without_pause_spoils_no_neighbour_s_block() {
     const LONG_BLOCKS: usize = 40;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_owned();
-    create(&path);
-    let host = Host::serve(
-        Setup { machines: 2, ..Setup::default() },
-        async move |engine| open(engine, &path).await,
-        async |filesystem| {
-            filesystem.shut_down().await.unwrap();
-            filesystem.volume().close().await.unwrap();
-        },
-    );
+    volume::create(&path, 64 << 20);
+    let setup = Setup { machines: 2, ..Setup::default() };
+    let host = Host::serve(setup, async move |engine| volume::open(engine, &path).await, volume::close);
     let mut hostile = Machine::connect(&host.path_of(0));
     let mut neighbour = Machine::connect(&host.path_of(1));
     hostile.init();
@@ -135,5 +90,5 @@ fn flipping_a_write_s_buffer_without_pause_spoils_no_neighbour_s_block() {
     assert_eq!(host.servers.iter().map(|server| server.metrics().errors.get()).sum::<u64>(), 0);
     drop((hostile, neighbour));
     host.stop();
-    assert_sound(folder.path());
+    volume::assert_sound(folder.path());
 }

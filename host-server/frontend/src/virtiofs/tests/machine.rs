@@ -42,12 +42,15 @@ pub struct Setup {
     pub machines: usize,
     pub request_queues: usize,
     pub options: Options,
+    /// How long the servers' thread looks for work before it sleeps.
+    pub busy_poll: Duration,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let options = Options::default();
-        Self { transport: Transport::Automatic, machines: 1, request_queues: 1, options }
+        let busy_poll = LocalOptions::default().busy_poll;
+        Self { transport: Transport::Automatic, machines: 1, request_queues: 1, options, busy_poll }
     }
 }
 
@@ -79,7 +82,12 @@ impl Host {
         let (end, mut ended) = mailbox::<()>();
         let (started, servers) = mpsc::channel();
         let thread = thread::spawn(move || {
-            let runtime = start(LocalOptions { transport: setup.transport, ..Default::default() }).unwrap();
+            let options = LocalOptions {
+                transport: setup.transport,
+                busy_poll: setup.busy_poll,
+                ..LocalOptions::default()
+            };
+            let runtime = start(options).unwrap();
             let engine = runtime.engine();
             runtime.block_on(async move {
                 let filesystem = open(Rc::clone(&engine)).await;
@@ -136,6 +144,7 @@ pub struct Machine {
     pub queues: Vec<Driver>,
     kicks: Vec<EventFd>,
     calls: Vec<EventFd>,
+    kicks_sent: u64,
 }
 
 impl Machine {
@@ -157,6 +166,7 @@ impl Machine {
             queues: drivers(&memory, queue_count),
             kicks: (0..queue_count).map(event).collect(),
             calls: (0..queue_count).map(event).collect(),
+            kicks_sent: 0,
             memory,
         };
         machine.negotiate();
@@ -181,8 +191,7 @@ impl Machine {
         assert!(!protocol.contains(VhostUserProtocolFeatures::LOG_SHMFD), "migration is refused");
         frontend.set_protocol_features(protocol).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        // Without EVENT_IDX, so that every reply rings.
-        frontend.set_features(features & !(1 << 29)).unwrap();
+        frontend.set_features(features).unwrap();
         assert!(frontend.get_queue_num().unwrap() as usize >= self.queues.len());
         self.share_memory();
     }
@@ -245,8 +254,16 @@ impl Machine {
         ticket
     }
 
-    pub fn kick(&self, queue: usize) {
-        self.kicks[queue].write(1).unwrap();
+    /// Rings if the device wants that.
+    pub fn kick(&mut self, queue: usize) {
+        if self.queues[queue].is_to_ring() {
+            self.kicks_sent += 1;
+            self.kicks[queue].write(1).unwrap();
+        }
+    }
+
+    pub fn kicks_sent(&self) -> u64 {
+        self.kicks_sent
     }
 
     pub fn wait(&mut self, queue: usize, ticket: &Ticket) -> Answer {
@@ -263,7 +280,7 @@ impl Machine {
                 return self.queues[queue].answer(ticket, written_bytes);
             }
             assert!(Instant::now() < deadline, "no answer");
-            thread::sleep(Duration::from_micros(200));
+            std::hint::spin_loop();
         }
     }
 

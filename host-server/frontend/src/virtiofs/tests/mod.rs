@@ -8,4 +8,6 @@ mod flipping;
 mod guest;
 mod hostile;
 mod machine;
+mod pace;
 mod vhost_user;
+mod volume;
