@@ -2,10 +2,11 @@
 //!
 //! Modules, lowest first:
 //! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `map` ·
-//! `segment` · `log` · `state` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` · `status` · `store`
+//! `segment` · `log` · `state` · `ahead` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` · `status` · `store`
 #![deny(unsafe_code)]
 
 pub mod address;
+pub(crate) mod ahead;
 pub mod check;
 pub(crate) mod checkpoint;
 pub(crate) mod commit;

@@ -112,7 +112,7 @@ impl Component {
 
     /// Submits a read, unless the component has left.
     pub(super) fn read(&self, offset_bytes: u64, len_bytes: usize) -> Option<Completion<Buffer>> {
-        self.device().map(|device| device.read(offset_bytes, Buffer::zeroed(len_bytes)))
+        self.device().map(|device| device.read(offset_bytes, Buffer::for_overwrite(len_bytes)))
     }
 
     /// Submits a write, unless the component has left.

@@ -108,6 +108,7 @@ impl Store {
             self.core.checkpoint(true).await
         }
         .await;
+        self.core.ahead.stop().await;
         self.core.closing.set(true);
         self.core.refuse_changes();
         self.core.commit_wanted.notify_one();
