@@ -17,6 +17,7 @@ use ringfort_store::volume::Volume;
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
@@ -145,6 +146,8 @@ pub struct Machine {
     kicks: Vec<EventFd>,
     calls: Vec<EventFd>,
     kicks_sent: u64,
+    /// Looks for replies without sleeping, and rings only where the device wants that.
+    polls: bool,
 }
 
 impl Machine {
@@ -153,6 +156,14 @@ impl Machine {
     }
 
     pub fn connect_with(path: &Path, request_queues: usize) -> Self {
+        Self::connect_as(path, request_queues, false)
+    }
+
+    pub fn connect_polling(path: &Path) -> Self {
+        Self::connect_as(path, 1, true)
+    }
+
+    fn connect_as(path: &Path, request_queues: usize, polls: bool) -> Self {
         let queue_count = 1 + request_queues;
         let regions = regions(queue_count).map(|address| {
             let file = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).unwrap());
@@ -167,6 +178,7 @@ impl Machine {
             kicks: (0..queue_count).map(event).collect(),
             calls: (0..queue_count).map(event).collect(),
             kicks_sent: 0,
+            polls,
             memory,
         };
         machine.negotiate();
@@ -191,7 +203,9 @@ impl Machine {
         assert!(!protocol.contains(VhostUserProtocolFeatures::LOG_SHMFD), "migration is refused");
         frontend.set_protocol_features(protocol).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_features(features).unwrap();
+        // Without EVENT_IDX every reply rings.
+        let wanted = if self.polls { features } else { features & !(1 << VIRTIO_RING_F_EVENT_IDX) };
+        frontend.set_features(wanted).unwrap();
         assert!(frontend.get_queue_num().unwrap() as usize >= self.queues.len());
         self.share_memory();
     }
@@ -256,7 +270,7 @@ impl Machine {
 
     /// Rings if the device wants that.
     pub fn kick(&mut self, queue: usize) {
-        if self.queues[queue].is_to_ring() {
+        if !self.polls || self.queues[queue].is_to_ring() {
             self.kicks_sent += 1;
             self.kicks[queue].write(1).unwrap();
         }
@@ -271,17 +285,23 @@ impl Machine {
         loop {
             if let Some((head, written_bytes)) = self.queues[queue].take_used() {
                 assert_eq!(head, ticket.head);
-                let rung = self.calls[queue].read();
-                let late = || {
-                    thread::sleep(Duration::from_millis(100));
-                    self.calls[queue].read()
-                };
-                assert!(rung.or_else(|_| late()).is_ok(), "the doorbell rang");
+                assert!(self.polls || self.is_rung(queue), "the doorbell rang");
                 return self.queues[queue].answer(ticket, written_bytes);
             }
             assert!(Instant::now() < deadline, "no answer");
-            std::hint::spin_loop();
+            match self.polls {
+                true => std::hint::spin_loop(),
+                false => thread::sleep(Duration::from_micros(200)),
+            }
         }
+    }
+
+    fn is_rung(&self, queue: usize) -> bool {
+        let late = |_| {
+            thread::sleep(Duration::from_millis(100));
+            self.calls[queue].read()
+        };
+        self.calls[queue].read().or_else(late).is_ok()
     }
 
     pub fn init(&mut self) {

@@ -3,8 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use zerocopy::IntoBytes;
-
 use super::machine::{Host, Machine, Setup};
 use super::volume;
 use crate::virtiofs::abi;
@@ -37,7 +35,7 @@ fn pace_of_requests() {
         let path = path.clone();
         let setup = Setup { busy_poll: Duration::from_micros(busy_poll_us), ..Setup::default() };
         let host = Host::serve(setup, async move |engine| volume::open(engine, &path).await, volume::close);
-        let mut machine = Machine::connect(&host.path());
+        let mut machine = Machine::connect_polling(&host.path());
         machine.init();
         let file = machine.create(&format!("file {busy_poll_us}"));
         let long: Vec<u8> = (0..MIB).map(|at| (at * 7 / 3) as u8).collect();
@@ -66,7 +64,6 @@ fn pace_of_requests() {
                 after.1 - before.1
             );
         }
-        let _ = abi::GetattrIn::default().as_bytes();
         drop(machine);
         host.stop();
     }
