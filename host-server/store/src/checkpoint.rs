@@ -208,6 +208,16 @@ impl Core {
         Ok(())
     }
 
+    /// Offers a larger size from the next root on; the labels tell of it already.
+    pub async fn offer(&self, total_blocks: u64, page_area_bytes: u64) -> Result<(), StoreError> {
+        {
+            let mut state = self.state_mut();
+            state.root.total_blocks = total_blocks;
+            state.root.page_area_bytes = page_area_bytes;
+        }
+        self.checkpoint(true).await
+    }
+
     /// Runs one checkpoint. With `everything`, all banks are written first, so that the log ends up empty.
     pub async fn checkpoint(&self, everything: bool) -> Result<(), StoreError> {
         let _turn = self.checkpoint_turn.lock().await;

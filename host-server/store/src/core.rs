@@ -74,6 +74,11 @@ impl Core {
         self.state.borrow_mut()
     }
 
+    /// Object and state at once, of a volume that no task uses.
+    pub fn parts_mut(&mut self) -> (&mut Object, &mut State) {
+        (&mut self.object, self.state.get_mut())
+    }
+
     /// The volume is closed: whoever comes late is told so, instead of waiting for tasks that have ended.
     pub fn refuse_changes(&self) {
         let place = format!("volume {}", self.volume);

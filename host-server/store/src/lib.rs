@@ -2,7 +2,8 @@
 //!
 //! Modules, lowest first:
 //! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `map` ·
-//! `segment` · `log` · `state` · `ahead` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` · `status` · `store`
+//! `segment` · `log` · `state` · `ahead` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` ·
+//! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
 
 pub mod address;
@@ -15,6 +16,7 @@ pub mod create;
 pub mod error;
 pub mod format;
 pub mod geometry;
+pub mod grow;
 pub(crate) mod keep;
 pub mod kv;
 pub mod limits;
@@ -23,6 +25,7 @@ pub mod map;
 pub mod model;
 pub mod object;
 pub mod recover;
+pub mod replace;
 pub(crate) mod segment;
 pub(crate) mod state;
 pub mod status;

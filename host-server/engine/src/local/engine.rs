@@ -197,6 +197,10 @@ impl Engine for LocalEngine {
         Ok(self.device(component::create(path, len_bytes)?, true))
     }
 
+    fn extend(&self, path: &Path, len_bytes: u64) -> Result<(), EngineError> {
+        component::extend(path, len_bytes)
+    }
+
     fn memory_file(&self, name: &str, len_bytes: usize, open: MemoryOpen) -> Result<MemoryFile, EngineError> {
         mapping::memory_file(self.memory_directory.as_deref(), name, len_bytes, open)
     }
