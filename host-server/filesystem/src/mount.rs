@@ -18,6 +18,7 @@ use ringfort_store::format::filesystem as format;
 use ringfort_store::volume::{Cost, Key, Transaction, Volume};
 
 use crate::acl::{Acl, AclKind};
+use crate::advisory::AdvisoryLocks;
 use crate::errno::Errno;
 use crate::failure::{ErrorLog, Failure, Result};
 use crate::handle::{Handle, Sessions};
@@ -33,11 +34,13 @@ pub struct FilesystemOptions {
     pub cached_inodes_max: usize,
     /// Open files and directories of one session; beyond it `ENFILE`.
     pub handles_per_session_max: usize,
+    /// Advisory locks of one session; beyond it `ENOLCK`. About 64 bytes each, and all on a file are looked through for each.
+    pub locks_per_session_max: usize,
 }
 
 impl Default for FilesystemOptions {
     fn default() -> Self {
-        Self { cached_inodes_max: 1 << 17, handles_per_session_max: 1 << 20 }
+        Self { cached_inodes_max: 1 << 17, handles_per_session_max: 1 << 20, locks_per_session_max: 1 << 14 }
     }
 }
 
@@ -77,6 +80,7 @@ pub(crate) struct Mount<V: Volume> {
     pub inodes: InodeCache,
     pub numbers: Numbers,
     pub sessions: RefCell<Sessions>,
+    pub advisory: AdvisoryLocks,
     /// Inodes without links that somebody still holds.
     pub orphans: RefCell<BTreeSet<u64>>,
     pub log: ErrorLog,
@@ -100,6 +104,7 @@ impl<V: Volume> Mount<V> {
             inodes: InodeCache::new(options.cached_inodes_max),
             numbers,
             sessions: RefCell::default(),
+            advisory: AdvisoryLocks::new(options.locks_per_session_max),
             orphans: RefCell::default(),
             log: ErrorLog::default(),
         }

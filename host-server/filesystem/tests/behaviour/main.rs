@@ -9,6 +9,7 @@ mod damage;
 mod data;
 mod full;
 mod links;
+mod locks;
 mod model;
 mod namespace;
 mod real_store;

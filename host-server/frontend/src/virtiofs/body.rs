@@ -2,8 +2,8 @@
 
 use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::{
-    AllocateMode, FileKind, HandleId, Name, NewNode, NodeId, OpenFlags, Operation, RenameMode, SetAttributes,
-    SetTime, SetXattrMode, Timestamp,
+    AllocateMode, FileKind, HandleId, LockFamily, LockMode, LockOwner, LockRange, Name, NewNode, NodeId,
+    OpenFlags, Operation, RenameMode, SetAttributes, SetTime, SetXattrMode, Timestamp,
 };
 use zerocopy::FromBytes;
 
@@ -193,6 +193,38 @@ pub fn allocate(allocate: &abi::FallocateIn) -> Result<Operation, Errno> {
         _ => return Err(Errno::EOPNOTSUPP),
     };
     Ok(Operation::Allocate { handle: HandleId(allocate.fh.get()), offset_bytes, len_bytes, mode })
+}
+
+/// `None` is to unlock.
+fn lock_mode(kind: u32) -> Result<Option<LockMode>, Errno> {
+    Ok(match kind {
+        linux::F_RDLCK => Some(LockMode::Shared),
+        linux::F_WRLCK => Some(LockMode::Exclusive),
+        linux::F_UNLCK => None,
+        _ => return Err(Errno::EINVAL),
+    })
+}
+
+pub fn get_lock(get: &abi::LkIn) -> Result<Operation, Errno> {
+    Ok(Operation::GetLock {
+        handle: HandleId(get.fh.get()),
+        owner: LockOwner(get.owner.get()),
+        range: LockRange::new(get.lk.start.get(), get.lk.end.get())?,
+        mode: lock_mode(get.lk.r#type.get())?.ok_or(Errno::EINVAL)?,
+    })
+}
+
+pub fn set_lock(set: &abi::LkIn, wait: bool) -> Result<Operation, Errno> {
+    let flock = set.lk_flags.get() & abi::FUSE_LK_FLOCK != 0;
+    Ok(Operation::SetLock {
+        handle: HandleId(set.fh.get()),
+        owner: LockOwner(set.owner.get()),
+        family: if flock { LockFamily::WholeFile } else { LockFamily::Range },
+        range: if flock { LockRange::WHOLE } else { LockRange::new(set.lk.start.get(), set.lk.end.get())? },
+        mode: lock_mode(set.lk.r#type.get())?,
+        pid: set.lk.pid.get(),
+        wait,
+    })
 }
 
 pub fn open_flags(flags: u32) -> Result<OpenFlags, Errno> {

@@ -3,7 +3,7 @@
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Buffer};
 use ringfort_filesystem::errno::Errno;
-use ringfort_filesystem::operation::{HandleId, Name, NodeId, Operation, Payload, Whence};
+use ringfort_filesystem::operation::{HandleId, LockOwner, Name, NodeId, Operation, Payload, Whence};
 use zerocopy::FromBytes;
 
 use super::abi::{self, linux};
@@ -171,8 +171,14 @@ fn decode(header: &Header, dialect: Dialect, bytes: &[u8]) -> Result<Request, Er
         }
         abi::FUSE_REMOVEXATTR => (Operation::RemoveXattr { node, name: body.xattr_name()? }, Shape::Empty),
         abi::FUSE_FLUSH => {
-            let handle = HandleId(body.take::<abi::FlushIn>()?.fh.get());
-            (Operation::Flush { handle }, Shape::Empty)
+            let flush = body.take::<abi::FlushIn>()?;
+            let owner = Some(LockOwner(flush.lock_owner.get()));
+            (Operation::Flush { handle: HandleId(flush.fh.get()), owner }, Shape::Empty)
+        }
+        abi::FUSE_GETLK => (body::get_lock(&body.take::<abi::LkIn>()?)?, Shape::Lock),
+        abi::FUSE_SETLK | abi::FUSE_SETLKW => {
+            let wait = header.opcode == abi::FUSE_SETLKW;
+            (body::set_lock(&body.take::<abi::LkIn>()?, wait)?, Shape::Empty)
         }
         abi::FUSE_OPENDIR => {
             body.take::<abi::OpenIn>()?;
@@ -227,7 +233,11 @@ fn write(header: &Header, input: &mut Input<'_>) -> Result<Request, Errno> {
     let mut data = Payload::default();
     for piece_bytes in [head, whole, tail] {
         if piece_bytes > 0 {
-            let mut buffer = Buffer::zeroed(piece_bytes.next_multiple_of(BLOCK_BYTES));
+            let mut buffer = match piece_bytes.is_multiple_of(BLOCK_BYTES) {
+                true => Buffer::for_overwrite(piece_bytes),
+                // What is behind the piece in its last block must be nobody's.
+                false => Buffer::zeroed(piece_bytes.next_multiple_of(BLOCK_BYTES)),
+            };
             input.read(&mut buffer[..piece_bytes]).map_err(|_| Errno::EINVAL)?;
             data.pieces.push(buffer.freeze().slice(0..piece_bytes));
         }

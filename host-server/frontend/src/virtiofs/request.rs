@@ -82,6 +82,7 @@ pub enum Shape {
         plus: bool,
     },
     Offset,
+    Lock,
     /// The handle is gone once this is done.
     Release {
         handle: HandleId,

@@ -77,8 +77,10 @@ impl CachePolicy {
 
     fn init_flags(self) -> u32 {
         let always = abi::FUSE_ASYNC_READ
+            | abi::FUSE_POSIX_LOCKS
             | abi::FUSE_ATOMIC_O_TRUNC
             | abi::FUSE_BIG_WRITES
+            | abi::FUSE_FLOCK_LOCKS
             | abi::FUSE_ASYNC_DIO
             | abi::FUSE_PARALLEL_DIROPS
             | abi::FUSE_MAX_PAGES
@@ -300,6 +302,7 @@ impl<S: Service> Conversation<S> {
                 self.pack_entries(session, &entries, room_bytes as usize, plus).await
             }
             (Shape::Offset, Reply::Offset(offset_bytes)) => Ok(encode::offset(offset_bytes)),
+            (Shape::Lock, Reply::Lock(held)) => Ok(encode::lock(held.as_ref())),
             _ => Err(mismatch("another kind of reply than the operation has")),
         }
     }
