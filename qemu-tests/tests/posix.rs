@@ -6,6 +6,7 @@ use ringfort_qemu_tests::agent::AGENT;
 use ringfort_qemu_tests::machine::{Board, Machine};
 use ringfort_qemu_tests::place::Lock;
 use ringfort_qemu_tests::programs::Program;
+use ringfort_qemu_tests::provision::Kernel;
 use ringfort_qemu_tests::scene::{MOUNTED, Scene, TAG};
 
 /// Some hundred short tests, each slow to start under emulation.
@@ -36,6 +37,17 @@ fn pjdfstest_finds_nothing_amiss() {
     );
     let said = guest.run(&["/bin/sh", "-c", &script], SUITE_TIMEOUT).unwrap();
     assert!(said.contains(" 0 failed"), "{said}");
+    scene.end(server, guest).unwrap();
+}
+
+/// Two processors and two request queues: what one asks overtakes what the other asks.
+#[test]
+fn the_suite_of_our_own_holds_on_a_recent_kernel_with_two_queues() {
+    let scene = Scene::new("recent", "1GiB").unwrap();
+    let server = scene.serve_with(1, &["--cache", "auto"]).unwrap();
+    let machine = Machine::new(Board::MicroVm).kernel(Kernel::Recent).processors(2).request_queues(2);
+    let guest = scene.boot(&machine, 0).unwrap();
+    guest.run(&[AGENT, "posix-check", &format!("{MOUNTED}/posix"), "nameless"], SUITE_TIMEOUT).unwrap();
     scene.end(server, guest).unwrap();
 }
 
