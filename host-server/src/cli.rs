@@ -64,6 +64,17 @@ Reads every structure and every block of a volume that is not being served, and 
 
 Exit codes: 0 clean; 1 damage found; 2 could not run.";
 
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  ringfort volume export ./data | tar -x -C ./rescued
+  ringfort volume export ./data --output data.tar
+
+The volume is opened as `serve` opens it, recovery included; it must not be being served. Names, owners, modes, links,
+device nodes and extended attributes are kept (`tar --xattrs` restores those), times to the second. Holes are written as
+zeros; sockets are left out.
+
+Exit codes: 0 exported; 1 what could not be read is named, and reads as zeros or is left out; 2 could not run.";
+
 /// Fast, durable, shared filesystems for virtual machines.
 #[derive(Debug, Parser)]
 #[command(name = "ringfort", version, after_help = TOP_EXAMPLES, arg_required_else_help = true)]
@@ -93,6 +104,9 @@ pub enum Volume {
     /// Verify every structure of a volume that is not being served.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Check),
+    /// Write all files of a volume that is not being served to a tar archive.
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(Export),
 }
 
 #[derive(Debug, Args)]
@@ -155,6 +169,15 @@ pub struct Check {
     /// One JSON object on standard output.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Export {
+    /// Directory of the volume.
+    pub directory: PathBuf,
+    /// A file to be made; standard output where not given.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// What a guest's kernel may cache.

@@ -20,6 +20,7 @@ pub enum Purpose {
     Serve,
     Status,
     Check,
+    Export,
 }
 
 impl Purpose {
@@ -29,6 +30,7 @@ impl Purpose {
             Purpose::Serve => "ringfort serve",
             Purpose::Status => "ringfort volume status",
             Purpose::Check => "ringfort volume check",
+            Purpose::Export => "ringfort volume export",
         }
     }
 

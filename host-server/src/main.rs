@@ -1,11 +1,12 @@
 //! The Ringfort server and its command line: assembly of the layers below.
 //!
 //! Modules, lowest first:
-//! `size` · `config` · `lock` · `cli` · `report` · `admin` · `assemble` · `commands`
+//! `size` · `config` · `lock` · `cli` · `archive` · `report` · `admin` · `assemble` · `commands`
 
 #![forbid(unsafe_code)]
 
 mod admin;
+mod archive;
 mod assemble;
 mod cli;
 mod commands;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Volume(Volume::Create(arguments)) => commands::create::run(arguments),
         Command::Volume(Volume::Status(arguments)) => commands::status::run(arguments),
         Command::Volume(Volume::Check(arguments)) => commands::check::run(arguments),
+        Command::Volume(Volume::Export(arguments)) => commands::export::run(arguments),
     };
     result.unwrap_or_else(|error| {
         // One line: each cause in its own words, the way it came about.

@@ -238,9 +238,13 @@ fn wrong_flags_are_refused_with_the_right_form() {
 
 #[test]
 fn every_command_shows_examples_and_exit_codes() {
-    for command in
-        [vec!["serve"], vec!["volume", "create"], vec!["volume", "status"], vec!["volume", "check"]]
-    {
+    for command in [
+        vec!["serve"],
+        vec!["volume", "create"],
+        vec!["volume", "status"],
+        vec!["volume", "check"],
+        vec!["volume", "export"],
+    ] {
         let help = succeeds(&[command.as_slice(), &["--help"]].concat());
         contains_all(&help, &["Examples:", "Exit codes:"]);
     }
