@@ -1,7 +1,11 @@
 //! The Ringfort server and its command line: assembly of the layers below.
 //!
 //! Modules, lowest first:
+<<<<<<< HEAD
 //! `size` · `config` · `lock` · `cli` · `archive` · `report` · `admin` · `assemble` · `commands`
+=======
+//! `size` · `volume_file` · `lock` · `cli` · `report` · `admin` · `assemble` · `commands`
+>>>>>>> main
 
 #![forbid(unsafe_code)]
 
@@ -10,10 +14,10 @@ mod archive;
 mod assemble;
 mod cli;
 mod commands;
-mod config;
 mod lock;
 mod report;
 mod size;
+mod volume_file;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -88,9 +89,9 @@ impl Agent {
         Ok(Agent { stream, routes, next_task: AtomicU32::new(1), nonce: nonce.to_owned(), console })
     }
 
-    /// Waits until the guest's agent has said this boot's nonce.
-    pub fn wait_ready(&self, timeout: Duration) -> Result<()> {
-        self.console.expect(&format!("ringfort-guest: ready {}", self.nonce), timeout)
+    /// Waits until the guest's agent has said this machine's nonce after the first `from_bytes` bytes of the console.
+    pub fn wait_ready(&self, from_bytes: usize, timeout: Duration) -> Result<()> {
+        self.console.expect_from(from_bytes, &format!("ringfort-guest: ready {}", self.nonce), timeout)
     }
 
     /// Starts a command; its output is collected while it runs.
@@ -119,6 +120,11 @@ impl Agent {
     /// Runs a command to its end.
     pub fn run(&self, arguments: &[&str], timeout: Duration) -> Result<Outcome> {
         self.start(arguments)?.finish(timeout)
+    }
+
+    /// Ends the connection: QEMU takes one at a time.
+    pub fn hang_up(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 
     fn send(&self, frame: &Frame) -> Result<()> {

@@ -78,9 +78,11 @@ impl Apt {
             .with_context(|| format!("apt-get download {package} left no archive"))
     }
 
-    /// The packages that `package` depends on.
-    pub fn depends(&self, package: &str) -> Result<Vec<String>> {
-        let said = self.run("apt-cache", &["depends", package])?;
+    /// The packages that `package` depends on, as the release has it or as `suite` does.
+    pub fn depends(&self, package: &str, suite: Option<&str>) -> Result<Vec<String>> {
+        let preferred = suite.map(|suite| format!("APT::Default-Release={suite}"));
+        let preferred: Vec<&str> = preferred.iter().flat_map(|option| ["-o", option.as_str()]).collect();
+        let said = self.run("apt-cache", &[preferred.as_slice(), &["depends", package]].concat())?;
         Ok(said.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_owned).collect())
     }
 

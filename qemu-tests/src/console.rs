@@ -51,12 +51,22 @@ impl Console {
         console
     }
 
+    /// How much has been said so far, in bytes: where [`Console::expect_from`] may begin.
+    pub fn said_bytes(&self) -> usize {
+        self.lock().bytes.len()
+    }
+
     /// Waits until the console has said `marker`.
     pub fn expect(&self, marker: &str, timeout: Duration) -> Result<()> {
+        self.expect_from(0, marker, timeout)
+    }
+
+    /// Waits until the console has said `marker` after its first `from_bytes` bytes.
+    pub fn expect_from(&self, from_bytes: usize, marker: &str, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
         let mut transcript = self.lock();
         loop {
-            if contains(&transcript.bytes, marker) {
+            if contains(transcript.bytes.get(from_bytes..).unwrap_or_default(), marker) {
                 return Ok(());
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -113,6 +123,8 @@ mod tests {
     fn a_marker_is_found_and_a_missing_one_is_an_error_that_shows_the_transcript() {
         let console = Console::follow(&b"booting\nready 42\n"[..]);
         console.expect("ready 42", Duration::from_secs(5)).unwrap();
+        assert_eq!(console.said_bytes(), 17);
+        assert!(console.expect_from(9, "ready 42", Duration::ZERO).is_err());
         let error = console.expect("ready 43", Duration::from_secs(5)).unwrap_err().to_string();
         assert!(error.contains("booting") && error.contains("the machine ended"), "{error}");
     }

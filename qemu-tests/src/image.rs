@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::provision::{Parts, Program};
+use crate::programs::Payload;
+use crate::provision::{KernelFiles, Parts};
 
 /// Modules that guests use; what they depend on is loaded before them.
 const MODULES: [&str; 5] = ["virtio_mmio", "virtio_pci", "virtio_console", "virtiofs", "virtio_blk"];
@@ -29,19 +30,30 @@ done
 exec /bin/ringfort-guest-agent serve
 ";
 
-/// Writes the image for `parts` and further `programs` to `path`; returns its size in bytes.
-pub fn write(path: &Path, parts: &Parts, programs: &[Program]) -> Result<u64> {
+/// Users that tests act as, beside root.
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh
+tests:x:1000:1000:tests:/tmp:/bin/sh
+nobody:x:65534:65534:nobody:/tmp:/bin/sh
+";
+const GROUP: &str = "root:x:0:
+tests:x:1000:
+nobody:x:65534:
+";
+
+/// Writes the image for `parts`, a kernel and further programs to `path`; returns its size in bytes.
+pub fn write(path: &Path, parts: &Parts, kernel: &KernelFiles, programs: &Payload) -> Result<u64> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "proc", "sys", "tmp", "mnt", "modules", "root", "etc"] {
         archive.folder(folder);
     }
     archive.device("dev/console", 5, 1);
     archive.file("init", 0o755, INIT.as_bytes());
-    archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
+    archive.file("etc/passwd", 0o644, PASSWD.as_bytes());
+    archive.file("etc/group", 0o644, GROUP.as_bytes());
     archive.file("bin/busybox", 0o755, &read(&parts.busybox)?);
     archive.file("bin/ringfort-guest-agent", 0o755, &read(&parts.agent)?);
 
-    let modules = in_load_order(&parts.modules, &parts.busybox)?;
+    let modules = in_load_order(&kernel.modules, &parts.busybox)?;
     let mut order = String::new();
     for module in &modules {
         archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.bytes);
@@ -50,17 +62,18 @@ pub fn write(path: &Path, parts: &Parts, programs: &[Program]) -> Result<u64> {
     archive.file("modules/order", 0o644, order.as_bytes());
 
     // Libraries lie flat in one folder that the loader searches; the loader itself where programs name it.
-    let mut libraries = BTreeSet::new();
-    for program in programs {
-        let name = file_name(&program.file)?;
-        archive.file(&format!("bin/{name}"), 0o755, &read(&program.file)?);
-        libraries.extend(program.libraries.iter().cloned());
+    for file in &programs.files {
+        archive.file(&format!("bin/{}", file_name(file)?), 0o755, &read(file)?);
     }
+    for (link, target) in &programs.links {
+        archive.link(&format!("bin/{link}"), target);
+    }
+    let libraries: BTreeSet<_> = programs.libraries.iter().collect();
     if !libraries.is_empty() {
         archive.folder("lib");
         archive.folder("lib64");
     }
-    for library in &libraries {
+    for library in libraries {
         let name = file_name(library)?;
         let folder = if name.starts_with("ld-linux") { "lib64" } else { "lib" };
         archive.file(&format!("{folder}/{name}"), 0o755, &read(library)?);
@@ -186,6 +199,10 @@ impl Archive {
 
     fn file(&mut self, name: &str, permissions: u32, contents: &[u8]) {
         self.entry(name, 0o100_000 | permissions, (0, 0), contents);
+    }
+
+    fn link(&mut self, name: &str, target: &str) {
+        self.entry(name, 0o120_777, (0, 0), target.as_bytes());
     }
 
     fn device(&mut self, name: &str, major: u32, minor: u32) {

@@ -4,7 +4,8 @@
 //! * [`frame`]: the bytes between host and guest agent
 //! * [`place`]: where downloads, runs and locks lie
 //! * [`apt`]: packages fetched without root and without touching the machine's own package state
-//! * [`provision`]: QEMU, kernel, busybox, test programs, the guest agent
+//! * [`provision`]: QEMU, kernels, busybox, the guest agent
+//! * [`programs`]: test programs for the guest, from packages and from crates.io
 //! * [`tsc`]: the rate of the host's time-stamp counter
 //! * [`image`]: kernel modules and programs packed into an initramfs
 //! * [`console`]: the serial console's transcript
@@ -26,6 +27,7 @@ pub mod image;
 pub mod machine;
 pub mod place;
 pub mod powercut;
+pub mod programs;
 pub mod provision;
 pub mod scene;
 pub mod server;

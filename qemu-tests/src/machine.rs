@@ -11,7 +11,9 @@ use anyhow::{Context, Result, bail};
 use crate::agent::{Agent, Outcome, Task};
 use crate::console::Console;
 use crate::place::RunFolder;
-use crate::{image, provision, tsc};
+use crate::programs::{self, Program};
+use crate::provision::{self, Kernel};
+use crate::{image, tsc};
 
 /// Under software emulation, with the host's cores taken by others, a boot of two seconds has been seen to take forty.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
@@ -72,15 +74,52 @@ struct Share {
 #[derive(Clone, Debug)]
 pub struct Machine {
     board: Board,
+    kernel: Kernel,
     memory_mib: u32,
+    processors: u32,
+    request_queues: u32,
+    restarts: bool,
     shares: Vec<Share>,
-    test_programs: bool,
+    programs: Vec<Program>,
 }
 
 impl Machine {
-    /// A machine with one processor and 512 MiB.
+    /// A machine with the release's kernel, one processor, 512 MiB, and devices of one request queue.
     pub fn new(board: Board) -> Machine {
-        Machine { board, memory_mib: 512, shares: Vec::new(), test_programs: false }
+        Machine {
+            board,
+            kernel: Kernel::Release,
+            memory_mib: 512,
+            processors: 1,
+            request_queues: 1,
+            restarts: false,
+            shares: Vec::new(),
+            programs: Vec::new(),
+        }
+    }
+
+    /// Sets the kernel.
+    pub fn kernel(mut self, kernel: Kernel) -> Machine {
+        self.kernel = kernel;
+        self
+    }
+
+    /// Sets the number of processors. Guests use as many request queues of a device as they have processors, at most.
+    pub fn processors(mut self, processors: u32) -> Machine {
+        self.processors = processors;
+        self
+    }
+
+    /// Sets how many request queues each virtio-fs device offers.
+    pub fn request_queues(mut self, request_queues: u32) -> Machine {
+        self.request_queues = request_queues;
+        self
+    }
+
+    /// Lets the guest restart itself with QEMU staying, see [`Guest::restart`]; otherwise a restart ends QEMU.
+    pub fn restarts(mut self) -> Machine {
+        self.restarts = true;
+        self
     }
 
     /// Sets the memory.
@@ -95,19 +134,20 @@ impl Machine {
         self
     }
 
-    /// Packs `fio` and `sqlite3` into the image.
-    pub fn test_programs(mut self) -> Machine {
-        self.test_programs = true;
+    /// Packs `programs` into the image.
+    pub fn programs(mut self, programs: &[Program]) -> Machine {
+        self.programs.extend_from_slice(programs);
         self
     }
 
     /// Boots, and returns when the guest's agent listens. `name` is the run folder's.
     pub fn boot(&self, name: &str) -> Result<Guest> {
         let parts = provision::parts()?;
-        let programs = if self.test_programs { provision::test_programs()? } else { Vec::new() };
+        let kernel = provision::kernel(self.kernel)?;
+        let programs = programs::prepare(&self.programs)?;
         let folder = RunFolder::new(name)?;
         let initramfs = folder.path().join("initramfs");
-        image::write(&initramfs, parts, &programs)?;
+        image::write(&initramfs, parts, &kernel, &programs)?;
         let accelerator = Accelerator::choose()?;
         let nonce = nonce()?;
         let agent_socket = folder.socket("agent");
@@ -117,7 +157,7 @@ impl Machine {
         command
             .args(self.arguments(accelerator))
             .arg("-kernel")
-            .arg(&parts.kernel)
+            .arg(&kernel.image)
             .arg("-initrd")
             .arg(&initramfs)
             .args(["-append", &kernel_arguments(accelerator, &nonce)])
@@ -133,10 +173,23 @@ impl Machine {
         let output = child.stdout.take().context("QEMU has no standard output")?;
         let console = Console::follow(output);
         let agent = Agent::connect(&agent_socket, &nonce, console.clone());
-        let ready = agent.and_then(|agent| agent.wait_ready(BOOT_TIMEOUT).map(|()| agent));
+        let ready = agent.and_then(|agent| agent.wait_ready(0, BOOT_TIMEOUT).map(|()| agent));
         match ready {
             Ok(agent) => {
-                Ok(Guest { child, agent, console, nonce, folder, booted_in: started.elapsed(), accelerator })
+                let booted_in = started.elapsed();
+                let restarts = self.restarts;
+                Ok(Guest {
+                    child,
+                    agent,
+                    agent_socket,
+
+                    console,
+                    nonce,
+                    restarts,
+                    folder,
+                    booted_in,
+                    accelerator,
+                })
             }
             Err(error) => {
                 let _ = child.kill();
@@ -158,21 +211,17 @@ impl Machine {
             Accelerator::Tcg => ("tcg,thread=multi", "max"),
         };
         let mut all: Vec<String> = ["-machine", machine, "-accel", accelerator, "-cpu", processor]
-            // With one possible processor QEMU emits guest atomics without the lock prefix, and words shared with the
-            // host would tear: a second one must be possible, though it is never plugged.
             .into_iter()
-            .chain([
-                "-smp",
-                "1,maxcpus=2",
-                "-nodefaults",
-                "-no-user-config",
-                "-no-reboot",
-                "-display",
-                "none",
-            ])
+            .chain(["-nodefaults", "-no-user-config", "-display", "none"])
             .map(str::to_owned)
             .collect();
+        if !self.restarts {
+            all.push("-no-reboot".to_owned());
+        }
         let mut push = |name: &str, value: String| all.extend([name.to_owned(), value]);
+        // With one possible processor QEMU emits guest atomics without the lock prefix, and words shared with the host would
+        // tear: a second one must be possible, though it is never plugged.
+        push("-smp", format!("{},maxcpus={}", self.processors, self.processors.max(2)));
         push("-m", format!("{memory_mib}M"));
         push("-object", format!("memory-backend-memfd,id=mem,size={memory_mib}M,share=on"));
         push("-chardev", "stdio,id=console,signal=off".to_owned());
@@ -183,7 +232,10 @@ impl Machine {
             push("-chardev", format!("socket,id=fs{number},path={}", share.socket.display()));
             push(
                 "-device",
-                format!("vhost-user-fs-{bus},chardev=fs{number},tag={},queue-size=1024", share.tag),
+                format!(
+                    "vhost-user-fs-{bus},chardev=fs{number},tag={},queue-size=1024,num-request-queues={}",
+                    share.tag, self.request_queues
+                ),
             );
         }
         all
@@ -214,8 +266,10 @@ fn nonce() -> Result<String> {
 pub struct Guest {
     child: Child,
     agent: Agent,
+    agent_socket: PathBuf,
     console: Console,
     nonce: String,
+    restarts: bool,
     folder: RunFolder,
     /// From QEMU's start to the agent's word.
     pub booted_in: Duration,
@@ -258,17 +312,36 @@ impl Guest {
         self.console.tail()
     }
 
+    /// Restarts the guest's system at once, nothing unmounted or synced, while QEMU and its devices stay; returns when the
+    /// agent listens again. For machines made with [`Machine::restarts`].
+    pub fn restart(&mut self) -> Result<()> {
+        if !self.restarts {
+            bail!("a restart would end this machine: make it with Machine::restarts");
+        }
+        let said_bytes = self.console.said_bytes();
+        let _last = self.agent.start(&["/bin/sh", "-c", "reboot -f"])?;
+        self.agent.wait_ready(said_bytes, BOOT_TIMEOUT)?;
+        // Frames cut in two by the restart would derange the stream: the new system gets a new connection.
+        self.agent.hang_up();
+        self.agent = Agent::connect(&self.agent_socket, &self.nonce, self.console.clone())?;
+        Ok(())
+    }
+
     /// Unmounts everything, powers off, and checks that the guest got there by itself and in health.
     pub fn shut_down(mut self) -> Result<()> {
         self.must("cd /; sync; for at in $(grep ' virtiofs ' /proc/mounts | cut -d' ' -f2); do umount $at || exit 1; done")?;
         // The marker is assembled in the guest so that an echo of this command cannot stand for it.
         let nonce = self.nonce.clone();
+        let last = if self.restarts { "halt -f" } else { "reboot -f" };
         let _last = self.agent.start(&[
             "/bin/sh",
             "-c",
-            &format!("printf 'ringfort-guest: %s {nonce}\\n' down > /dev/console; reboot -f"),
+            &format!("printf 'ringfort-guest: %s {nonce}\\n' down > /dev/console; {last}"),
         ])?;
         self.console.expect(&format!("ringfort-guest: down {nonce}"), COMMAND_TIMEOUT)?;
+        if self.restarts {
+            self.stop_now();
+        }
         let deadline = Instant::now() + COMMAND_TIMEOUT;
         while self.child.try_wait().context("waiting for QEMU")?.is_none() {
             if Instant::now() > deadline {

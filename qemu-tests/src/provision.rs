@@ -1,7 +1,8 @@
-//! What a guest needs, fetched or built once and kept under the target folder: QEMU, a kernel with its modules, busybox,
-//! test programs with their libraries, the guest agent. Settings of the environment that replace a part:
-//! `RINGFORT_QEMU` (a `qemu-system-x86_64`), `RINGFORT_QEMU_STORAGE_DAEMON`, `RINGFORT_GUEST_ROOT` (a folder with `boot/vmlinuz-*`, `lib/modules/*` and
-//! `bin/busybox`, in the place of Debian's kernel and busybox).
+//! What a guest needs, fetched or built once and kept under the target folder: QEMU, kernels with their modules, busybox,
+//! the guest agent. Settings of the environment that replace a part:
+//! `RINGFORT_QEMU` (a `qemu-system-x86_64`), `RINGFORT_QEMU_STORAGE_DAEMON`, `RINGFORT_GUEST_ROOT` (a folder with
+//! `boot/vmlinuz-*`, `lib/modules/*` and `bin/busybox`, in the place of Debian's kernel and busybox),
+//! `RINGFORT_GUEST_ROOT_RECENT` (a folder with `boot/vmlinuz-*` and `lib/modules/*`, in the place of the newer kernel).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,14 +43,31 @@ impl Qemu {
     }
 }
 
-/// The parts that every guest is made of.
+/// A guest kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// The release's own. Debian 12's 6.1 uses one request queue, whatever a device offers.
+    Release,
+    /// [`RECENT_LEAST`] or newer, from the release's backports where the release itself is older: several request queues.
+    Recent,
+}
+
+/// From this version guests use several request queues of a virtio-fs device.
+const RECENT_LEAST: (u32, u32) = (6, 11);
+
+/// A kernel to boot.
+#[derive(Clone, Debug)]
+pub struct KernelFiles {
+    /// Compressed.
+    pub image: PathBuf,
+    /// `lib/modules/VERSION`.
+    pub modules: PathBuf,
+}
+
+/// The parts that every guest is made of, beside a kernel.
 #[derive(Clone, Debug)]
 pub struct Parts {
     pub qemu: Qemu,
-    /// The compressed kernel.
-    pub kernel: PathBuf,
-    /// `lib/modules/VERSION` of that kernel.
-    pub modules: PathBuf,
     /// A static busybox.
     pub busybox: PathBuf,
     /// The static guest agent.
@@ -66,33 +84,34 @@ pub fn parts() -> Result<&'static Parts> {
     made.as_ref().map_err(|error| anyhow::anyhow!("preparing the parts of a guest: {error}"))
 }
 
-/// A program from a Debian package for use in the guest, and the libraries that it loads, as absolute paths on this machine.
-#[derive(Clone, Debug)]
-pub struct Program {
-    pub file: PathBuf,
-    pub libraries: Vec<PathBuf>,
+/// A kernel, made ready; processes take turns.
+pub fn kernel(kernel: Kernel) -> Result<KernelFiles> {
+    let _lock = Lock::acquire("provision")?;
+    kernel_files(kernel).with_context(|| format!("preparing the guest kernel {kernel:?}"))
 }
 
-/// The dynamically linked test programs of the guest: `fio` and `sqlite3`.
-pub fn test_programs() -> Result<Vec<Program>> {
-    let _lock = Lock::acquire("provision")?;
-    let root = packages("test-programs", &["fio", "sqlite3"], Suite::Release)?;
-    ["usr/bin/fio", "usr/bin/sqlite3"].iter().map(|name| program(&root, &root.join(name))).collect()
+fn kernel_files(kernel: Kernel) -> Result<KernelFiles> {
+    let root = match kernel {
+        Kernel::Release => release_root()?,
+        Kernel::Recent => recent_root()?,
+    };
+    let modules = only_entry(&root.join("lib/modules"), "")?;
+    if kernel == Kernel::Recent {
+        let version = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if version_of(&version) < RECENT_LEAST {
+            bail!(
+                "the newest kernel that was found is {version}; {}.{} or newer is needed: put one into a folder and name it \
+                 in RINGFORT_GUEST_ROOT_RECENT",
+                RECENT_LEAST.0,
+                RECENT_LEAST.1
+            );
+        }
+    }
+    Ok(KernelFiles { image: only_entry(&root.join("boot"), "vmlinuz-")?, modules })
 }
 
 fn make_parts() -> Result<Parts> {
-    let guest_root = match std::env::var_os("RINGFORT_GUEST_ROOT") {
-        Some(root) => PathBuf::from(root),
-        None => guest_root()?,
-    };
-    let modules = only_entry(&guest_root.join("lib/modules"), "")?;
-    Ok(Parts {
-        qemu: qemu()?,
-        kernel: only_entry(&guest_root.join("boot"), "vmlinuz-")?,
-        modules,
-        busybox: guest_root.join("bin/busybox"),
-        agent: agent()?,
-    })
+    Ok(Parts { qemu: qemu()?, busybox: release_root()?.join("bin/busybox"), agent: agent()? })
 }
 
 fn qemu() -> Result<Qemu> {
@@ -111,9 +130,7 @@ fn fit_qemu(program: &Path, root: Option<PathBuf>) -> Result<Qemu> {
     let said = output_of(qemu.command().arg("--version"))?;
     let version =
         said.split("version ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap_or_default();
-    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
-    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if found < QEMU_LEAST {
+    if version_of(version) < QEMU_LEAST {
         bail!(
             "{} is version {version:?}; {}.{} or newer is needed",
             program.display(),
@@ -125,7 +142,15 @@ fn fit_qemu(program: &Path, root: Option<PathBuf>) -> Result<Qemu> {
     Ok(qemu)
 }
 
-enum Suite {
+/// The first two numbers of a version; what is no number counts as 0.
+fn version_of(text: &str) -> (u32, u32) {
+    let mut numbers = text.split(['.', '-', '+']).map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Where to look for a package.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Suite {
     Release,
     ReleaseOrBackports,
 }
@@ -171,8 +196,8 @@ fn fit_storage_daemon(program: &Path, root: Option<PathBuf>) -> Result<StorageDa
     Ok(daemon)
 }
 
-/// Unpacks packages and what they depend on into a folder of their own, once.
-fn packages(name: &str, wanted: &[&str], suite: Suite) -> Result<PathBuf> {
+/// Unpacks packages and what they depend on into a folder of their own, once. The caller holds the provisioning lock.
+pub(crate) fn packages(name: &str, wanted: &[&str], suite: Suite) -> Result<PathBuf> {
     let root = cache()?.join(name);
     once(&root, |partial| {
         let apt = apt()?;
@@ -189,16 +214,14 @@ fn packages(name: &str, wanted: &[&str], suite: Suite) -> Result<PathBuf> {
 }
 
 /// The release's cloud kernel, newest build, and busybox.
-fn guest_root() -> Result<PathBuf> {
+fn release_root() -> Result<PathBuf> {
+    if let Some(root) = std::env::var_os("RINGFORT_GUEST_ROOT") {
+        return Ok(PathBuf::from(root));
+    }
     let root = cache()?.join("guest-root");
     once(&root, |partial| {
         let apt = apt()?;
-        let kernel = apt
-            .depends("linux-image-cloud-amd64")?
-            .into_iter()
-            .find(|name| name.starts_with("linux-image-"))
-            .context("linux-image-cloud-amd64 depends on no kernel")?;
-        unpack(&[apt.download_alone(&kernel)?], partial)?;
+        unpack(&[apt.download_alone(&cloud_kernel(&apt, None)?)?], partial)?;
         unpack(&[apt.download_alone("busybox-static")?], partial)?;
         // Where /bin is a link to /usr/bin the package may hold the program there.
         let moved = partial.join("usr/bin/busybox");
@@ -206,14 +229,43 @@ fn guest_root() -> Result<PathBuf> {
             fs::create_dir_all(partial.join("bin"))?;
             fs::rename(moved, partial.join("bin/busybox"))?;
         }
-        let modules = partial.join("usr/lib/modules");
-        if modules.is_dir() {
-            fs::create_dir_all(partial.join("lib"))?;
-            fs::rename(modules, partial.join("lib/modules"))?;
-        }
-        Ok(())
+        modules_in_lib(partial)
     })?;
     Ok(root)
+}
+
+/// The newest cloud kernel of the release and its backports.
+fn recent_root() -> Result<PathBuf> {
+    if let Some(root) = std::env::var_os("RINGFORT_GUEST_ROOT_RECENT") {
+        return Ok(PathBuf::from(root));
+    }
+    let root = cache()?.join("guest-root-recent");
+    once(&root, |partial| {
+        let apt = apt()?;
+        // A release with no backports (yet) has a kernel new enough in its main archive.
+        let package = cloud_kernel(&apt, Some(&apt.backports())).or_else(|_| cloud_kernel(&apt, None))?;
+        unpack(&[apt.download_alone(&package)?], partial)?;
+        modules_in_lib(partial)
+    })?;
+    Ok(root)
+}
+
+/// The name of the package that the meta-package for cloud kernels stands for.
+fn cloud_kernel(apt: &Apt, suite: Option<&str>) -> Result<String> {
+    apt.depends("linux-image-cloud-amd64", suite)?
+        .into_iter()
+        .find(|name| name.starts_with("linux-image-"))
+        .context("linux-image-cloud-amd64 depends on no kernel")
+}
+
+/// Moves modules to where every release before the merged `/usr` had them.
+fn modules_in_lib(root: &Path) -> Result<()> {
+    let modules = root.join("usr/lib/modules");
+    if modules.is_dir() {
+        fs::create_dir_all(root.join("lib"))?;
+        fs::rename(modules, root.join("lib/modules"))?;
+    }
+    Ok(())
 }
 
 fn apt() -> Result<Apt> {
@@ -221,7 +273,7 @@ fn apt() -> Result<Apt> {
 }
 
 /// Makes `folder` by filling a partial one and renaming it: an interrupted attempt leaves nothing that looks finished.
-fn once(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn once(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if folder.is_dir() {
         return Ok(());
     }
@@ -235,19 +287,23 @@ fn once(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     fs::rename(&partial, folder).with_context(|| format!("renaming {} into place", partial.display()))
 }
 
+/// Flags of the compiler for programs that run in guests: one file, no libraries.
+pub(crate) const STATIC_FLAGS: &str = "-C target-feature=+crt-static";
+/// Named, so that the flags are for the program and not for its build scripts.
+pub(crate) const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+
 /// Builds the agent as one static file. Only the flags differ from an ordinary build, hence a target folder of its own.
 fn agent() -> Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
     let target_folder = cache()?.join("agent-target");
     let mut command = cargo();
     command
         .args(["build", "--quiet", "--release", "--package", "ringfort-qemu-tests"])
-        .args(["--bin", "ringfort-guest-agent", "--target", TARGET, "--target-dir"])
+        .args(["--bin", "ringfort-guest-agent", "--target", STATIC_TARGET, "--target-dir"])
         .arg(&target_folder)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("RUSTFLAGS", STATIC_FLAGS)
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     output_of(&mut command)?;
-    Ok(target_folder.join(TARGET).join("release/ringfort-guest-agent"))
+    Ok(target_folder.join(STATIC_TARGET).join("release/ringfort-guest-agent"))
 }
 
 /// Cargo, the same that runs us, in the workspace.
@@ -278,24 +334,8 @@ pub fn workspace_program(package: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-fn program(root: &Path, file: &Path) -> Result<Program> {
-    let said = output_of(Command::new("ldd").arg(file).env("LD_LIBRARY_PATH", library_path(root)))?;
-    let mut libraries = Vec::new();
-    for line in said.lines() {
-        if line.contains("not found") {
-            bail!("{} needs a library that is missing: {}", file.display(), line.trim());
-        }
-        // "name => /path (0x…)", or "/path (0x…)" for the loader.
-        let path = line.split("=>").last().unwrap_or_default().trim();
-        if let Some(path) = path.split_whitespace().next().filter(|path| path.starts_with('/')) {
-            libraries.push(PathBuf::from(path));
-        }
-    }
-    Ok(Program { file: file.to_owned(), libraries })
-}
-
 /// The folders of shared libraries below `root`, private ones of single packages included.
-fn library_path(root: &Path) -> String {
+pub(crate) fn library_path(root: &Path) -> String {
     let mut folders = Vec::new();
     for below in ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"] {
         let folder = root.join(below);

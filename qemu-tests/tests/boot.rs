@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use ringfort_qemu_tests::machine::{Board, Guest, Machine};
 use ringfort_qemu_tests::place::Lock;
+use ringfort_qemu_tests::provision::Kernel;
 
 fn boot(board: Board) -> Result<(Lock, Guest)> {
     let turn = Lock::acquire("guest")?;
@@ -38,6 +39,23 @@ fn a_q35_machine_boots() {
     let (_turn, guest) = boot(Board::Q35).unwrap();
     let devices = guest.must("ls /sys/bus/pci/devices").unwrap();
     assert!(devices.lines().count() > 1, "{devices}");
+    guest.shut_down().unwrap();
+}
+
+#[test]
+fn a_recent_kernel_boots_with_two_processors_and_restarts_under_the_same_qemu() {
+    let _turn = Lock::acquire("guest").unwrap();
+    let machine = Machine::new(Board::MicroVm).kernel(Kernel::Recent).processors(2).restarts();
+    let mut guest = machine.boot("boot").unwrap();
+    assert_eq!(guest.must("nproc").unwrap(), "2\n");
+    let release = guest.must("uname -r").unwrap();
+    let numbers: Vec<u32> = release.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect();
+    assert!(numbers[..2] >= [6, 11][..], "{release}");
+    for _ in 0..2 {
+        guest.must("echo before > /tmp/file; dmesg > /tmp/log &").unwrap();
+        guest.restart().unwrap();
+        assert!(guest.must("ls /tmp").unwrap().is_empty());
+    }
     guest.shut_down().unwrap();
 }
 

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use ringfort_qemu_tests::machine::{Board, Machine};
+use ringfort_qemu_tests::programs::Program;
 use ringfort_qemu_tests::scene::{MOUNTED, Scene};
 
 /// Both programs are slow to start under emulation.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 fn machine() -> Machine {
-    Machine::new(Board::MicroVm).memory_mib(768).test_programs()
+    Machine::new(Board::MicroVm).memory_mib(768).programs(&[Program::Fio, Program::Sqlite3])
 }
 
 #[test]

@@ -3,10 +3,11 @@
 //! Untrusted input ends here. What a guest sends is copied out of its memory once, validated, and only then used; a bad
 //! request costs its sender an error and leaves a count in the metrics.
 //!
-//! Modules, lowest first: `rate_limit` · `metrics` · `pending` · `service` · `virtiofs`
+//! Modules, lowest first: `listen` · `rate_limit` · `metrics` · `pending` · `service` · `virtiofs`
 
 #![forbid(unsafe_code)]
 
+pub mod listen;
 pub mod metrics;
 mod pending;
 mod rate_limit;

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use crate::assemble::with_engine;
 use crate::cli;
-use crate::config::VolumeFile;
 use crate::lock::{DirectoryLock, Purpose};
+use crate::volume_file::VolumeFile;
 
 /// Damage was found.
 const DAMAGED: u8 = 1;

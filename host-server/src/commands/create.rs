@@ -18,9 +18,9 @@ use ringfort_store::store::Store;
 
 use crate::assemble::with_engine;
 use crate::cli;
-use crate::config::VolumeFile;
 use crate::lock::{DirectoryLock, Purpose};
 use crate::size::ByteSize;
+use crate::volume_file::VolumeFile;
 
 /// Less than this is no use to anybody: segments and log have sizes below which they do not work.
 const SIZE_MIN: ByteSize = ByteSize(64 << 20);

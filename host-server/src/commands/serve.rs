@@ -14,8 +14,8 @@ use crate::admin::protocol::{Answer, RequestKind};
 use crate::admin::{AdminServer, Source};
 use crate::assemble::{ServedVolume, Settings, VolumeRemote};
 use crate::cli::{self, Cache};
-use crate::config::VolumeFile;
 use crate::lock::{DirectoryLock, Purpose};
+use crate::volume_file::VolumeFile;
 
 /// How often to look whether the volume's thread still lives.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);

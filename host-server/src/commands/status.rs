@@ -12,9 +12,9 @@ use crate::admin::protocol::{Answer, RequestKind};
 use crate::admin::{self, Asked};
 use crate::assemble::with_engine;
 use crate::cli;
-use crate::config::VolumeFile;
 use crate::lock::{DirectoryLock, Purpose};
 use crate::report::Status;
+use crate::volume_file::VolumeFile;
 
 pub fn run(arguments: &cli::Status) -> Result<ExitCode> {
     let directory = &arguments.directory;

@@ -1,9 +1,8 @@
 //! A virtio-fs device behind a Unix socket: one guest at a time, one after the other.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +11,6 @@ use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
-use nix::sys::stat::{Mode, fchmod};
 use ringfort_engine::engine::Engine;
 use ringfort_engine::mailbox::{Sender, mailbox};
 use vhost::vhost_user::Listener;
@@ -22,6 +19,7 @@ use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
 use super::device::{self, Event, Options};
 use super::queue::Memory;
 use super::vhost_user::{AtomicMemory, Backend};
+use crate::listen::{ListenError, ListeningSocket, Who};
 use crate::metrics::Metrics;
 use crate::service::Service;
 
@@ -34,8 +32,8 @@ const PAUSE_AFTER_FAILURE_MS: u16 = 1000;
 /// A device that could not be started: what was tried, on which path, what was found.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("listen on {path}: {found}")]
-    Occupied { path: PathBuf, found: &'static str },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error("{tried} {path}: {source}")]
     System { tried: &'static str, path: PathBuf, source: io::Error },
     #[error("serve {path}: {count} request queues asked for, 1 to {REQUEST_QUEUES_MAX} are possible")]
@@ -71,7 +69,8 @@ impl VirtioFsServer {
         if request_queue_count == 0 || request_queue_count > REQUEST_QUEUES_MAX {
             return Err(StartError::QueueCount { path: path.to_owned(), count: request_queue_count });
         }
-        let socket = Socket::listen(path)?;
+        // QEMU connects once; a second guest waits until the first is gone.
+        let socket = ListeningSocket::bind(path, Who::Owner, 1)?;
         let system = |tried| move |source| StartError::System { tried, path: path.to_owned(), source };
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| system("create an event for")(errno.into()))?;
@@ -157,10 +156,10 @@ struct Serving {
 }
 
 impl Serving {
-    fn run(self, socket: Socket) {
+    fn run(self, socket: ListeningSocket) {
         let path = &self.shared.path;
         while !self.shared.stopping() {
-            if let Err(error) = wait(Some(&socket.listener), &self.shared.wake, PollTimeout::NONE) {
+            if let Err(error) = wait(Some(socket.listener()), &self.shared.wake, PollTimeout::NONE) {
                 tracing::error!(
                     "wait for a guest on {}: {error}; no guest is served here any more",
                     path.display()
@@ -170,7 +169,7 @@ impl Serving {
             if self.shared.stopping() {
                 break;
             }
-            if let Err(error) = self.serve_connection(&socket.listener) {
+            if let Err(error) = self.serve_connection(socket.listener()) {
                 tracing::warn!("connection on {} ended: {error}", path.display());
                 // What failed (descriptors used up, say) may fail again at once. An error here shows above as well.
                 let _ = wait(None, &self.shared.wake, PAUSE_AFTER_FAILURE_MS.into());
@@ -230,69 +229,5 @@ fn wait(listener: Option<&UnixListener>, wake: &EventFd, timeout: PollTimeout) -
             Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-    }
-}
-
-/// A listening socket that removes its own file.
-struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode number of the file, so that nobody else's is removed.
-    identity: (u64, u64),
-}
-
-impl Socket {
-    fn listen(path: &Path) -> Result<Self, StartError> {
-        remove_stale(path)?;
-        let system = |tried: &'static str| {
-            move |source: io::Error| StartError::System { tried, path: path.to_owned(), source }
-        };
-        let bind_to = |path: &Path| -> nix::Result<OwnedFd> {
-            let descriptor = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-            // Linux gives the file the mode of the socket: there is no moment at which others could connect.
-            fchmod(&descriptor, Mode::S_IRUSR | Mode::S_IWUSR)?;
-            bind(descriptor.as_raw_fd(), &UnixAddr::new(path)?)?;
-            // QEMU connects once; a second guest waits until the first is gone.
-            listen(&descriptor, Backlog::new(1)?)?;
-            Ok(descriptor)
-        };
-        let descriptor = bind_to(path).map_err(|errno| system("listen on")(errno.into()))?;
-        let found = std::fs::metadata(path).map_err(system("look at"))?;
-        Ok(Self {
-            listener: UnixListener::from(descriptor),
-            path: path.to_owned(),
-            identity: (found.dev(), found.ino()),
-        })
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let ours =
-            std::fs::metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!("remove {}: {error}", self.path.display());
-        }
-    }
-}
-
-/// Removes a socket that its owner left behind: one that refuses connections.
-fn remove_stale(path: &Path) -> Result<(), StartError> {
-    let occupied = |found| StartError::Occupied { path: path.to_owned(), found };
-    let system = |tried| move |source| StartError::System { tried, path: path.to_owned(), source };
-    let found = match std::fs::symlink_metadata(path) {
-        Ok(found) => found,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(system("look at")(error)),
-    };
-    if !found.file_type().is_socket() {
-        return Err(occupied("something that is not a socket is there; remove it or choose another path"));
-    }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(occupied("another process listens there; stop it or choose another path")),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(system("remove stale socket"))
-        }
-        Err(error) => Err(system("probe")(error)),
     }
 }

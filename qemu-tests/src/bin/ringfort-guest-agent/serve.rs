@@ -8,12 +8,13 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use ringfort_qemu_tests::frame::{Frame, Kind, PAYLOAD_MAX_BYTES};
 
 const PORT_NAME: &str = "ringfort.agent";
+const PORT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Frames go out whole: the port is written under this lock only.
 type Port = Arc<Mutex<File>>;
@@ -131,13 +132,25 @@ fn nonce() -> Result<String> {
         .context("the kernel's command line has no ringfort.nonce")
 }
 
+/// The port's device node. QEMU tells the driver of its ports and their names some time after the driver is there.
 fn port() -> Result<PathBuf> {
-    for entry in fs::read_dir("/sys/class/virtio-ports").context("listing the virtio ports")? {
-        let entry = entry?;
-        let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
-        if name.trim() == PORT_NAME {
-            return Ok(PathBuf::from("/dev").join(entry.file_name()));
+    let deadline = Instant::now() + PORT_TIMEOUT;
+    loop {
+        if let Some(path) = named_port() {
+            return Ok(path);
         }
+        if Instant::now() > deadline {
+            anyhow::bail!("no virtio port is named {PORT_NAME}");
+        }
+        thread::sleep(Duration::from_millis(10));
     }
-    anyhow::bail!("no virtio port is named {PORT_NAME}")
+}
+
+fn named_port() -> Option<PathBuf> {
+    let ports = fs::read_dir("/sys/class/virtio-ports").ok()?;
+    ports.flatten().find_map(|entry| {
+        let name = fs::read_to_string(entry.path().join("name")).ok()?;
+        let path = PathBuf::from("/dev").join(entry.file_name());
+        (name.trim() == PORT_NAME && path.exists()).then_some(path)
+    })
 }

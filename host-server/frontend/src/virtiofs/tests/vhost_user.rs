@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::driver::{Answer, Driver, init_in, name};
+use crate::listen::ListenError;
 use crate::virtiofs::queue::Memory;
 use crate::virtiofs::{Options, StartError, VirtioFsServer, abi};
 
@@ -331,11 +332,11 @@ fn an_occupied_path_is_refused_and_a_stale_socket_replaced() {
         .unwrap()
     };
     let error = try_start(path.clone()).unwrap_err();
-    assert!(matches!(error, StartError::Occupied { .. }), "{error}");
+    assert!(matches!(error, StartError::Listen(ListenError::Occupied { .. })), "{error}");
     assert!(error.to_string().contains("another process listens there"), "{error}");
     let plain = host.directory.path().join("plain");
     std::fs::write(&plain, b"precious").unwrap();
-    assert!(matches!(try_start(plain.clone()), Err(StartError::Occupied { .. })));
+    assert!(matches!(try_start(plain.clone()), Err(StartError::Listen(ListenError::Occupied { .. }))));
     assert_eq!(std::fs::read(plain).unwrap(), b"precious");
     let stale = host.directory.path().join("stale");
     drop(UnixListener::bind(&stale).unwrap());
