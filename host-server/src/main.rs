@@ -1,11 +1,7 @@
 //! The Ringfort server and its command line: assembly of the layers below.
 //!
 //! Modules, lowest first:
-<<<<<<< HEAD
-//! `size` · `config` · `lock` · `cli` · `archive` · `report` · `admin` · `assemble` · `commands`
-=======
-//! `size` · `volume_file` · `lock` · `cli` · `report` · `admin` · `assemble` · `commands`
->>>>>>> main
+//! `size` · `volume_file` · `lock` · `cli` · `archive` · `report` · `admin` · `assemble` · `commands`
 
 #![forbid(unsafe_code)]
 

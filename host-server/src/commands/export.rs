@@ -13,8 +13,8 @@ use ringfort_store::store::{self, Store};
 use crate::archive::Archive;
 use crate::assemble::with_engine;
 use crate::cli;
-use crate::config::VolumeFile;
 use crate::lock::{DirectoryLock, Purpose};
+use crate::volume_file::VolumeFile;
 
 /// Something could not be read; the rest is there.
 const INCOMPLETE: u8 = 1;
