@@ -4,7 +4,8 @@
 //! FUSE cannot run these: they say so and pass, and fail where `RINGFORT_POWER_CUTS_REQUIRED=1`.
 
 use std::io::Write;
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use ringfort_qemu_tests::powercut::medium::Flushes;
 use ringfort_qemu_tests::powercut::recorder::unavailable;
@@ -28,12 +29,17 @@ fn plan(states_otherwise: u64) -> Plan {
 
 /// Past the test harness, which keeps what passing tests print to itself.
 fn tell(text: &str) {
-    let _ = writeln!(std::io::stderr(), "power cuts: {text}");
+    static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let _ = writeln!(std::io::stderr(), "power cuts ({} s): {text}", STARTED.elapsed().as_secs());
 }
 
 /// Whether the machine can run these tests.
 fn ready() -> bool {
-    let Some(reason) = unavailable().unwrap() else { return true };
+    let reason = match unavailable() {
+        Ok(None) => return true,
+        Ok(Some(reason)) => reason,
+        Err(error) => panic!("{error:#}"),
+    };
     assert!(setting("RINGFORT_POWER_CUTS_REQUIRED", 0) == 0, "power cuts could not be tested: {reason}");
     tell(&format!("NOT TESTED: {reason}"));
     false
@@ -59,8 +65,9 @@ fn what_was_synced_survives_every_power_cut() {
     let again = Plan { states: 4, ..plan };
     require_sound("cuts during recovery", &recording.try_recoveries(recoveries, again).unwrap());
 
-    // The same with the last flush of every component never done. Were nothing found, nothing above would have shown anything.
-    let careless = Plan { states: 12, flushes: Flushes::LastIgnored, strict: true, ..plan };
+    // The same as if the last two flushes of every component had not been done: the last may belong to a commit under way,
+    // which has promised nothing yet. Were nothing found, nothing above would have shown anything.
+    let careless = Plan { states: 8, flushes: Flushes::Ignored { last: 2 }, strict: true, ..plan };
     let tally = recording.try_states(careless).unwrap();
     tell(&format!(
         "with flushes ignored: {} of {} states lose what was promised",

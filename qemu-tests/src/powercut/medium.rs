@@ -8,19 +8,22 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::content::Stream;
 use crate::powercut::write_log::{Change, Entry, WriteLog};
 
 const SECTOR_BYTES: u64 = 512;
 
-/// Which flushes are believed. Anything but [`Flushes::Honoured`] breaks a promise of the device, to show that it would be seen.
+/// Which flushes are believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flushes {
     Honoured,
-    /// The last one before the cut did nothing.
-    LastIgnored,
+    /// The last ones before the cut, so many of them, did nothing: no device may do that, and a server that leaves out flushes is
+    /// no better.
+    Ignored {
+        last: usize,
+    },
 }
 
 /// What becomes of writes that no flush has made durable.
@@ -74,26 +77,55 @@ impl Medium {
 
     /// Goes on to the moment when the log had `log_bytes`.
     pub fn advance(&mut self, log_bytes: u64) -> Result<()> {
-        let end = self.log.entries_within(log_bytes);
-        ensure!(end >= self.volatile.end, "cuts are visited from the earliest on");
-        let mut flushes = self.log.entries()[..end].iter().enumerate().rev().filter(|(_, entry)| entry.flush);
-        let believed = match self.flushes {
-            Flushes::Honoured => flushes.next(),
-            Flushes::LastIgnored => flushes.nth(1),
-        };
-        let durable = believed.map_or(0, |(index, _)| index).max(self.durable);
+        let volatile = self.volatile_at(log_bytes);
+        ensure!(volatile.end >= self.volatile.end, "cuts are visited from the earliest on");
+        let durable = volatile.start.max(self.durable);
         for entry in &self.log.entries()[self.durable..durable] {
             write(&self.log, entry, &self.image, |_| true)?;
         }
         self.durable = durable;
-        self.volatile = durable..end;
+        self.volatile = durable..volatile.end;
         Ok(())
     }
 
-    /// How many writes are not yet durable at this cut.
-    pub fn volatile_writes(&self) -> usize {
-        let entries = &self.log.entries()[self.volatile.clone()];
+    /// The entries that are not durable when the log has `log_bytes`.
+    fn volatile_at(&self, log_bytes: u64) -> Range<usize> {
+        let end = self.log.entries_within(log_bytes);
+        let ignored = match self.flushes {
+            Flushes::Honoured => 0,
+            Flushes::Ignored { last } => last,
+        };
+        let mut flushes = self.log.entries()[..end].iter().enumerate().rev().filter(|(_, entry)| entry.flush);
+        flushes.nth(ignored).map_or(0, |(index, _)| index)..end
+    }
+
+    /// How many writes are not durable when the log has `log_bytes`.
+    pub fn volatile_writes(&self, log_bytes: u64) -> usize {
+        let entries = &self.log.entries()[self.volatile_at(log_bytes)];
         entries.iter().filter(|entry| entry.change != Change::None).count()
+    }
+
+    /// An error unless the log tells of every byte of `component`, which was exported with it and is as the export left it.
+    pub fn require_whole(mut self, component: &Path) -> Result<()> {
+        const PIECE_BYTES: u64 = 1 << 20;
+        for entry in &self.log.entries()[self.durable..] {
+            write(&self.log, entry, &self.image, |_| true)?;
+        }
+        self.durable = self.log.entries().len();
+        let found = File::open(component).with_context(|| format!("opening {}", component.display()))?;
+        let len_bytes = found.metadata()?.len();
+        let (mut told, mut there) = (Vec::new(), Vec::new());
+        for at in (0..len_bytes).step_by(PIECE_BYTES as usize) {
+            let piece_bytes = (len_bytes - at).min(PIECE_BYTES) as usize;
+            told.resize(piece_bytes, 0);
+            there.resize(piece_bytes, 0);
+            self.image.read_exact_at(&mut told, at).context("reading a medium")?;
+            found.read_exact_at(&mut there, at).context("reading a component")?;
+            if let Some(first) = told.iter().zip(&there).position(|(told, there)| told != there) {
+                bail!("byte {} of {} is not what the log says", at + first as u64, component.display());
+            }
+        }
+        Ok(())
     }
 
     /// Writes to `path` what a cut at this moment may leave.
@@ -225,7 +257,7 @@ mod tests {
         let entries: [(u64, u64, &[u8]); 4] =
             [(0, 0, &[1; 1024]), (FLUSH, 0, &[]), (0, 1, &[2; 1024]), (0, 3, &[3; 512])];
         let mut bench = Bench::new(&entries, Flushes::Honoured);
-        assert_eq!(bench.medium.volatile_writes(), 2);
+        assert_eq!(bench.medium.volatile_writes(u64::MAX), 2);
         assert_eq!(bench.left(Fate::Lost)[..5], [1, 1, 0, 0, 0]);
         assert_eq!(bench.left(Fate::Kept)[..5], [1, 2, 2, 3, 0]);
         let mut seen = std::collections::BTreeSet::new();
@@ -256,7 +288,7 @@ mod tests {
         let entries: [(u64, u64, &[u8]); 4] =
             [(0, 0, &[1; 512]), (FLUSH, 0, &[]), (0, 1, &[2; 512]), (FLUSH, 0, &[])];
         assert_eq!(Bench::new(&entries, Flushes::Honoured).left(Fate::Lost)[..2], [1, 2]);
-        assert_eq!(Bench::new(&entries, Flushes::LastIgnored).left(Fate::Lost)[..2], [1, 0]);
+        assert_eq!(Bench::new(&entries, Flushes::Ignored { last: 1 }).left(Fate::Lost)[..2], [1, 0]);
     }
 
     #[test]

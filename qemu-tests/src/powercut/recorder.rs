@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::minor;
 use nix::unistd::{Pid, Uid};
 
 use crate::provision::{self, StorageDaemon};
@@ -73,9 +74,12 @@ impl Recorder {
                 .with_context(|| format!("exporting {}", component.display()))?;
             recorder.exports.push(export);
         }
+        let mut connections = Vec::new();
         for export in &mut recorder.exports {
-            export.wait_mounted().with_context(|| format!("exporting {}", export.component.display()))?;
+            let mounted = export.wait_mounted();
+            connections.push(mounted.with_context(|| format!("exporting {}", export.component.display()))?);
         }
+        one_write_at_a_time(&connections, folder)?;
         Ok(recorder)
     }
 
@@ -169,7 +173,8 @@ impl Export {
         fs::metadata(&self.component).map_or(true, |metadata| metadata.dev() != self.device_below)
     }
 
-    fn wait_mounted(&mut self) -> Result<()> {
+    /// Waits until the export is there; returns the number of its connection with the kernel.
+    fn wait_mounted(&mut self) -> Result<u64> {
         let deadline = Instant::now() + START_TIMEOUT;
         while !self.is_mounted() {
             let ended = self.daemon.try_wait().context("waiting for qemu-storage-daemon")?;
@@ -179,7 +184,7 @@ impl Export {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        Ok(())
+        Ok(minor(fs::metadata(&self.component)?.dev()))
     }
 
     fn stop(&mut self) -> Result<()> {
@@ -220,6 +225,48 @@ impl Drop for Export {
     fn drop(&mut self) {
         if let Err(error) = self.stop() {
             eprintln!("ending the export of {}: {error:#}", self.component.display());
+        }
+    }
+}
+
+/// Lets the kernel hand each export one read or write at a time. Up to version 10 the storage daemon takes the next request into
+/// the buffer of the one under way, and a write under way then writes the data of the next.
+fn one_write_at_a_time(connections: &[u64], folder: &Path) -> Result<()> {
+    let control = Control::open(folder)?;
+    for connection in connections {
+        let limit = control.folder.join(connection.to_string()).join("max_background");
+        fs::write(&limit, "1").with_context(|| format!("writing {}", limit.display()))?;
+    }
+    Ok(())
+}
+
+/// The control files of FUSE connections.
+struct Control {
+    folder: PathBuf,
+    /// Mounted by us alone, and only for the moment.
+    own: bool,
+}
+
+impl Control {
+    fn open(scratch: &Path) -> Result<Control> {
+        let usual = Path::new("/sys/fs/fuse/connections");
+        if fs::read_dir(usual).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Ok(Control { folder: usual.to_owned(), own: false });
+        }
+        let folder = scratch.join("connections");
+        fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        provision::output_of(Command::new("mount").args(["-t", "fusectl", "fusectl"]).arg(&folder))
+            .context("mounting the control files of FUSE, which are not at /sys/fs/fuse/connections")?;
+        Ok(Control { folder, own: true })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if self.own
+            && let Err(error) = provision::output_of(Command::new("umount").arg(&self.folder))
+        {
+            eprintln!("{error:#}");
         }
     }
 }

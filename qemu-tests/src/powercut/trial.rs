@@ -27,7 +27,7 @@ const STEPS: u64 = 1_000_000;
 /// Between looks at the running writers.
 const PACE: Duration = Duration::from_millis(3);
 /// Between halts of the server.
-const HALT_EVERY: Duration = Duration::from_millis(250);
+const HALT_EVERY: Duration = Duration::from_millis(200);
 
 /// A moment at which the power may fail.
 #[derive(Clone, Debug)]
@@ -135,7 +135,22 @@ impl Recording {
         server.kill()?;
         recorder.stop()?;
         recording.forget_memory()?;
+        recording.require_whole(failing)?;
         Ok(recording)
+    }
+
+    /// The logger itself is not above suspicion: what it says must be what reached the components. That of a device which
+    /// failed may have been killed between its two writes.
+    fn require_whole(&self, failed: Option<usize>) -> Result<()> {
+        let media = Media::new(self, Flushes::Honoured)?;
+        for (position, medium) in self.positions.iter().zip(media.media) {
+            if Some(*position) != failed {
+                medium
+                    .require_whole(&self.volume.component(*position))
+                    .context("comparing a log with its component")?;
+            }
+        }
+        Ok(())
     }
 
     /// Records the recovery of `volume`, whose writers had been promised `promises`. Its components change.
@@ -154,6 +169,7 @@ impl Recording {
         }
         recorder.stop()?;
         recording.forget_memory()?;
+        recording.require_whole(None)?;
         Ok(recording)
     }
 
@@ -236,7 +252,7 @@ impl Recording {
         let mut random = Stream::new(plan.seed);
         let mut media = Media::new(self, plan.flushes)?;
         let mut tally = Tally::default();
-        for moment in self.choose(plan, &mut random)? {
+        for moment in self.choose(plan, &media, &mut random)? {
             let state = media.state(moment, plan.strict, &mut random)?;
             tally.states += 1;
             tally.volatile_writes += state.volatile_writes;
@@ -260,7 +276,7 @@ impl Recording {
         let mut random = Stream::new(plan.seed);
         let mut media = Media::new(self, plan.flushes)?;
         let mut tally = Tally::default();
-        for moment in self.choose(Plan { states: recoveries, ..plan }, &mut random)? {
+        for moment in self.choose(Plan { states: recoveries, ..plan }, &media, &mut random)? {
             let state = media.state(moment, plan.strict, &mut random)?;
             self.forget_memory()?;
             let recovery =
@@ -272,18 +288,26 @@ impl Recording {
         Ok(tally)
     }
 
-    /// As many moments as the plan asks for, from the earliest on. A third of them are halts of the server, where a promise
-    /// is youngest; all of them where it is strict.
-    fn choose(&self, plan: Plan, random: &mut Stream) -> Result<Vec<&Moment>> {
-        let halts: Vec<usize> = (0..self.moments.len()).filter(|at| self.moments[*at].halted).collect();
-        let mut chosen = Vec::new();
+    /// As many moments as the plan asks for, from the earliest on, by preference such where much is at risk: a third are halts of
+    /// the server, where a promise is youngest (all where the plan is strict), half have writes that are not durable.
+    fn choose(&self, plan: Plan, media: &Media<'_>, random: &mut Stream) -> Result<Vec<&Moment>> {
         ensure!(!self.moments.is_empty(), "the recording has no moment at which all logs agree");
+        let all: Vec<usize> = (0..self.moments.len()).collect();
+        let that = |holds: &dyn Fn(&Moment) -> bool| {
+            let some: Vec<usize> = all.iter().copied().filter(|at| holds(&self.moments[*at])).collect();
+            if some.is_empty() { all.clone() } else { some }
+        };
+        let halted = that(&|moment| moment.halted);
+        let risky = that(&|moment| media.volatile_writes(moment) > 0);
+        let mut chosen = Vec::new();
         for number in 0..plan.states {
-            chosen.push(if !halts.is_empty() && (plan.strict || number % 3 == 0) {
-                halts[random.below(halts.len() as u64) as usize]
-            } else {
-                random.below(self.moments.len() as u64) as usize
-            });
+            let of = match number % 6 {
+                _ if plan.strict => &halted,
+                0 | 1 => &halted,
+                2..5 => &risky,
+                _ => &all,
+            };
+            chosen.push(of[random.below(of.len() as u64) as usize]);
         }
         chosen.sort_unstable();
         Ok(chosen.into_iter().map(|at| &self.moments[at]).collect())
@@ -303,14 +327,25 @@ impl Tally {
     }
 }
 
-/// The server stands still: what it has asked of the devices comes to its end, and what it has answered reaches the writers.
+/// The server stands still: what it has asked of the devices comes to its end, and what it has answered reaches the writers, who
+/// say so and then wait for it. To stop listening too early would only ask for less.
 fn halted_moment(recorder: &Recorder, tasks: &mut [Task<'_>]) -> Result<(Vec<u64>, Vec<u64>)> {
     const QUIET: Duration = Duration::from_millis(4);
-    /// Under emulation a writer takes its time to say what it was promised. Waiting longer would only ask for more.
-    const SAYING: Duration = Duration::from_millis(40);
+    const SILENCE: Duration = Duration::from_millis(80);
+    const LISTEN_MAX: Duration = Duration::from_secs(2);
     let log_bytes = recorder.at_rest(QUIET, Duration::from_secs(10))?;
-    thread::sleep(SAYING);
-    Ok((log_bytes, promises(tasks)?))
+    let started = Instant::now();
+    let mut said = promises(tasks)?;
+    let mut last_word = started;
+    while last_word.elapsed() < SILENCE && started.elapsed() < LISTEN_MAX {
+        thread::sleep(PACE);
+        let now = promises(tasks)?;
+        if now != said {
+            said = now;
+            last_word = Instant::now();
+        }
+    }
+    Ok((log_bytes, said))
 }
 
 fn promises(tasks: &mut [Task<'_>]) -> Result<Vec<u64>> {
@@ -347,6 +382,14 @@ impl<'recording> Media<'recording> {
         Ok(Media { recording, media })
     }
 
+    fn volatile_writes(&self, moment: &Moment) -> usize {
+        self.media
+            .iter()
+            .zip(&moment.log_bytes)
+            .map(|(medium, log_bytes)| medium.volatile_writes(*log_bytes))
+            .sum()
+    }
+
     /// A volume as a cut at `moment` may leave it; the one made before is gone.
     fn state(&mut self, moment: &Moment, strict: bool, random: &mut Stream) -> Result<State> {
         let folder = self.recording.folder.join("state");
@@ -372,9 +415,10 @@ impl<'recording> Media<'recording> {
                 continue;
             }
             let fate = if strict { Fate::Lost } else { common.unwrap_or_else(|| Fate::choose(random)) };
-            volatile_writes += medium.volatile_writes();
+            let volatile = medium.volatile_writes(*log_bytes);
+            volatile_writes += volatile;
             medium.leave(&volume.component(*position), fate, random)?;
-            fates.push(format!("{fate:?} ({} volatile)", medium.volatile_writes()));
+            fates.push(format!("{fate:?} ({volatile} volatile)"));
         }
         let cut = if moment.halted { "the server halted" } else { "in passing" };
         let description =

@@ -92,22 +92,21 @@ pub enum Verdict {
 ///
 /// `scratch` is a folder for the volume's files.
 pub fn judge(volume: &Volume, witnesses: &[Witness], promises: &[u64], scratch: &Path) -> Result<Verdict> {
-    if let Some(fault) = fault(volume)? {
-        return Ok(Verdict::Faulty(format!("before recovery, {fault}")));
-    }
+    let mut faults = Vec::new();
+    faults.extend(fault(volume)?.map(|fault| format!("before recovery, {fault}")));
     if scratch.exists() {
         fs::remove_dir_all(scratch).with_context(|| format!("removing {}", scratch.display()))?;
     }
     fs::create_dir(scratch).with_context(|| format!("creating {}", scratch.display()))?;
-    if let Some(refusal) = export(volume, scratch)? {
-        return Ok(Verdict::Faulty(refusal));
-    }
+    faults.extend(export(volume, scratch)?);
     for (witness, promises) in witnesses.iter().zip(promises) {
         if let Err(loss) = witness.verify(scratch, *promises)? {
-            return Ok(Verdict::Lost(loss));
+            faults.push(loss);
+            return Ok(Verdict::Lost(faults.join("\n")));
         }
     }
-    Ok(fault(volume)?.map_or(Verdict::Kept, |fault| Verdict::Faulty(format!("after recovery, {fault}"))))
+    faults.extend(fault(volume)?.map(|fault| format!("after recovery, {fault}")));
+    Ok(if faults.is_empty() { Verdict::Kept } else { Verdict::Faulty(faults.join("\n")) })
 }
 
 /// What `volume check` finds wrong.
@@ -124,7 +123,7 @@ pub fn exporting(volume: &Volume) -> Result<Command> {
     Ok(command)
 }
 
-/// Unpacks all files of a volume into `folder`; what it says where it refuses.
+/// Unpacks all files of a volume into `folder`; what the export says where it cannot read all.
 fn export(volume: &Volume, folder: &Path) -> Result<Option<String>> {
     let mut exporting = exporting(volume)?
         .stdout(Stdio::piped())
@@ -134,13 +133,14 @@ fn export(volume: &Volume, folder: &Path) -> Result<Option<String>> {
     let archive = exporting.stdout.take().context("the export has no standard output")?;
     let unpacked = Command::new("tar").args(["-x", "-C"]).arg(folder).stdin(archive).output();
     let exported = exporting.wait_with_output().context("waiting for the export")?;
-    if !exported.status.success() {
-        let said = String::from_utf8_lossy(&exported.stderr);
-        return Ok(Some(format!("volume export ended with {}:\n{said}", exported.status)));
-    }
     let unpacked = unpacked.context("running tar")?;
-    ensure!(unpacked.status.success(), "tar: {}", String::from_utf8_lossy(&unpacked.stderr));
-    Ok(None)
+    if exported.status.success() {
+        ensure!(unpacked.status.success(), "tar: {}", String::from_utf8_lossy(&unpacked.stderr));
+        return Ok(None);
+    }
+    // What there is of an archive is unpacked; the witnesses say whether it is enough.
+    let said = String::from_utf8_lossy(&exported.stderr);
+    Ok(Some(format!("volume export ended with {}:\n{said}", exported.status)))
 }
 
 /// The file in which a serving process keeps what it has not yet written. It does not survive the loss of power.
