@@ -304,3 +304,150 @@ fn path(bytes: &[u8]) -> &Path {
 fn writing(entry: &Entry) -> String {
     format!("write /{} to the archive", entry.path.escape_ascii())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::rc::Rc;
+
+    use ringfort_engine::buffer::Buffer;
+    use ringfort_engine::local::{self, LocalOptions};
+    use ringfort_filesystem::FilesystemOptions;
+    use ringfort_filesystem::operation::{Name, NewNode, Payload, SetXattrMode};
+    use ringfort_store::model::{ModelSettings, ModelVolume};
+
+    use super::*;
+
+    struct Author<'a>(Source<'a, ModelVolume>);
+
+    impl Author<'_> {
+        async fn node(&self, operation: Operation) -> NodeId {
+            match self.0.execute(operation).await.unwrap() {
+                Reply::Node(attributes) => attributes.node,
+                Reply::Created { attributes, .. } => attributes.node,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn new_node(parent: NodeId, name: &[u8]) -> NewNode {
+            NewNode { parent, name: Name::new(name).unwrap(), permissions: 0o640 }
+        }
+
+        async fn folder(&self, parent: NodeId, name: &[u8]) -> NodeId {
+            self.node(Operation::MakeDirectory { new: Self::new_node(parent, name) }).await
+        }
+
+        async fn special(&self, name: &[u8], kind: FileKind, device: u32) {
+            let new = Self::new_node(NodeId::ROOT, name);
+            self.node(Operation::MakeNode { new, kind, device }).await;
+        }
+
+        async fn file(&self, parent: NodeId, name: &[u8], offset_bytes: u64, bytes: &[u8]) -> NodeId {
+            let node = self
+                .node(Operation::MakeNode {
+                    new: Self::new_node(parent, name),
+                    kind: FileKind::Regular,
+                    device: 0,
+                })
+                .await;
+            let flags = OpenFlags { write: true, ..OpenFlags::default() };
+            let Reply::Opened(handle) = self.0.execute(Operation::Open { node, flags }).await.unwrap() else {
+                panic!("it did not open")
+            };
+            let mut buffer = Buffer::zeroed(bytes.len().next_multiple_of(4096));
+            buffer[..bytes.len()].copy_from_slice(bytes);
+            let data = Payload { pieces: vec![buffer.freeze().slice(0..bytes.len())] };
+            let write = Operation::Write { handle, offset_bytes, data, append: false, clear_set_id: false };
+            self.0.execute(write).await.unwrap();
+            self.0.execute(Operation::Release { handle }).await.unwrap();
+            node
+        }
+    }
+
+    const LONG: [u8; 255] = [b'n'; 255];
+
+    fn archive() -> Vec<u8> {
+        let runtime = local::start(LocalOptions::default()).unwrap();
+        let engine = runtime.engine();
+        runtime.block_on(async move {
+            let volume = Rc::new(ModelVolume::new(ModelSettings::default()));
+            Filesystem::format(&*volume, &*engine).await.unwrap();
+            let filesystem = Filesystem::open(volume, engine, FilesystemOptions::default()).await.unwrap();
+            let author = Author(Source { filesystem: &filesystem, session: filesystem.open_session() });
+            let folder = author.folder(NodeId::ROOT, b"folder").await;
+            let deep = author.folder(folder, &LONG).await;
+            let file = author.file(deep, b"sp\xffarse", 3 << 20, b"end").await;
+            let link = Name::new(b"link").unwrap();
+            author.node(Operation::Link { node: file, parent: NodeId::ROOT, name: link }).await;
+            let name = Name::new(b"pointer").unwrap();
+            let target = b"folder/somewhere".to_vec();
+            author.node(Operation::MakeSymlink { parent: NodeId::ROOT, name, target }).await;
+            // Major 259, minor 0x12345, as Linux packs them.
+            author.special(b"disk", FileKind::BlockDevice, 0x1231_0345).await;
+            author.special(b"pipe", FileKind::Fifo, 0).await;
+            author.special(b"socket", FileKind::Socket, 0).await;
+            let (name, value) = (b"user.colour".to_vec(), b"blue\0green".to_vec());
+            let set = Operation::SetXattr { node: folder, name, value, mode: SetXattrMode::Any };
+            author.0.execute(set).await.unwrap();
+            for number in 0..LISTED_AT_ONCE * 2 {
+                author
+                    .file(folder, format!("many-{number}").as_bytes(), 0, number.to_string().as_bytes())
+                    .await;
+            }
+            let mut bytes = Vec::new();
+            let mut archive = Archive::new(&mut bytes);
+            archive.add_everything(&filesystem).await.unwrap();
+            assert_eq!(archive.finish().unwrap(), Vec::<String>::new());
+            drop(archive);
+            bytes
+        })
+    }
+
+    #[test]
+    fn every_kind_of_file_is_in_the_archive_as_it_is_in_the_volume() {
+        let bytes = archive();
+        let mut read = tar::Archive::new(&bytes[..]);
+        let mut found = HashMap::new();
+        for entry in read.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let mut xattrs = Vec::new();
+            for record in entry.pax_extensions().unwrap().into_iter().flatten() {
+                let record = record.unwrap();
+                xattrs.push((record.key().unwrap().to_owned(), record.value_bytes().to_vec()));
+            }
+            let link = entry.link_name_bytes().map(|name| name.into_owned());
+            let mut contents = Vec::new();
+            entry.read_to_end(&mut contents).unwrap();
+            let path = entry.path_bytes().into_owned();
+            found.insert(path, (entry.header().clone(), link, xattrs, contents));
+        }
+        let deep = [&b"folder/"[..], &LONG, b"/sp\xffarse"].concat();
+        let kind = |path: &[u8]| found[path].0.entry_type();
+        assert_eq!(kind(b"folder"), EntryType::Directory);
+        assert_eq!(
+            found[&b"folder"[..]].2,
+            [("SCHILY.xattr.user.colour".to_owned(), b"blue\0green".to_vec())]
+        );
+        // Which of the two names is the file and which the link is the walk's to choose.
+        let names = [deep.as_slice(), b"link"];
+        let file = names.iter().find(|name| kind(name) == EntryType::Regular).unwrap();
+        let link = names.iter().find(|name| kind(name) == EntryType::Link).unwrap();
+        assert_eq!(found[*link].1.as_deref(), Some(*file));
+        let contents = &found[*file].3;
+        assert_eq!(contents.len(), (3 << 20) + 3);
+        assert!(contents.ends_with(b"end") && contents[..3 << 20].iter().all(|byte| *byte == 0));
+        assert_eq!(found[*file].0.mode().unwrap(), 0o640);
+        assert_eq!(found[&b"pointer"[..]].1.as_deref(), Some(&b"folder/somewhere"[..]));
+        let device = &found[&b"disk"[..]].0;
+        assert_eq!(
+            (device.device_major().unwrap(), device.device_minor().unwrap()),
+            (Some(259), Some(0x12345))
+        );
+        assert_eq!(kind(b"pipe"), EntryType::Fifo);
+        assert!(!found.contains_key(&b"socket"[..]));
+        for number in 0..LISTED_AT_ONCE * 2 {
+            assert_eq!(found[format!("folder/many-{number}").as_bytes()].3, number.to_string().as_bytes());
+        }
+        assert_eq!(found.len(), 7 + LISTED_AT_ONCE * 2);
+    }
+}

@@ -20,33 +20,44 @@ use ringfort_engine::local::{self, LocalOptions};
 use ringfort_engine::mailbox::{Receiver, Sender, mailbox};
 use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::{Credentials, Operation, Reply, SessionId};
-use ringfort_filesystem::{Filesystem, FilesystemOptions};
+use ringfort_filesystem::{Counts, Filesystem, FilesystemOptions};
 use ringfort_frontend::metrics::Metrics;
 use ringfort_frontend::service::Service;
 use ringfort_frontend::virtiofs::{CachePolicy, Options, VirtioFsServer};
 use ringfort_store::store::{OpenOptions, Store};
 use tokio::sync::oneshot;
 
-use crate::report::{Guest, Served, Status};
-
-/// Request queues that a device offers: kernels before 6.11 use one, later ones as many as there are.
-const REQUEST_QUEUES: usize = 1;
+use crate::config::Cache;
+use crate::report::{Guest, Inodes, Served, Status};
 
 /// What is to be served, and how.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Every component, columns first.
     pub components: Vec<PathBuf>,
-    pub sockets: Vec<PathBuf>,
-    pub cache: CachePolicy,
+    pub sockets: Vec<SocketSettings>,
     pub commit_interval: Duration,
     pub memory_bytes: u64,
+    /// The longest time that the volume's thread looks for work before it sleeps.
+    pub busy_poll: Duration,
     pub override_membership: bool,
+}
+
+/// One virtio-fs socket.
+#[derive(Clone, Debug)]
+pub struct SocketSettings {
+    pub path: PathBuf,
+    pub cache: Cache,
+    pub writeback: bool,
+    /// Request queues that the device offers.
+    pub queues: u64,
 }
 
 /// What the control plane asks of the volume's thread.
 enum Request {
     Status(oneshot::Sender<Status>),
+    /// Answered at once: a sign that the thread goes round.
+    Alive(oneshot::Sender<()>),
     /// Sync, checkpoint, close, end.
     Stop,
 }
@@ -61,6 +72,12 @@ impl VolumeRemote {
         let (reply, status) = oneshot::channel();
         self.0.send(Request::Status(reply)).ok()?;
         status.await.ok()
+    }
+
+    /// Resolves when the volume's thread has got round to it; false where the volume is being closed.
+    pub async fn is_alive(&self) -> bool {
+        let (reply, alive) = oneshot::channel();
+        self.0.send(Request::Alive(reply)).is_ok() && alive.await.is_ok()
     }
 }
 
@@ -122,7 +139,11 @@ fn join(thread: JoinHandle<Result<()>>) -> Result<()> {
 
 /// Runs `work` on an engine of this machine, on this thread.
 pub fn with_engine<T>(work: impl AsyncFnOnce(Rc<dyn Engine>) -> Result<T>) -> Result<T> {
-    let runtime = local::start(LocalOptions::default())?;
+    run_on(LocalOptions::default(), work)
+}
+
+fn run_on<T>(options: LocalOptions, work: impl AsyncFnOnce(Rc<dyn Engine>) -> Result<T>) -> Result<T> {
+    let runtime = local::start(options)?;
     let engine = runtime.engine();
     runtime.block_on(work(engine))
 }
@@ -134,7 +155,8 @@ fn serve(
     listening: impl FnOnce(Vec<VirtioFsServer>) -> bool,
 ) -> Result<()> {
     let started = Instant::now();
-    with_engine(async |engine| {
+    let options = LocalOptions { busy_poll: settings.busy_poll, ..LocalOptions::default() };
+    run_on(options, async |engine| {
         let options = OpenOptions {
             allow_partial_membership: settings.override_membership,
             commit_interval: settings.commit_interval,
@@ -152,15 +174,27 @@ fn serve(
                 return Err(error);
             }
         };
-        let observed: Vec<_> =
-            servers.iter().map(|server| (server.path().to_owned(), server.metrics())).collect();
+        let observed: Vec<_> = servers
+            .iter()
+            .zip(&settings.sockets)
+            .map(|(server, settings)| Observed { settings: settings.clone(), metrics: server.metrics() })
+            .collect();
         if listening(servers) {
             while let Some(request) = requests.recv().await {
                 match request {
                     Request::Status(reply) => {
-                        let served = served(started, &observed);
+                        let served = Served {
+                            pid: std::process::id(),
+                            uptime_s: started.elapsed().as_secs(),
+                            guests: observed.iter().map(Observed::report).collect(),
+                        };
+                        let mut status = Status::of_open(&store.status(), &opened.findings, Some(served));
+                        status.inodes = Some(inodes(&filesystem.counts()));
                         // An operator who has hung up needs no answer.
-                        let _ = reply.send(Status::of_open(&store.status(), &opened.findings, Some(served)));
+                        let _ = reply.send(status);
+                    }
+                    Request::Alive(reply) => {
+                        let _ = reply.send(());
                     }
                     Request::Stop => break,
                 }
@@ -168,16 +202,25 @@ fn serve(
         }
         filesystem.shut_down().await?;
         store.close().await?;
-        tracing::info!("volume {} is closed", store.volume_id());
+        tracing::info!(volume = %store.volume_id(), "the volume is closed: everything is durable");
         Ok(())
     })
 }
 
 /// A device for each socket; all of them or none.
 fn listen(engine: &Rc<dyn Engine>, service: &Rc<Guests>, settings: &Settings) -> Result<Vec<VirtioFsServer>> {
-    let options = Options { cache: settings.cache, ..Options::default() };
-    let start = |path: &PathBuf| {
-        Ok(VirtioFsServer::start(engine, Rc::clone(service), path, REQUEST_QUEUES, options.clone())?)
+    let start = |socket: &SocketSettings| {
+        let options = Options {
+            cache: match socket.cache {
+                Cache::Never => CachePolicy::Never,
+                Cache::Auto => CachePolicy::Auto,
+                Cache::Always => CachePolicy::Always,
+            },
+            writeback: socket.writeback,
+            ..Options::default()
+        };
+        let queues = usize::try_from(socket.queues).unwrap_or(usize::MAX);
+        Ok(VirtioFsServer::start(engine, Rc::clone(service), &socket.path, queues, options)?)
     };
     settings.sockets.iter().map(start).collect()
 }
@@ -185,29 +228,39 @@ fn listen(engine: &Rc<dyn Engine>, service: &Rc<Guests>, settings: &Settings) ->
 fn log_opening(store: &Store) {
     let recovery = store.recovery();
     tracing::info!(
+        volume = %store.volume_id(),
         transactions = recovery.replayed_transactions,
         log_bytes = recovery.replayed_log_bytes,
+        rewritten_stripes = recovery.rewritten_stripes,
         elapsed_ms = recovery.elapsed.as_millis() as u64,
-        "volume {} is open",
-        store.volume_id()
+        "the volume is open"
     );
 }
 
-fn served(started: Instant, observed: &[(PathBuf, Arc<Metrics>)]) -> Served {
-    let guest = |(socket, metrics): &(PathBuf, Arc<Metrics>)| Guest {
-        socket: std::path::absolute(socket).unwrap_or_else(|_| socket.clone()),
-        connections: metrics.connections.get(),
-        sessions: metrics.sessions.get(),
-        errors: metrics.errors.get(),
-        malformed_requests: metrics.malformed_requests.get(),
-        broken_devices: metrics.broken_devices.get(),
-        read_bytes: metrics.read_bytes.get(),
-        written_bytes: metrics.written_bytes.get(),
-    };
-    Served {
-        pid: std::process::id(),
-        uptime_s: started.elapsed().as_secs(),
-        guests: observed.iter().map(guest).collect(),
+/// A socket, and the counts of its device.
+struct Observed {
+    settings: SocketSettings,
+    metrics: Arc<Metrics>,
+}
+
+impl Observed {
+    fn report(&self) -> Guest {
+        let Self { settings, metrics } = self;
+        Guest {
+            socket: settings.path.clone(),
+            cache: settings.cache.to_string(),
+            writeback: settings.writeback,
+            queues: settings.queues,
+            ..Guest::of_device(metrics)
+        }
+    }
+}
+
+fn inodes(counts: &Counts) -> Inodes {
+    Inodes {
+        cached: counts.cached_inodes as u64,
+        held: counts.held_inodes as u64,
+        unlinked: counts.unlinked_inodes as u64,
     }
 }
 

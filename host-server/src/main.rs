@@ -1,7 +1,8 @@
 //! The Ringfort server and its command line: assembly of the layers below.
 //!
 //! Modules, lowest first:
-//! `size` · `volume_file` · `lock` · `cli` · `archive` · `report` · `admin` · `assemble` · `commands`
+//! `size` · `volume_file` · `lock` · `config` · `logging` · `cli` · `archive` · `report` · `admin` · `assemble` · `observe` ·
+//! `metrics` · `service_manager` · `commands`
 
 #![forbid(unsafe_code)]
 
@@ -10,38 +11,50 @@ mod archive;
 mod assemble;
 mod cli;
 mod commands;
+mod config;
 mod lock;
+mod logging;
+mod metrics;
+mod observe;
 mod report;
+mod service_manager;
 mod size;
 mod volume_file;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
-use crate::cli::{Cli, Command, Volume};
-
-/// The command could not run. 1 says that a check found damage.
-const COULD_NOT_RUN: u8 = 2;
+use crate::cli::{Cli, Command, LogFlags, Volume};
+use crate::commands::COULD_NOT_RUN;
+use crate::config::{LogFilter, LogFormat};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(matches!(cli.command, Command::Serve(_)));
+    if !matches!(cli.command, Command::Serve(_)) {
+        start_log(&cli.log);
+    }
     let result = match &cli.command {
-        Command::Serve(arguments) => commands::serve::run(arguments),
+        Command::Serve(arguments) => commands::serve::run(arguments, &cli.log),
         Command::Volume(Volume::Create(arguments)) => commands::create::run(arguments),
         Command::Volume(Volume::Status(arguments)) => commands::status::run(arguments),
         Command::Volume(Volume::Check(arguments)) => commands::check::run(arguments),
         Command::Volume(Volume::Export(arguments)) => commands::export::run(arguments),
+        Command::Volume(Volume::List(arguments)) => commands::list::run(arguments),
+        Command::Completions { shell } => commands::describe::completions(*shell),
+        Command::Manual { directory } => commands::describe::manual(directory),
     };
     result.unwrap_or_else(|error| {
         // One line: each cause in its own words, the way it came about.
         eprintln!("ringfort: {}", tell(&error));
         ExitCode::from(COULD_NOT_RUN)
     })
+}
+
+/// Commands other than `serve` say what they have to say on standard output; their log is for what goes wrong below.
+fn start_log(flags: &LogFlags) {
+    let filter = flags.log_level.clone().or(logging::environment().log_level.map(|setting| setting.value));
+    logging::start(&filter.unwrap_or_else(LogFilter::error), flags.log_format.unwrap_or(LogFormat::Text));
 }
 
 /// The chain of causes, without those that the one before tells already.
@@ -55,16 +68,4 @@ fn tell(error: &anyhow::Error) -> String {
         }
     }
     told
-}
-
-/// The log goes to standard error; a server tells more of itself than other commands do.
-fn start_log(serving: bool) {
-    let usual = if serving { LevelFilter::INFO } else { LevelFilter::ERROR };
-    let filter = EnvFilter::builder().with_default_directive(usual.into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter.with_env_var("RINGFORT_LOG").from_env_lossy())
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
 }

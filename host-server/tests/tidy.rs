@@ -14,11 +14,11 @@ const CRATES: &[Crate] = &[
     Crate { package: "ringfort-filesystem", folder: "host-server/filesystem", may_use: None },
     Crate { package: "ringfort-frontend", folder: "host-server/frontend", may_use: None },
     Crate { package: "ringfort", folder: "host-server", may_use: None },
-    Crate { package: "ringfort-measure", folder: "host-server/measure", may_use: None },
     // The guest knows the host by the bytes they share, and by nothing else.
     Crate { package: "ringfort-guest", folder: "guest-driver", may_use: Some(&["ringfort-protocol"]) },
     // Black box: it runs binaries.
     Crate { package: "ringfort-qemu-tests", folder: "qemu-tests", may_use: Some(&[]) },
+    Crate { package: "ringfort-measure", folder: "host-server/measure", may_use: None },
 ];
 
 struct Crate {

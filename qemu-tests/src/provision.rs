@@ -110,6 +110,30 @@ fn kernel_files(kernel: Kernel) -> Result<KernelFiles> {
     Ok(KernelFiles { image: only_entry(&root.join("boot"), "vmlinuz-")?, modules })
 }
 
+/// Programs of a Debian package for use on this machine, unpacked and not installed.
+#[derive(Clone, Debug)]
+pub struct HostPrograms {
+    root: PathBuf,
+}
+
+/// The programs of `package`, fetched once.
+pub fn host_programs(package: &str) -> Result<HostPrograms> {
+    let _lock = Lock::acquire("provision")?;
+    Ok(HostPrograms { root: packages(package, &[package], Suite::Release)? })
+}
+
+impl HostPrograms {
+    /// Runs `program` with its libraries found.
+    pub fn command(&self, program: &str) -> Command {
+        let folders =
+            ["usr/sbin", "usr/bin", "sbin", "bin"].map(|folder| self.root.join(folder).join(program));
+        let found = folders.into_iter().find(|path| path.is_file());
+        let mut command = Command::new(found.unwrap_or_else(|| PathBuf::from(program)));
+        command.env("LD_LIBRARY_PATH", library_path(&self.root));
+        command
+    }
+}
+
 fn make_parts() -> Result<Parts> {
     Ok(Parts { qemu: qemu()?, busybox: release_root()?.join("bin/busybox"), agent: agent()? })
 }
@@ -360,7 +384,7 @@ fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
 }
 
 /// Runs a command and returns its standard output; a failure shows both outputs.
-pub(crate) fn output_of(command: &mut Command) -> Result<String> {
+pub fn output_of(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
     if !output.status.success() {
         bail!(

@@ -1,12 +1,14 @@
 use std::future::Future;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use crate::device::Device;
 use crate::error::EngineError;
 use crate::memory::MemoryFile;
+use crate::source::{Source, Watch};
 
 pub use crate::executor::Task;
 
@@ -56,4 +58,16 @@ pub trait Engine {
 
     /// Runs a task on this thread, concurrently with the caller.
     fn spawn(&self, task: Task);
+
+    /// Looks at `source` between tasks and before it sleeps, for as long as the source lives. False where the engine only
+    /// runs tasks (a simulation): then somebody has to wake one.
+    fn attend(&self, _source: Weak<dyn Source>) -> bool {
+        false
+    }
+
+    /// Ends the thread's sleep whenever `descriptor` becomes readable anew (an event counter that is written to, read or
+    /// not). None where the engine cannot: then whoever waits for the descriptor has to wake a task.
+    fn watch(&self, _descriptor: Box<dyn AsRawFd>) -> Option<Watch> {
+        None
+    }
 }

@@ -15,7 +15,7 @@
 //! Only in `buffer` and `buffer/arena`, `memory`, `local/uring`, `local/threads` and `local/mapping`.
 //!
 //! Modules, lowest first:
-//! `buffer` · `error` · `completion` · `device` · `memory` · `executor` · `timer` · `mailbox` · `sync` · `engine` ·
+//! `buffer` · `error` · `completion` · `device` · `memory` · `executor` · `timer` · `mailbox` · `sync` · `source` · `engine` ·
 //! `runtime` · `local` · `sim`
 
 #![deny(unsafe_code)]
@@ -33,5 +33,6 @@ pub mod mailbox;
 pub mod memory;
 pub mod runtime;
 pub mod sim;
+pub mod source;
 pub mod sync;
 mod timer;

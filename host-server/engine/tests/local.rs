@@ -390,3 +390,102 @@ fn a_block_device_is_taken_over_and_claimed() {
         engine.open(path, true).unwrap();
     }
 }
+
+/// Takes on what another thread counts up, as a device takes chains from a ring.
+#[derive(Default)]
+struct Counted {
+    offered: std::sync::Arc<std::sync::atomic::AtomicU32>,
+    wanted: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    taken: std::cell::Cell<u32>,
+    news: ringfort_engine::sync::Notify,
+}
+
+impl ringfort_engine::source::Source for Counted {
+    fn poll(&self) -> bool {
+        self.wanted.store(false, std::sync::atomic::Ordering::SeqCst);
+        let offered = self.offered.load(std::sync::atomic::Ordering::SeqCst);
+        let any = self.taken.replace(offered) != offered;
+        if any {
+            self.news.notify_one();
+        }
+        any
+    }
+
+    fn arm(&self) -> bool {
+        self.wanted.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.offered.load(std::sync::atomic::Ordering::SeqCst) != self.taken.get()
+    }
+}
+
+#[test]
+fn work_in_memory_is_taken_on_whether_the_thread_looks_or_sleeps() {
+    use std::os::fd::AsFd;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+
+    for busy_poll in [Duration::ZERO, Duration::from_micros(200)] {
+        let options = LocalOptions {
+            transport: Transport::Uring,
+            memory_directory: None,
+            busy_poll,
+            ..LocalOptions::default()
+        };
+        let runtime = start(options).unwrap();
+        let engine = runtime.engine();
+        // As a virtual machine monitor makes it: nobody ever reads it.
+        let doorbell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let source = Rc::new(Counted::default());
+        let weak: std::rc::Weak<dyn ringfort_engine::source::Source> = Rc::downgrade(&source) as _;
+        assert!(engine.attend(weak));
+        let watch = engine.watch(Box::new(doorbell.as_fd().try_clone_to_owned().unwrap()));
+        assert!(watch.is_some());
+        let (offered, wanted) = (source.offered.clone(), source.wanted.clone());
+        let bringer = std::thread::spawn(move || {
+            let mut rung = 0;
+            for index in 0..300 {
+                std::thread::sleep(Duration::from_micros(index % 7 * 40));
+                offered.fetch_add(1, SeqCst);
+                if wanted.load(SeqCst) {
+                    doorbell.write(1).unwrap();
+                    rung += 1;
+                }
+            }
+            rung
+        });
+        runtime.block_on(async {
+            while source.taken.get() < 300 {
+                source.news.notified().await;
+            }
+        });
+        let rung = bringer.join().unwrap();
+        assert!(
+            rung > 0 || !busy_poll.is_zero(),
+            "a thread that sleeps at once is woken by the doorbell alone"
+        );
+        drop(watch);
+        // Let go: the descriptor is closed once the kernel has said so.
+        runtime.block_on(engine.sleep(Duration::from_millis(5)));
+    }
+}
+
+#[test]
+fn a_descriptor_can_be_watched_anew_and_one_that_hangs_up_does_no_harm() {
+    let options =
+        LocalOptions { transport: Transport::Uring, memory_directory: None, ..LocalOptions::default() };
+    let runtime = start(options).unwrap();
+    let engine = runtime.engine();
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let hung_up = engine.watch(Box::new(reader)).unwrap();
+    drop(writer);
+    let event = || Box::new(nix::sys::eventfd::EventFd::new().unwrap());
+    for _ in 0..600 {
+        drop(engine.watch(event()).unwrap());
+    }
+    let kept: Vec<_> = (0..300).map(|_| engine.watch(event()).unwrap()).collect();
+    let started = Instant::now();
+    runtime.block_on(engine.sleep(Duration::from_millis(20)));
+    assert!(started.elapsed() >= Duration::from_millis(20));
+    drop((hung_up, kept));
+    runtime.block_on(engine.sleep(Duration::from_millis(1)));
+}

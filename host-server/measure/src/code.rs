@@ -8,7 +8,7 @@ use ringfort_store::address::ColumnIndex;
 use ringfort_store::format::checksum::block_checksum;
 use ringfort_store::object::{Code, Kernel};
 
-use crate::figures::Figures;
+use crate::figures::{Figures, RINGFORT};
 
 const DATA_COLUMNS: u8 = 4;
 const PARITY_COLUMNS: u8 = 2;
@@ -38,7 +38,7 @@ pub fn measure(rounds: u32) -> Result<Figures> {
             let mut parity: Vec<&mut [u8]> = parity.iter_mut().map(Vec::as_mut_slice).collect();
             code.encode(black_box(&columns), &mut parity);
         });
-        figures.note("encode_gb_s", "GB/s", encode);
+        figures.note(RINGFORT, "encode_gb_s", "GB/s", encode);
         let mut rebuilt = vec![vec![0u8; UNIT_BYTES]; 2];
         let remaining: Vec<&[u8]> = data[2..].iter().chain(&parity).map(Vec::as_slice).collect();
         let reconstruct = rate(stripe_bytes, || {
@@ -46,7 +46,7 @@ pub fn measure(rounds: u32) -> Result<Figures> {
             decoder.decode(black_box(&remaining), &mut rebuilt);
         });
         assert!(rebuilt == data[..2], "reconstruction gave other bytes than were encoded");
-        figures.note("reconstruct_gb_s", "GB/s", reconstruct);
+        figures.note(RINGFORT, "reconstruct_gb_s", "GB/s", reconstruct);
         let checksum = rate(stripe_bytes, || {
             for column in &columns {
                 for block in column.chunks_exact(BLOCK_BYTES) {
@@ -54,14 +54,14 @@ pub fn measure(rounds: u32) -> Result<Figures> {
                 }
             }
         });
-        figures.note("checksum_gb_s", "GB/s", checksum);
+        figures.note(RINGFORT, "checksum_gb_s", "GB/s", checksum);
         let mut copies = vec![vec![0u8; UNIT_BYTES]; usize::from(DATA_COLUMNS)];
         let memcpy = rate(stripe_bytes, || {
             for (copy, column) in copies.iter_mut().zip(&columns) {
                 black_box(copy).copy_from_slice(black_box(column));
             }
         });
-        figures.note("memcpy_gb_s", "GB/s", memcpy);
+        figures.note(RINGFORT, "memcpy_gb_s", "GB/s", memcpy);
     }
     Ok(figures)
 }

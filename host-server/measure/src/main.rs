@@ -1,12 +1,16 @@
 //! `cargo measure TOPIC`: figures with the conditions under which they were taken.
 //!
 //! Modules, lowest first:
-//! `figures` · `volume` · `code` · `store`
+//! `figures` · `load` · `volume` · `ringfort` · `files` · `btrfs` · `code` · `store`
 
 #![forbid(unsafe_code)]
 
+mod btrfs;
 mod code;
 mod figures;
+mod files;
+mod load;
+mod ringfort;
 mod store;
 mod volume;
 
@@ -19,12 +23,12 @@ use crate::figures::Figures;
 const EXAMPLES: &str = "\
 Examples:
   cargo measure store            a table
-  cargo measure store --json     one JSON object: {\"ringfort\":{FIGURE:MEDIAN,…},\"spread\":…,\"conditions\":…}
+  cargo measure store --json     one JSON object: {\"ringfort\":{FIGURE:MEDIAN,…},\"btrfs_raid6\":…,\"raw\":…,\"spread\":…,…}
   cargo measure store --rounds 1 a quick look
   cargo measure code             parity and checksums against memcpy
 
-Components are files under the build's target directory: what they lie on decides the rates. Counts (bytes, reads,
-flushes) do not depend on it.";
+Components are files under the build's target folder: what they lie on decides the rates. Counts (bytes, reads, flushes) do
+not depend on it. The rival btrfs needs root, and its programs are fetched into the target folder; without root it is left out.";
 
 /// Measured figures of Ringfort.
 #[derive(Debug, Parser)]
@@ -36,7 +40,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Topic {
-    /// Bytes, requests and rates of the store under small and large writes, reads, lost components and recovery.
+    /// Bytes, requests and rates of the store under small and large writes, reads, lost components and recovery, beside btrfs
+    /// raid6 and the file system underneath.
     Store(Common),
     /// Erasure code and checksum, in GB/s of data on one core, beside memcpy.
     Code(Common),

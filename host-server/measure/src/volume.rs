@@ -1,6 +1,6 @@
 //! A volume to measure: real component files, and its filesystem driven in this process.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -16,25 +16,18 @@ use ringfort_filesystem::{Filesystem, FilesystemOptions};
 use ringfort_store::create::CreateOptions;
 use ringfort_store::status::StatusReport;
 use ringfort_store::store::{OpenOptions, Store};
-use tempfile::TempDir;
 
 /// Data 4+2 on six files; the first three carry the metadata mirrors.
-const COMPONENTS: usize = 6;
+pub const COMPONENTS: usize = 6;
 
-/// Component files in a directory that goes away with this value.
+/// Component files in a folder of the caller's.
 pub struct VolumeFiles {
-    directory: TempDir,
+    folder: PathBuf,
 }
 
 impl VolumeFiles {
-    pub fn create(size_bytes: u64, log_bytes: u64) -> Result<Self> {
-        // Beside the build's output, which is on a real disk and which everybody knows to be large.
-        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
-        let directory = tempfile::Builder::new()
-            .prefix("measure-")
-            .tempdir_in(&target)
-            .with_context(|| format!("make a directory in {}", target.display()))?;
-        let files = Self { directory };
+    pub fn create(folder: PathBuf, size_bytes: u64, log_bytes: u64) -> Result<Self> {
+        let files = Self { folder };
         let options = CreateOptions {
             log_bytes: Some(log_bytes),
             ..CreateOptions::new(files.components(), size_bytes)
@@ -49,7 +42,16 @@ impl VolumeFiles {
     }
 
     pub fn components(&self) -> Vec<PathBuf> {
-        (0..COMPONENTS).map(|index| self.directory.path().join(format!("component-{index}"))).collect()
+        (0..COMPONENTS).map(|index| self.folder.join(format!("component-{index}"))).collect()
+    }
+
+    /// Takes components away for good.
+    pub fn lose(&self, lost: &[usize]) -> Result<()> {
+        let components = self.components();
+        for path in lost.iter().map(|index| &components[*index]) {
+            std::fs::remove_file(path).with_context(|| format!("take away {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// Opens the volume for `work`. What `work` does not close is left as a killed process leaves it.

@@ -14,7 +14,7 @@ use crate::format::segment::summary_bytes_max;
 use crate::geometry::{Geometry, UNIT_BYTES_DEFAULT};
 use crate::limits::{
     BANK_STRIPES, LOG_BYTES_DEFAULT_MAX, LOG_BYTES_MIN, MEMORY_BYTES_DEFAULT, MIDDLE_RESERVE,
-    SEGMENT_DATA_BYTES_MAX, SEGMENTS_MIN, SPARE_SEGMENTS,
+    PAGE_AREA_SPARE_BYTES, SEGMENT_DATA_BYTES_MAX, SEGMENTS_MIN, SPARE_SEGMENTS,
 };
 use crate::map::worst_case_pages;
 use crate::object::{ComponentSpec, Object};
@@ -137,8 +137,9 @@ pub fn plan(options: &CreateOptions) -> Result<Plan, StoreError> {
     }
     // A checkpoint needs room for a second copy of every page; the rest is for what the filesystem keeps.
     let four_percent = geometry.data_blocks() * BLOCK_BYTES as u64 / 25;
-    let page_area_bytes =
-        (2 * worst_case_memory_bytes + (1 << 20)).max(four_percent).next_multiple_of(PAGE_BYTES as u64);
+    let page_area_bytes = (2 * worst_case_memory_bytes + PAGE_AREA_SPARE_BYTES)
+        .max(four_percent)
+        .next_multiple_of(PAGE_BYTES as u64);
     let metadata_log_bytes = metadata_log_bytes(log_bytes);
     geometry.metadata_bytes = LOG_START.0 + log_bytes + metadata_log_bytes + page_area_bytes;
     geometry.check()?;

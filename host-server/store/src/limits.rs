@@ -33,8 +33,18 @@ pub const ASK_LOG_PART: u64 = 4;
 /// Entries of a transaction are refused when even short ones would overrun that part.
 pub const ENTRY_BYTES_TYPICAL: u64 = 256;
 
-/// Where space would do but for promises to others, a transaction waits so long before it is refused: promises are kept
-/// or given back soon, unless whoever holds one waits for this very transaction.
+/// An entry without a value.
+pub const ENTRY_BYTES_SHORT: u64 = 32;
+
+/// This part of the page area is kept free beyond what the largest transaction that gives space back touches: for pages that
+/// removals divide.
+pub const PAGE_RESERVE_PART: usize = 16;
+
+/// A transaction for which space is short waits for so many checkpoints more while others give space back, and is then refused.
+pub const HOPEFUL_CHECKPOINTS_MAX: u32 = 64;
+
+/// Where space would do but for promises to others, a transaction waits so long without anybody's progress before it is refused:
+/// promises are kept or given back soon, unless whoever holds one waits for this very transaction.
 pub const PROMISES_WAIT: Duration = Duration::from_secs(5);
 
 /// Areas of the memory file: one for each bank that may be in memory at a time, and some whose blocks readers still hold.
@@ -69,3 +79,6 @@ pub const MIDDLE_RESERVE: u64 = 1 << 36;
 
 /// Default bound of the memory that maps may take.
 pub const MEMORY_BYTES_DEFAULT: u64 = 1 << 30;
+
+/// Page area beyond two copies of the largest maps: what the smallest volume needs for its filesystem and for the reserves.
+pub const PAGE_AREA_SPARE_BYTES: u64 = 4 << 20;

@@ -48,8 +48,27 @@ pub struct Cost {
     /// Upper bound of tree entries that will be put, deleted or unmapped.
     pub entries: u64,
     /// The transaction gives back at least as much as it takes (unlink, truncate): it may use the reserve that
-    /// is kept so that a full volume can be emptied.
+    /// is kept so that a full volume can be emptied. Of its entries at most [`FREEING_LONG_ENTRIES`] put a value; the others
+    /// are deletions, and mapped blocks that unmapping gives back. At most [`FREEING_ENTRIES_MAX`] in all are sure to be let through.
     pub frees_space: bool,
+}
+
+/// Values that a transaction puts which gives space back: the inode, its place among the orphans, a directory.
+pub const FREEING_LONG_ENTRIES: u64 = 4;
+
+/// Entries of one transaction that a full volume is sure to let through: the reserve has room for the pages that they touch.
+pub const FREEING_ENTRIES_MAX: u64 = 1100;
+
+impl Cost {
+    /// Entries that may put a value of any length.
+    pub(crate) fn long_entries(&self) -> u64 {
+        if self.frees_space { self.entries.min(FREEING_LONG_ENTRIES) } else { self.entries }
+    }
+
+    /// Entries without a value.
+    pub(crate) fn short_entries(&self) -> u64 {
+        self.entries - self.long_entries()
+    }
 }
 
 /// One piece of what [`Volume::read`] found, in logical order.

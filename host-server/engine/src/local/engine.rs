@@ -4,15 +4,17 @@ use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::Future;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::component::{self, Component};
 use super::operation::{Operation, Request};
 use super::threads::Pool;
 use super::uring::{Flavour, Ring};
+use super::window::Window;
 use super::{LocalOptions, Transport, mapping};
 use crate::buffer::{Buffer, Slice};
 use crate::completion::{Completion, completion};
@@ -22,6 +24,7 @@ use crate::error::{EngineError, ErrorKind};
 use crate::executor::{Executor, Kick, ReadyQueue, Task, YieldNow};
 use crate::memory::MemoryFile;
 use crate::runtime::{Driver, Runtime};
+use crate::source::{Source, Sources, Watch};
 use crate::timer::Timers;
 
 /// Carries operations to the kernel and back.
@@ -40,6 +43,24 @@ pub(super) trait Transfers {
 
     /// The earliest moment at which `expire` could have something to do.
     fn next_deadline(&self) -> Option<Instant>;
+
+    /// Ends every `wait` during which `descriptor` becomes readable. The number by which it is let go; none where this
+    /// carrier cannot.
+    fn watch(&self, descriptor: Box<dyn AsRawFd>) -> Option<usize>;
+
+    /// Lets go of what `watch` gave this number.
+    fn unwatch(&self, number: usize);
+}
+
+struct Watching {
+    transfers: Rc<dyn Transfers>,
+    number: usize,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.transfers.unwatch(self.number);
+    }
 }
 
 /// Starts an engine that belongs to the calling thread.
@@ -75,7 +96,8 @@ pub fn start(options: LocalOptions) -> Result<Runtime, EngineError> {
         transfers,
         started: Instant::now(),
         request_timeout: options.request_timeout,
-        busy_poll: options.busy_poll,
+        window: Window::new(options.busy_poll),
+        sources: Sources::default(),
         memory_directory: mapping::prepare_directory(options.memory_directory.as_deref()),
         entropy: RefCell::new(entropy),
     });
@@ -88,7 +110,8 @@ struct LocalEngine {
     transfers: Rc<dyn Transfers>,
     started: Instant,
     request_timeout: Option<Duration>,
-    busy_poll: Duration,
+    window: Window,
+    sources: Sources,
     memory_directory: Option<PathBuf>,
     entropy: RefCell<Entropy>,
 }
@@ -113,32 +136,52 @@ impl LocalEngine {
         }
     }
 
-    fn poll_before_sleeping(&self, ready: &ReadyQueue) {
-        let end = Instant::now() + self.busy_poll;
-        while ready.len() == 0 && Instant::now() < end {
-            // The core may be wanted by whoever makes the work.
-            std::thread::yield_now();
-            Driver::turn(self);
+    /// One turn. True where a source had work.
+    fn turn_at(&self, now: Instant) -> bool {
+        self.transfers.turn();
+        self.transfers.expire(now);
+        self.timers.fire(now - self.started);
+        self.sources.poll()
+    }
+
+    /// Looks for work for a while. True where a task is ready.
+    fn look_for_work(&self, ready: &ReadyQueue) -> bool {
+        let window = self.window.length();
+        let mut looked = Instant::now();
+        let mut end = looked + window;
+        loop {
+            let worked = self.turn_at(looked);
+            if ready.len() > 0 {
+                return true;
+            }
+            let now = Instant::now();
+            if worked {
+                // Where there was work there is often more.
+                end = now + window;
+            } else if now >= end || self.window.is_disturbed_by(now - looked) {
+                return false;
+            }
+            looked = now;
+            std::hint::spin_loop();
         }
     }
 }
 
 impl Driver for LocalEngine {
     fn turn(&self) {
-        self.transfers.turn();
-        let now = Instant::now();
-        self.transfers.expire(now);
-        self.timers.fire(now - self.started);
+        self.turn_at(Instant::now());
     }
 
     fn park(&self, ready: &ReadyQueue) {
-        if !self.busy_poll.is_zero() {
-            self.poll_before_sleeping(ready);
+        if self.look_for_work(ready) {
+            return;
         }
-        let limit = self.next_deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if ready.prepare_park() {
+        if !self.sources.arm() && ready.prepare_park() {
+            let asleep = Instant::now();
+            let limit = self.next_deadline().map(|deadline| deadline.saturating_duration_since(asleep));
             self.transfers.wait(limit);
             ready.unpark();
+            self.window.slept(asleep.elapsed());
         }
         Driver::turn(self);
     }
@@ -184,6 +227,16 @@ impl Engine for LocalEngine {
 
     fn spawn(&self, task: Task) {
         self.executor.spawn(task);
+    }
+
+    fn attend(&self, source: Weak<dyn Source>) -> bool {
+        self.sources.add(source);
+        true
+    }
+
+    fn watch(&self, descriptor: Box<dyn AsRawFd>) -> Option<Watch> {
+        let number = self.transfers.watch(descriptor)?;
+        Some(Watch::new(Watching { transfers: Rc::clone(&self.transfers), number }))
     }
 }
 

@@ -31,6 +31,7 @@ mod tests;
 mod threads;
 #[allow(unsafe_code)]
 mod uring;
+mod window;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -58,7 +59,8 @@ pub struct LocalOptions {
     pub transport: Transport,
     /// A request that is not answered in this time fails; the device is taken for dead. None: wait for ever.
     pub request_timeout: Option<Duration>,
-    /// How long to poll for work before sleeping. Costs a core for that long; saves a wake-up.
+    /// The longest time to look for work before sleeping; how long it is below that follows what pays. Costs a core for
+    /// that long; saves a wake-up. Zero: sleep at once.
     pub busy_poll: Duration,
     /// Where memory files live, a directory on a memory file system, made (mode 0700) if missing. None, or one that
     /// cannot be used: memory files are anonymous and die with the process, with a warning. Every server of this user
@@ -78,7 +80,8 @@ impl Default for LocalOptions {
         Self {
             transport: Transport::Automatic,
             request_timeout: Some(Duration::from_secs(30)),
-            busy_poll: Duration::ZERO,
+            // Twice what a sleeping wake-up between two cores takes, and what an emulated guest takes between requests.
+            busy_poll: Duration::from_micros(200),
             memory_directory: Some(PathBuf::from("/dev/shm/ringfort")),
             // Enough to keep a disk of each of 4+2 components busy.
             pool_threads: 12,

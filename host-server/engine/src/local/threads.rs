@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -177,6 +177,12 @@ impl Transfers for Pool {
     fn next_deadline(&self) -> Option<Instant> {
         self.table.borrow().next_deadline()
     }
+
+    fn watch(&self, _descriptor: Box<dyn AsRawFd>) -> Option<usize> {
+        None
+    }
+
+    fn unwatch(&self, _number: usize) {}
 }
 
 impl Drop for Pool {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::engine::Transfers;
@@ -34,6 +34,12 @@ const COMPLETION_ENTRIES: u32 = 4096;
 /// Marks the read of the event counter by which other threads end a wait.
 const WAKE: u64 = u64::MAX;
 
+/// Marks what is heard of a watched descriptor, whose number is in the other bits. No index of an operation has this bit.
+const WATCH: u64 = 1 << 63;
+
+/// Marks the answer to letting go of a watched descriptor.
+const UNWATCH: u64 = u64::MAX - 1;
+
 /// How long a dropped ring waits for the kernel before it leaks what is outstanding.
 const DROP_WAIT: Duration = Duration::from_secs(5);
 
@@ -49,8 +55,25 @@ pub(super) enum Flavour {
     Plain,
 }
 
+/// A descriptor whose readiness ends a wait.
+struct Watched {
+    descriptor: Box<dyn AsRawFd>,
+    /// The kernel polls it, and will say so when it no longer does.
+    armed: bool,
+    /// Nobody wants to hear of it any more.
+    given_up: bool,
+}
+
+#[derive(Default)]
+struct Watches {
+    slots: Vec<Option<Watched>>,
+    /// Numbers of slots of which the kernel has to be told.
+    changes: VecDeque<usize>,
+}
+
 struct State {
     ring: IoUring,
+    watches: Watches,
     /// Known to the ring, if any.
     arena: Option<Rc<Arena>>,
     table: Table,
@@ -145,6 +168,7 @@ impl Ring {
         let kick = EventKick(Arc::clone(&event));
         let state = State {
             ring,
+            watches: Watches::default(),
             arena,
             table: Table::default(),
             waiting: VecDeque::new(),
@@ -198,6 +222,64 @@ fn entry(transfer: &Transfer<'_>, arena: Option<&Arena>) -> squeue::Entry {
     }
 }
 
+impl Watches {
+    fn add(&mut self, descriptor: Box<dyn AsRawFd>) -> usize {
+        let number = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[number] = Some(Watched { descriptor, armed: false, given_up: false });
+        self.changes.push_back(number);
+        number
+    }
+
+    fn give_up(&mut self, number: usize) {
+        if let Some(Some(watched)) = self.slots.get_mut(number) {
+            watched.given_up = true;
+            self.changes.push_back(number);
+        }
+    }
+
+    /// The next entry by which the kernel is told of a change.
+    fn next_entry(&mut self) -> Option<squeue::Entry> {
+        while let Some(number) = self.changes.pop_front() {
+            let Some(Some(watched)) = self.slots.get_mut(number) else { continue };
+            let user_data = WATCH | number as u64;
+            match (watched.given_up, watched.armed) {
+                (false, true) => {}
+                (false, false) => {
+                    watched.armed = true;
+                    let fd = Fd(watched.descriptor.as_raw_fd());
+                    // One entry, an answer each time that the descriptor is written to.
+                    let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true);
+                    return Some(poll.build().user_data(user_data));
+                }
+                (true, true) => {
+                    return Some(opcode::PollRemove::new(user_data).build().user_data(UNWATCH));
+                }
+                (true, false) => self.slots[number] = None,
+            }
+        }
+        None
+    }
+
+    /// Takes in news of a descriptor. A wait is over by that alone.
+    fn hear(&mut self, number: usize, result: i32, more: bool) {
+        if more {
+            return;
+        }
+        let Some(Some(watched)) = self.slots.get_mut(number) else { return };
+        watched.armed = false;
+        let failed = result < 0 || result & i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0;
+        if failed && !watched.given_up {
+            // A doorbell that is closed at the other end rings no more; to poll it again would be answered at once.
+            tracing::debug!(result, "a watched descriptor fails");
+            return;
+        }
+        self.changes.push_back(number);
+    }
+}
+
 impl State {
     /// Moves what waits into the submission queue, as far as there is room.
     fn fill(&mut self) {
@@ -208,6 +290,17 @@ impl State {
             let entry = entry(&operation.transfer(), self.arena.as_deref()).user_data(index as u64);
             // SAFETY: the entry points into memory and a list of parts that the operation owns. It stays in the table until
             // `reap` has seen the entry's completion, and `transfer` is not called again before (module invariant).
+            let pushed = unsafe { queue.push(&entry) };
+            assert!(pushed.is_ok(), "the submission queue had room");
+        }
+    }
+
+    /// Tells the kernel of what is to be watched and what no more, as far as there is room.
+    fn fill_watches(&mut self) {
+        let mut queue = self.ring.submission();
+        while !queue.is_full() {
+            let Some(entry) = self.watches.next_entry() else { return };
+            // SAFETY: the entry points into no memory. The descriptor stays open until the kernel has let go of it.
             let pushed = unsafe { queue.push(&entry) };
             assert!(pushed.is_ok(), "the submission queue had room");
         }
@@ -265,9 +358,18 @@ impl State {
         // Resubmissions go to `waiting`, so the queue is not touched meanwhile.
         for completion in self.ring.completion() {
             any = true;
-            if completion.user_data() == WAKE {
-                self.wake_armed = false;
-                continue;
+            match completion.user_data() {
+                WAKE => {
+                    self.wake_armed = false;
+                    continue;
+                }
+                UNWATCH => continue,
+                watch if watch & WATCH != 0 => {
+                    let more = cqueue::more(completion.flags());
+                    self.watches.hear((watch & !WATCH) as usize, completion.result(), more);
+                    continue;
+                }
+                _ => {}
             }
             let answer = match completion.result() {
                 error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
@@ -284,6 +386,7 @@ impl State {
     fn turn(&mut self) {
         loop {
             self.fill();
+            self.fill_watches();
             self.enter(None);
             // More to push that had no room, or that came up now: go round while the kernel makes room.
             if !self.reap() || self.waiting.is_empty() {
@@ -307,9 +410,10 @@ impl Transfers for Ring {
     fn wait(&self, limit: Option<Duration>) {
         let mut state = self.state.borrow_mut();
         state.fill();
+        state.fill_watches();
         state.arm_wake(&self.event);
         // Without room to arm, or with more to submit, a wait could sleep through work.
-        if state.wake_armed && state.waiting.is_empty() {
+        if state.wake_armed && state.waiting.is_empty() && state.watches.changes.is_empty() {
             state.enter(Some(limit));
         }
         state.reap();
@@ -322,6 +426,19 @@ impl Transfers for Ring {
 
     fn next_deadline(&self) -> Option<Instant> {
         self.state.borrow().table.next_deadline()
+    }
+
+    fn watch(&self, descriptor: Box<dyn AsRawFd>) -> Option<usize> {
+        let mut state = self.state.borrow_mut();
+        // Such rings are of Linux 6.1 or later, which has polls that answer many times.
+        if !state.ring.params().is_setup_single_issuer() {
+            return None;
+        }
+        Some(state.watches.add(descriptor))
+    }
+
+    fn unwatch(&self, number: usize) {
+        self.state.borrow_mut().watches.give_up(number);
     }
 }
 

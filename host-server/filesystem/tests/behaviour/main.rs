@@ -6,6 +6,7 @@ mod concurrency;
 mod crash;
 mod damage;
 mod data;
+mod full;
 mod links;
 mod model;
 mod namespace;

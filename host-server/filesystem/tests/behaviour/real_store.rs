@@ -20,7 +20,7 @@ fn components() -> Vec<PathBuf> {
 }
 
 /// A small volume of 4+2 with a filesystem on it.
-fn create(world: &SimWorld) {
+pub fn create(world: &SimWorld) {
     let engine = world.engine();
     world
         .run(async move {
@@ -36,18 +36,18 @@ fn create(world: &SimWorld) {
         .done();
 }
 
-async fn open(engine: &Rc<dyn Engine>) -> Guest<Store> {
+pub async fn open(engine: &Rc<dyn Engine>) -> Guest<Store> {
     let (store, _) = Store::open(Rc::clone(engine), &components(), &OpenOptions::default()).await.unwrap();
     let options = FilesystemOptions::default();
     Guest::new(&Filesystem::open(Rc::new(store), Rc::clone(engine), options).await.unwrap())
 }
 
-async fn close(guest: Guest<Store>) {
+pub async fn close(guest: Guest<Store>) {
     guest.fs.shut_down().await.unwrap();
     guest.fs.volume().close().await.unwrap();
 }
 
-async fn assert_sound(guest: &Guest<Store>) {
+pub async fn assert_sound(guest: &Guest<Store>) {
     let report = check(&**guest.fs.volume()).await.unwrap();
     assert!(report.is_clean(), "{:#?}", report.faults);
 }

@@ -124,6 +124,7 @@ constants! {
     FUSE_DO_READDIRPLUS: u32 = 1 << 13;
     FUSE_READDIRPLUS_AUTO: u32 = 1 << 14;
     FUSE_ASYNC_DIO: u32 = 1 << 15;
+    FUSE_WRITEBACK_CACHE: u32 = 1 << 16;
     FUSE_PARALLEL_DIROPS: u32 = 1 << 18;
     FUSE_MAX_PAGES: u32 = 1 << 22;
     FUSE_CACHE_SYMLINKS: u32 = 1 << 23;
@@ -163,6 +164,7 @@ constants! {
     FUSE_READDIR: u32 = 28;
     FUSE_RELEASEDIR: u32 = 29;
     FUSE_FSYNCDIR: u32 = 30;
+    FUSE_SETLKW: u32 = 33;
     FUSE_ACCESS: u32 = 34;
     FUSE_CREATE: u32 = 35;
     FUSE_INTERRUPT: u32 = 36;

@@ -17,7 +17,8 @@ const PREFERRED_IO_BYTES: u32 = 4096;
 /// How long a guest may believe an entry or attributes without asking again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Validity {
-    pub seconds: u64,
+    pub entry_seconds: u64,
+    pub attribute_seconds: u64,
 }
 
 /// The body of a successful reply.
@@ -135,8 +136,8 @@ fn entry_out(attributes: &Attributes, validity: Validity) -> abi::EntryOut {
     abi::EntryOut {
         nodeid: attributes.node.0.into(),
         generation: attributes.generation.into(),
-        entry_valid: validity.seconds.into(),
-        attr_valid: validity.seconds.into(),
+        entry_valid: validity.entry_seconds.into(),
+        attr_valid: validity.attribute_seconds.into(),
         entry_valid_nsec: 0.into(),
         attr_valid_nsec: 0.into(),
         attr: attr(attributes),
@@ -153,7 +154,7 @@ pub fn entry(attributes: &Attributes, validity: Validity) -> Answer {
 
 pub fn attributes(attributes: &Attributes, validity: Validity) -> Answer {
     let out = abi::AttrOut {
-        attr_valid: validity.seconds.into(),
+        attr_valid: validity.attribute_seconds.into(),
         attr_valid_nsec: 0.into(),
         dummy: 0.into(),
         attr: attr(attributes),
@@ -211,7 +212,7 @@ pub fn entries(
     entries: &[DirectoryEntry],
     room_bytes: usize,
     plus: bool,
-    validity: Validity,
+    validity: impl Fn(&Attributes) -> Validity,
 ) -> (Vec<u8>, usize) {
     const ALIGN: usize = 8;
     let mut body = Vec::with_capacity(room_bytes);
@@ -224,10 +225,9 @@ pub fn entries(
         let end = body.len() + len_bytes;
         if plus {
             // A node id of zero hands over no lookup: the kernel takes name and kind only.
-            let out = entry
-                .attributes
-                .as_ref()
-                .map_or_else(abi::EntryOut::new_zeroed, |attributes| entry_out(attributes, validity));
+            let out = entry.attributes.as_ref().map_or_else(abi::EntryOut::new_zeroed, |attributes| {
+                entry_out(attributes, validity(attributes))
+            });
             body.extend_from_slice(out.as_bytes());
         }
         let dirent = abi::Dirent {
@@ -264,9 +264,9 @@ mod tests {
     fn entries_are_aligned_and_stop_before_the_room_ends() {
         let list = [named(b"a", 1), named(b"12345678", 2), named(b"123456789", 3)];
         // 24 + 1 → 32, 24 + 8 → 32, 24 + 9 → 40.
-        let (body, packed) = entries(&list, 103, false, Validity::default());
+        let (body, packed) = entries(&list, 103, false, |_| Validity::default());
         assert_eq!((body.len(), packed), (64, 2));
-        let (body, packed) = entries(&list, 104, false, Validity::default());
+        let (body, packed) = entries(&list, 104, false, |_| Validity::default());
         assert_eq!((body.len(), packed), (104, 3));
         let (second, _) = abi::Dirent::read_from_prefix(&body[32..]).unwrap();
         assert_eq!(
@@ -275,7 +275,7 @@ mod tests {
         );
         assert_eq!(&body[56..64], b"12345678");
 
-        let (body, packed) = entries(&list, 160, true, Validity::default());
+        let (body, packed) = entries(&list, 160, true, |_| Validity::default());
         assert_eq!((body.len(), packed), (160, 1));
         assert_eq!(&body[..128], &[0; 128]);
     }

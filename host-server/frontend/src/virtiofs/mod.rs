@@ -4,14 +4,15 @@
 //! thread, takes chains from `queue`s, has them read by `decode`, carries them out through `session` and has the
 //! replies written by `encode`.
 //!
-//! Modules, lowest first: `abi` · `queue` · `request` · `body` · `decode` · `encode` · `session` · `device` ·
-//! `vhost_user` · `server` · `fuzzing`
+//! Modules, lowest first: `abi` · `queue` · `request` · `body` · `decode` · `encode` · `session` · `flight` ·
+//! `device` · `vhost_user` · `server` · `fuzzing`
 
 mod abi;
 mod body;
 mod decode;
 mod device;
 mod encode;
+mod flight;
 #[doc(hidden)]
 pub mod fuzzing;
 mod queue;
@@ -23,5 +24,5 @@ mod tests;
 mod vhost_user;
 
 pub use device::Options;
-pub use server::{StartError, VirtioFsServer};
+pub use server::{REQUEST_QUEUES_DEFAULT, REQUEST_QUEUES_MAX, StartError, VirtioFsServer};
 pub use session::CachePolicy;

@@ -64,9 +64,11 @@ pub trait Ring {
     /// The next available chain; none where nothing is available or the ring is stopped.
     fn take(&self) -> Result<Option<Taken>, RingError>;
 
-    /// Returns the chain that begins with `head`, `written_bytes` of its writable part filled, and rings the guest's
-    /// doorbell if it wants that. True where it was rung.
-    fn give_back(&self, head: u16, written_bytes: u32) -> Result<bool, RingError>;
+    /// Returns the chain that begins with `head`, `written_bytes` of its writable part filled.
+    fn give_back(&self, head: u16, written_bytes: u32) -> Result<(), RingError>;
+
+    /// Rings the guest's doorbell for what was given back since the last time, if it wants that. True where it was rung.
+    fn ring(&self) -> Result<bool, RingError>;
 
     /// Asks the guest not to ring while the ring is being emptied. A hint.
     fn mute(&self) -> Result<(), RingError>;
@@ -76,6 +78,9 @@ pub trait Ring {
 
     /// Chains that the guest may have outstanding.
     fn size(&self) -> usize;
+
+    /// Chains that were taken since the guest's driver began, modulo 2¹⁶.
+    fn position(&self) -> u16;
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -29,6 +29,11 @@ impl Header {
         Credentials { uid: self.uid, gid: self.gid, groups: Vec::new(), check_permissions: false }
     }
 
+    /// Whether the request may wait for what others do, without a bound.
+    pub fn may_wait(&self) -> bool {
+        self.opcode == abi::FUSE_SETLKW
+    }
+
     /// Whether the protocol forbids a reply.
     pub fn is_silent(&self) -> bool {
         matches!(self.opcode, abi::FUSE_FORGET | abi::FUSE_BATCH_FORGET | abi::FUSE_INTERRUPT)

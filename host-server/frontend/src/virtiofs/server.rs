@@ -18,13 +18,19 @@ use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
 
 use super::device::{self, Event, Options};
 use super::queue::Memory;
+use super::session::CachePolicy;
 use super::vhost_user::{AtomicMemory, Backend};
 use crate::listen::{ListenError, ListeningSocket, Who};
 use crate::metrics::Metrics;
 use crate::service::Service;
 
-/// Request queues of a device. QEMU's default is 1; kernels from 6.11 on use several.
-const REQUEST_QUEUES_MAX: usize = 16;
+/// The most request queues that a device offers: more than a guest of a common size has processors. QEMU asks for as many
+/// as its `num-request-queues` says (1 where it says nothing), and kernels from 6.11 on use as many as they have processors.
+pub const REQUEST_QUEUES_MAX: usize = 16;
+
+/// What a device offers unless told otherwise: all, since one that is not asked for costs nothing, and one that is asked for
+/// and not offered keeps the machine from starting.
+pub const REQUEST_QUEUES_DEFAULT: usize = REQUEST_QUEUES_MAX;
 
 /// From a connection that failed to the next that is accepted.
 const PAUSE_AFTER_FAILURE_MS: u16 = 1000;
@@ -38,6 +44,11 @@ pub enum StartError {
     System { tried: &'static str, path: PathBuf, source: io::Error },
     #[error("serve {path}: {count} request queues asked for, 1 to {REQUEST_QUEUES_MAX} are possible")]
     QueueCount { path: PathBuf, count: usize },
+    #[error(
+        "serve {path}: writeback is asked for with cache `never`, which keeps nothing to be written back; choose `auto` or \
+         `always`, or leave writeback out"
+    )]
+    WritebackWithoutCache { path: PathBuf },
 }
 
 /// A running device. Dropping it stops it.
@@ -70,11 +81,16 @@ impl VirtioFsServer {
             return Err(StartError::QueueCount { path: path.to_owned(), count: request_queue_count });
         }
         // QEMU connects once; a second guest waits until the first is gone.
+        if options.writeback && options.cache == CachePolicy::Never {
+            return Err(StartError::WritebackWithoutCache { path: path.to_owned() });
+        }
         let socket = ListeningSocket::bind(path, Who::Owner, 1)?;
         let system = |tried| move |source| StartError::System { tried, path: path.to_owned(), source };
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| system("create an event for")(errno.into()))?;
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics::new(1 + request_queue_count));
+        let direct_kicks =
+            watches_descriptors(engine).map_err(|errno| system("create an event for")(errno.into()))?;
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             stopping: AtomicBool::new(false),
@@ -87,6 +103,7 @@ impl VirtioFsServer {
             metrics: Arc::clone(&metrics),
             events,
             request_queue_count,
+            direct_kicks,
         };
         let thread = thread::Builder::new()
             .name("virtiofs".to_owned())
@@ -147,12 +164,20 @@ impl Shared {
     }
 }
 
+/// Whether the engine of this thread can be woken by descriptors, as one is tried.
+fn watches_descriptors(engine: &Rc<dyn Engine>) -> nix::Result<bool> {
+    let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    Ok(engine.watch(Box::new(event)).is_some())
+}
+
 /// What the server's thread works with.
 struct Serving {
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     events: Sender<Event>,
     request_queue_count: usize,
+    /// The volume's thread hears the rings' doorbells itself.
+    direct_kicks: bool,
 }
 
 impl Serving {
@@ -197,8 +222,13 @@ impl Serving {
         let listener = listener.try_clone().map_err(|error| error.to_string())?;
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(backend), memory)
             .map_err(|error| error.to_string())?;
+        if self.direct_kicks {
+            // One worker serves all queues.
+            daemon.get_epoll_handlers().iter().for_each(|worker| backend.hand_over_from(worker));
+        }
         daemon.start(&mut Listener::from(listener)).map_err(|error| error.to_string())?;
         self.metrics.connections.add(1);
+        self.metrics.connected.set(true);
         tracing::info!("guest connected on {}", self.shared.path.display());
         *self.shared.connection() = daemon.shutdown_handle();
         if self.shared.stopping() {
@@ -208,6 +238,7 @@ impl Serving {
         let result = daemon.wait();
         *self.shared.connection() = None;
         drop(daemon);
+        self.metrics.connected.set(false);
         tracing::info!("guest disconnected from {}", self.shared.path.display());
         match result {
             Err(vhost_user_backend::Error::HandleRequest(

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::{
-    Credentials, DirectoryEntry, HandleId, NodeId, Operation, Reply, SessionId, SetAttributes,
+    Attributes, Credentials, DirectoryEntry, FileKind, HandleId, NodeId, OpenFlags, Operation, Reply,
+    SessionId, SetAttributes,
 };
 use zerocopy::IntoBytes;
 
@@ -37,7 +38,9 @@ const BACKGROUND_REQUESTS_MAX: u16 = 256;
 pub enum CachePolicy {
     /// Nothing is cached: files are read and written directly, names and attributes asked for each time.
     Never,
-    /// Names and attributes are believed for a second, file data from open to close.
+    /// Close to open: whoever opens a file sees what was written before others closed it. Names of files are asked for each
+    /// time, which brings their attributes along; attributes and directories are believed for a second, file data from open
+    /// to close.
     #[default]
     Auto,
     /// The guest assumes that nobody else changes anything.
@@ -45,13 +48,16 @@ pub enum CachePolicy {
 }
 
 impl CachePolicy {
-    fn validity(self) -> Validity {
-        let seconds = match self {
+    fn validity(self, kind: FileKind) -> Validity {
+        let attribute_seconds = match self {
             Self::Never => 0,
             Self::Auto => 1,
             Self::Always => 86_400,
         };
-        Validity { seconds }
+        // A guest opens what a name that it believes led to, and believes attributes that it has: only asking for the name
+        // makes it see at open that the file has grown, or is another.
+        let asks_for_names = self == Self::Auto && kind != FileKind::Directory;
+        Validity { entry_seconds: if asks_for_names { 0 } else { attribute_seconds }, attribute_seconds }
     }
 
     fn file_open_flags(self) -> u32 {
@@ -77,20 +83,36 @@ impl CachePolicy {
             | abi::FUSE_PARALLEL_DIROPS
             | abi::FUSE_MAX_PAGES
             | abi::FUSE_HANDLE_KILLPRIV_V2;
-        // Attributes that expire at once are not worth sending with names.
+        // Where names are asked for each time, it is not worth to send attributes with lists of them.
         let plus = abi::FUSE_DO_READDIRPLUS | abi::FUSE_READDIRPLUS_AUTO;
         always
             | match self {
                 Self::Never => 0,
-                Self::Auto => plus | abi::FUSE_AUTO_INVAL_DATA | abi::FUSE_CACHE_SYMLINKS,
+                Self::Auto => abi::FUSE_AUTO_INVAL_DATA | abi::FUSE_CACHE_SYMLINKS,
                 Self::Always => plus | abi::FUSE_CACHE_SYMLINKS,
             }
+    }
+}
+
+/// What guests keep to themselves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caching {
+    pub policy: CachePolicy,
+    /// The guest's kernel gathers writes and answers them itself, and knows size and times of what it has written.
+    pub writeback: bool,
+}
+
+impl Caching {
+    fn init_flags(self) -> u32 {
+        self.policy.init_flags() | if self.writeback { abi::FUSE_WRITEBACK_CACHE } else { 0 }
     }
 }
 
 /// A negotiated session.
 struct Session {
     id: SessionId,
+    /// The guest writes back.
+    writeback: bool,
     /// Its operations under way.
     pending: Pending,
     /// Handles whose every write is durable already, as they were opened so.
@@ -100,15 +122,15 @@ struct Session {
 /// One guest's conversation with the filesystem.
 pub struct Conversation<S> {
     service: Rc<S>,
-    cache: CachePolicy,
+    caching: Caching,
     metrics: Arc<Metrics>,
     log: Rc<GuestLog>,
     session: RefCell<Option<Rc<Session>>>,
 }
 
 impl<S: Service> Conversation<S> {
-    pub fn new(service: Rc<S>, cache: CachePolicy, metrics: Arc<Metrics>, log: Rc<GuestLog>) -> Self {
-        Self { service, cache, metrics, log, session: RefCell::new(None) }
+    pub fn new(service: Rc<S>, caching: Caching, metrics: Arc<Metrics>, log: Rc<GuestLog>) -> Self {
+        Self { service, caching, metrics, log, session: RefCell::new(None) }
     }
 
     /// Carries out a request. None where the protocol forbids a reply.
@@ -138,6 +160,7 @@ impl<S: Service> Conversation<S> {
     pub async fn end(&self) {
         let ended = self.session.take();
         if let Some(session) = ended {
+            self.metrics.in_session.set(false);
             session.pending.idle().await;
             self.service.close_session(session.id).await;
         }
@@ -165,8 +188,10 @@ impl<S: Service> Conversation<S> {
             return Err(Errno::EPROTO);
         }
         self.end().await;
+        let granted = init.flags.get() & self.caching.init_flags();
         let session = Session {
             id: self.service.open_session().await,
+            writeback: granted & abi::FUSE_WRITEBACK_CACHE != 0,
             pending: Pending::default(),
             synchronous: RefCell::default(),
         };
@@ -177,9 +202,10 @@ impl<S: Service> Conversation<S> {
             self.service.close_session(displaced.id).await;
         }
         self.metrics.sessions.add(1);
+        self.metrics.in_session.set(true);
         out.minor = minor.min(abi::FUSE_KERNEL_MINOR_VERSION).into();
         out.max_readahead = init.max_readahead.get().min(TRANSFER_BYTES_MAX).into();
-        out.flags = (init.flags.get() & self.cache.init_flags()).into();
+        out.flags = granted.into();
         out.max_background = BACKGROUND_REQUESTS_MAX.into();
         out.congestion_threshold = (BACKGROUND_REQUESTS_MAX / 4 * 3).into();
         out.max_write = TRANSFER_BYTES_MAX.into();
@@ -203,6 +229,7 @@ impl<S: Service> Conversation<S> {
         operation: Operation,
         shape: Shape,
     ) -> Result<Answer, Errno> {
+        let operation = if session.writeback { of_writeback(operation) } else { operation };
         let opened_node = match &operation {
             Operation::Open { node, .. } => Some(*node),
             _ => None,
@@ -211,12 +238,13 @@ impl<S: Service> Conversation<S> {
             session.synchronous.borrow_mut().remove(&handle);
         }
         let reply = self.service.execute(session.id, credentials, operation).await?;
-        let validity = self.cache.validity();
         match (shape, reply) {
             (Shape::Empty | Shape::Release { .. }, Reply::Done) => Ok(Answer::empty()),
-            (Shape::Entry, Reply::Node(attributes)) => Ok(encode::entry(&attributes, validity)),
+            (Shape::Entry, Reply::Node(attributes)) => {
+                Ok(encode::entry(&attributes, self.validity(&attributes)))
+            }
             (Shape::Attributes, Reply::Attributes(attributes)) => {
-                Ok(encode::attributes(&attributes, validity))
+                Ok(encode::attributes(&attributes, self.validity(&attributes)))
             }
             (Shape::Target, Reply::Target(target)) => Ok(Answer::Bytes(target)),
             (Shape::Open { clear_set_id, sync }, Reply::Opened(handle)) => {
@@ -224,10 +252,10 @@ impl<S: Service> Conversation<S> {
                     self.clear_set_id(session, credentials, node, handle).await?;
                 }
                 session.remember(handle, sync);
-                Ok(encode::opened(handle, self.cache.file_open_flags()))
+                Ok(encode::opened(handle, self.caching.policy.file_open_flags()))
             }
             (Shape::OpenDirectory, Reply::Opened(handle)) => {
-                Ok(encode::opened(handle, self.cache.directory_open_flags()))
+                Ok(encode::opened(handle, self.caching.policy.directory_open_flags()))
             }
             (Shape::Create { clear_set_id, sync }, Reply::Created { attributes, handle }) => {
                 if clear_set_id
@@ -237,7 +265,8 @@ impl<S: Service> Conversation<S> {
                     return Err(errno);
                 }
                 session.remember(handle, sync);
-                Ok(encode::created(&attributes, validity, handle, self.cache.file_open_flags()))
+                let validity = self.validity(&attributes);
+                Ok(encode::created(&attributes, validity, handle, self.caching.policy.file_open_flags()))
             }
             (Shape::Data { len_bytes }, Reply::Data(pieces)) => {
                 let answer = Answer::Data(pieces);
@@ -263,6 +292,10 @@ impl<S: Service> Conversation<S> {
             (Shape::Offset, Reply::Offset(offset_bytes)) => Ok(encode::offset(offset_bytes)),
             _ => Err(mismatch("another kind of reply than the operation has")),
         }
+    }
+
+    fn validity(&self, attributes: &Attributes) -> Validity {
+        self.caching.policy.validity(attributes.kind)
     }
 
     /// What opening with truncation left set on behalf of a caller who may not keep it.
@@ -291,7 +324,7 @@ impl<S: Service> Conversation<S> {
         room_bytes: usize,
         plus: bool,
     ) -> Result<Answer, Errno> {
-        let (body, packed) = encode::entries(list, room_bytes, plus, self.cache.validity());
+        let (body, packed) = encode::entries(list, room_bytes, plus, |attributes| self.validity(attributes));
         let left_out = list.iter().skip(packed).filter_map(|entry| entry.attributes.as_ref());
         self.forget(session, left_out.map(|attributes| (attributes.node, 1)).collect()).await;
         if packed == 0 && !list.is_empty() {
@@ -316,6 +349,20 @@ impl Session {
             (None, _) | (_, Some(SyncWrites::All)) | (Some(SyncWrites::Data), Some(SyncWrites::Data)) => None,
             (Some(wanted), _) => Some(wanted == SyncWrites::Data),
         }
+    }
+}
+
+/// A guest that writes back reads what a write leaves of a page, whatever the file was opened for, and places appended data
+/// itself: its size of the file is the newest.
+fn of_writeback(operation: Operation) -> Operation {
+    let readable = |flags: OpenFlags| OpenFlags { read: flags.read || flags.write, ..flags };
+    match operation {
+        Operation::Open { node, flags } => Operation::Open { node, flags: readable(flags) },
+        Operation::Create { new, flags } => Operation::Create { new, flags: readable(flags) },
+        Operation::Write { handle, offset_bytes, data, append: _, clear_set_id } => {
+            Operation::Write { handle, offset_bytes, data, append: false, clear_set_id }
+        }
+        other => other,
     }
 }
 

@@ -1,18 +1,20 @@
 //! Drives a [`device`](super::device) from a vhost-user connection, over vhost-user-backend.
 //!
-//! Nothing here looks into a request. The worker thread of vhost-user-backend forwards kicks; its connection thread
-//! forwards stops, and waits until the device has given back every chain, so that the answer to GET_VRING_BASE is final.
+//! Nothing here looks into a request. Kicks reach the volume's thread directly where its engine can watch descriptors: the
+//! worker thread of vhost-user-backend then hands over a ring's doorbell as soon as the ring starts, and hears of it no more.
+//! Elsewhere the worker forwards each kick. The connection thread forwards stops, and waits until the device has given back
+//! every chain, so that the answer to GET_VRING_BASE is final.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use ringfort_engine::mailbox::Sender;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
+use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringMutex, VringState, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{QueueOwnedT, QueueT};
@@ -43,7 +45,7 @@ impl Vring {
         Self { vring, memory }
     }
 
-    fn runs(state: &impl std::ops::Deref<Target = vhost_user_backend::VringState<AtomicMemory>>) -> bool {
+    fn runs(state: &VringState<AtomicMemory>) -> bool {
         state.is_enabled() && state.get_queue().ready()
     }
 }
@@ -55,14 +57,20 @@ impl Ring for Vring {
         if !Self::runs(&state) {
             return Ok(None);
         }
-        let next = state.get_queue_mut().iter(Arc::clone(&memory)).map_err(RingError::Queue)?.next();
+        let next = match state.get_queue_mut().iter(Arc::clone(&memory)) {
+            Ok(mut available) => available.next(),
+            Err(error) => return unless_unreachable(error).map(|()| None),
+        };
         drop(state);
         Ok(next.map(|chain| Taken { head: chain.head_index(), chain: Chain::walk(memory, chain) }))
     }
 
-    fn give_back(&self, head: u16, written_bytes: u32) -> Result<bool, RingError> {
+    fn give_back(&self, head: u16, written_bytes: u32) -> Result<(), RingError> {
+        self.vring.get_mut().add_used(head, written_bytes).map_err(RingError::Queue)
+    }
+
+    fn ring(&self) -> Result<bool, RingError> {
         let mut state = self.vring.get_mut();
-        state.add_used(head, written_bytes).map_err(RingError::Queue)?;
         let wanted = state.needs_notification().map_err(RingError::Queue)?;
         if wanted {
             state.signal_used_queue().map_err(RingError::Doorbell)?;
@@ -71,7 +79,7 @@ impl Ring for Vring {
     }
 
     fn mute(&self) -> Result<(), RingError> {
-        self.vring.disable_notification().map_err(RingError::Queue)
+        self.vring.disable_notification().or_else(unless_unreachable)
     }
 
     fn unmute(&self) -> Result<bool, RingError> {
@@ -79,11 +87,24 @@ impl Ring for Vring {
         if !Self::runs(&state) {
             return Ok(false);
         }
-        state.enable_notification().map_err(RingError::Queue)
+        state.enable_notification().or_else(|error| unless_unreachable(error).map(|()| false))
     }
 
     fn size(&self) -> usize {
         usize::from(self.vring.get_ref().get_queue().size())
+    }
+
+    fn position(&self) -> u16 {
+        self.vring.get_ref().get_queue().next_avail()
+    }
+}
+
+/// A ring outside the memory table is not the guest's fault: the machine changes the table while rings run. It gives no
+/// chains until a later table holds it.
+fn unless_unreachable(error: virtio_queue::Error) -> Result<(), RingError> {
+    match error {
+        virtio_queue::Error::GuestMemory(_) => Ok(()),
+        error => Err(RingError::Queue(error)),
     }
 }
 
@@ -95,6 +116,8 @@ pub struct Backend {
     events: Sender<Event>,
     kicked: Arc<[AtomicBool]>,
     attached: OnceLock<()>,
+    /// What polls the rings' doorbells until they are handed over; none where they stay with it.
+    worker: OnceLock<Weak<VringEpollHandler<Arc<Backend>>>>,
     /// The descriptor by which the worker is told to end. vhost-user-backend never closes it.
     exit_descriptor: Mutex<Option<RawFd>>,
 }
@@ -108,8 +131,14 @@ impl Backend {
             events,
             kicked: (0..queue_count).map(|_| AtomicBool::new(false)).collect(),
             attached: OnceLock::new(),
+            worker: OnceLock::new(),
             exit_descriptor: Mutex::new(None),
         }
+    }
+
+    /// Has doorbells handed over to the device, which can watch them. To be called before the machine's first message.
+    pub fn hand_over_from(&self, worker: &Arc<VringEpollHandler<Arc<Backend>>>) {
+        self.worker.get_or_init(|| Arc::downgrade(worker));
     }
 
     /// Ends the guest's session and waits until its last request is done. The daemon must be gone: nothing is sent later.
@@ -138,6 +167,41 @@ impl Backend {
             // Where the device is gone the server is about to end.
             let _ = self.events.send(Event::Attach(Attachment { rings, kicked: Arc::clone(&self.kicked) }));
         });
+    }
+
+    /// Tells the device of a ring that has started or was rung for, and gives it the ring's doorbell where it can hear it.
+    fn forward(&self, index: usize, kicked: &AtomicBool, vring: &VringMutex<AtomicMemory>) {
+        // Held until the device is told: a stop, which first takes the lock, is told later. And the descriptor is not closed,
+        // and its number given to another, meanwhile.
+        let state = vring.get_ref();
+        if !Vring::runs(&state) {
+            return;
+        }
+        // Where the device is gone the server is about to end.
+        if let Some(doorbell) = self.take_from_worker(index, &state) {
+            let _ = self.events.send(Event::Start(index, Box::new(doorbell)));
+        } else if !kicked.swap(true, Ordering::AcqRel) {
+            let _ = self.events.send(Event::Kick(index));
+        }
+    }
+
+    /// The doorbell of a ring, which the worker hears no more. None where it stays with the worker.
+    fn take_from_worker(&self, index: usize, state: &VringState<AtomicMemory>) -> Option<EventConsumer> {
+        let worker = self.worker.get().and_then(Weak::upgrade)?;
+        let kick = state.get_kick().as_ref()?;
+        let doorbell = kick
+            .try_clone()
+            .inspect_err(|error| {
+                tracing::warn!("queue {index}: duplicate its doorbell: {error}; kicks take a detour")
+            })
+            .ok()?;
+        // The number says nothing to the kernel here; the worker takes those of queues from its own crate alone. A doorbell
+        // that the worker does not know was taken before.
+        let no_queue = self.queue_count as u64 + 1;
+        if let Err(error) = worker.unregister_listener(kick.as_raw_fd(), EventSet::IN, no_queue) {
+            tracing::debug!("queue {index}: take its doorbell from the worker: {error}");
+        }
+        Some(doorbell)
     }
 
     fn send_and_wait(&self, what: &str, event: impl FnOnce(Done) -> Event) {
@@ -190,7 +254,11 @@ impl VhostUserBackend for Backend {
     }
 
     fn update_memory(&self, _memory: AtomicMemory) -> io::Result<()> {
-        // The same one that the rings hold. Requests under way keep the mappings that they came through.
+        // The same one that the rings hold. Requests under way keep the mappings that they came through. Rings that were
+        // out of reach may be within it now.
+        if self.attached.get().is_some() {
+            let _ = self.events.send(Event::Remapped);
+        }
         Ok(())
     }
 
@@ -217,11 +285,9 @@ impl VhostUserBackend for Backend {
         _thread_id: usize,
     ) -> io::Result<()> {
         let index = usize::from(device_event);
-        let Some(kicked) = self.kicked.get(index) else { return Ok(()) };
+        let (Some(kicked), Some(vring)) = (self.kicked.get(index), vrings.get(index)) else { return Ok(()) };
         self.attach(vrings);
-        if !kicked.swap(true, Ordering::AcqRel) {
-            let _ = self.events.send(Event::Kick(index));
-        }
+        self.forward(index, kicked, vring);
         // An error would end the worker, and with it every later kick.
         Ok(())
     }

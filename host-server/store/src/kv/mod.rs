@@ -38,6 +38,9 @@ use crate::volume::{Key, TreeId, VALUE_BYTES_MAX};
 use node::Pages;
 use tree::Tree;
 
+/// Pages that removals are taken to divide.
+const DIVIDED_BY_REMOVALS: usize = 32;
+
 /// All trees of a volume.
 pub struct KeyValue {
     volume: VolumeId,
@@ -171,8 +174,7 @@ impl KeyValue {
     /// At most so many more pages will be dirty after `changes` puts, deletes and effects, of at most
     /// `value_bytes` each.
     pub fn page_bound_of_changes(&self, changes: usize, value_bytes: usize) -> usize {
-        let levels = self.trees.iter().filter_map(|tree| tree.root.as_ref()).map(|root| root.level());
-        let height = usize::from(levels.max().unwrap_or(0)) + 2;
+        let height = self.height_bound();
         let copied = changes.saturating_mul(height).min(self.pages.count);
         // A page divides when it overflows: each that is there now at most once, a new one only after half a page
         // of entries has gone into it.
@@ -180,6 +182,32 @@ impl KeyValue {
         let refilled = bytes.div_ceil(PAGE_CAPACITY_BYTES / 2);
         let divided = changes.min(self.pages.count.saturating_add(refilled));
         copied + divided + divided.div_ceil(INNER_ENTRIES_MAX / 2) + height
+    }
+
+    /// As [`page_bound_of_changes`](Self::page_bound_of_changes), for changes of which none adds more than `value_bytes` to a
+    /// page and most add nothing: deletions and effects. That such a change divides a page which is full to the last byte is left to
+    /// the reserve, but for a few.
+    pub fn page_bound_of_removals(&self, changes: usize, value_bytes: usize) -> usize {
+        if changes == 0 {
+            return 0;
+        }
+        let copied = changes.saturating_mul(self.height_bound()).min(self.pages.count);
+        let bytes = changes.saturating_mul(LEAF_SLOT_BYTES + value_bytes);
+        copied
+            + bytes.div_ceil(PAGE_CAPACITY_BYTES / 2)
+            + changes.min(DIVIDED_BY_REMOVALS)
+            + self.height_bound()
+    }
+
+    /// At most so many more pages will be dirty after `runs` runs of neighbouring entries, of `bytes` in all with their slots.
+    pub fn page_bound_of_runs(&self, runs: usize, bytes: usize) -> usize {
+        runs * (self.height_bound() + 2) + bytes.div_ceil(PAGE_CAPACITY_BYTES / 2)
+    }
+
+    /// Pages from the root of the highest tree down, one more for a root that divides.
+    fn height_bound(&self) -> usize {
+        let levels = self.trees.iter().filter_map(|tree| tree.root.as_ref()).map(|root| root.level());
+        usize::from(levels.max().unwrap_or(0)) + 2
     }
 
     pub fn allocator(&self) -> &Rc<PageAllocator> {

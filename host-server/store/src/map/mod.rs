@@ -27,7 +27,7 @@ use crate::address::{LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, Segme
 use crate::error::{ErrorKind, StoreError};
 use crate::format::page::{PAGE_CAPACITY_BYTES, Roots};
 use crate::kv::{KeyValue, PageAllocator, PageStore, Snapshot};
-use crate::volume::{Extent, Key, TreeId};
+use crate::volume::{Extent, Key, TreeId, VALUE_BYTES_MAX};
 use logical::LogicalPiece;
 use message::Pending;
 
@@ -290,14 +290,21 @@ impl Maps {
         self.kv.page_count()
     }
 
-    /// At most so many free pages are needed by a checkpoint that begins now, effects that wait included, after
-    /// `changes` further entries of at most `value_bytes` each. Compare with [`PageAllocator::free_count`].
-    pub fn checkpoint_page_bound(&self, changes: usize, value_bytes: usize) -> usize {
+    /// Free pages that a checkpoint needs which begins now, at most; effects that wait included. Compare with
+    /// [`PageAllocator::free_count`].
+    pub fn checkpoint_page_bound(&self) -> usize {
         // A death takes a run apart and changes a count.
         let effects = self.pending.len().saturating_mul(3);
-        self.kv.dirty_page_bound()
-            + self.kv.page_bound_of_changes(changes, value_bytes)
-            + self.kv.page_bound_of_changes(effects, 64)
+        self.kv.dirty_page_bound() + self.kv.page_bound_of_removals(effects, EFFECT_BYTES)
+    }
+
+    /// Free pages more that the checkpoint needs after `changes`.
+    pub fn page_bound_of(&self, changes: &Changes) -> usize {
+        let removals = changes.short_entries.saturating_add(changes.data_blocks.saturating_mul(2));
+        let summaries = changes.stripes.saturating_mul(changes.summary_bytes_max + 32);
+        self.kv.page_bound_of_changes(changes.long_entries as usize, VALUE_BYTES_MAX)
+            + self.kv.page_bound_of_removals(removals as usize, EFFECT_BYTES)
+            + self.kv.page_bound_of_runs(changes.stripe_runs as usize, summaries as usize)
     }
 
     pub fn allocator(&self) -> &Rc<PageAllocator> {
@@ -305,9 +312,27 @@ impl Maps {
     }
 }
 
+/// What transactions may do to the trees, at most.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    /// Entries with values of any length.
+    pub long_entries: u64,
+    /// Entries removed, and blocks unmapped.
+    pub short_entries: u64,
+    /// Blocks written: each is born, and displaces one that dies.
+    pub data_blocks: u64,
+    /// Stripes that get a summary, and how many runs of neighbours they form.
+    pub stripes: u64,
+    pub stripe_runs: u64,
+    pub summary_bytes_max: u64,
+}
+
+/// What birth or death of a block can add to a page: a run cut in two.
+const EFFECT_BYTES: usize = 64;
+
 /// Pages of the maps of `data_blocks` live blocks, each a run of its own, in leaves that are half full: what random
 /// single-block writes lead to. The metadata region and the memory setting are sized by it; the running store refuses
-/// by [`Maps::checkpoint_page_bound`].
+/// by [`Maps::page_bound_of`].
 pub fn worst_case_pages(data_blocks: u64) -> u64 {
     /// Slots and values of the logical and of the middle map.
     const BLOCK_BYTES_IN_MAPS: u64 = (20 + 16) + (20 + 16 + 4);

@@ -214,7 +214,7 @@ impl World {
                 }
             }
             Step::Checkpoint => {
-                let bound = self.maps.checkpoint_page_bound(0, 0);
+                let bound = self.maps.checkpoint_page_bound();
                 let before = self.store.writes.get();
                 let snapshot = self.maps.snapshot();
                 self.roots = run(snapshot.write(&self.store)).unwrap();

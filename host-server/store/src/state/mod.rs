@@ -31,7 +31,7 @@ use crate::log::ring::{Ring, body_blocks};
 use crate::map::Maps;
 use crate::segment::bank::{Bank, Slot, StripeState};
 use crate::segment::table::SegmentTable;
-use crate::volume::{Key, VALUE_BYTES_MAX};
+use crate::volume::Key;
 
 /// Names a bank while it lives.
 pub(crate) type BankId = u64;
@@ -180,16 +180,6 @@ impl State {
         self.banks.values().map(|bank| bank.unwritten_stripes() as u64).sum()
     }
 
-    /// Blocks of the log that transactions of this size may take, if all their data went through it.
-    pub fn log_blocks_of(&self, entries: u64, data_blocks: u64) -> u64 {
-        let stripe_blocks = self.geometry.blocks_per_stripe();
-        let stripes = data_blocks.div_ceil(stripe_blocks);
-        let bytes = entries.saturating_mul(VALUE_BYTES_MAX as u64 + 32)
-            + data_blocks.saturating_mul(8)
-            + stripes.saturating_mul(summary_limit_bytes(&self.geometry) + 128);
-        body_blocks(usize::try_from(bytes).unwrap_or(usize::MAX / 2)).saturating_add(data_blocks)
-    }
-
     /// Blocks of a record of all that is applied and not committed.
     pub fn record_blocks(&self) -> u64 {
         let run_blocks = |(start, count): &(PhysicalBlock, usize)| {
@@ -238,7 +228,7 @@ pub(crate) fn bank_stripes(geometry: &Geometry) -> u32 {
 }
 
 /// The longest summary of a stripe.
-fn summary_limit_bytes(geometry: &Geometry) -> u64 {
+pub(crate) fn summary_limit_bytes(geometry: &Geometry) -> u64 {
     let parity_blocks = usize::from(geometry.parity_columns) * geometry.blocks_per_unit() as usize;
     summary_bytes_max(geometry.blocks_per_stripe() as usize, parity_blocks) as u64
 }

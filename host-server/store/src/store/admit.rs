@@ -1,18 +1,20 @@
 //! When a transaction may begin: it waits for commits, checkpoints and promises of others, and is refused only when none of
 //! these can make room.
 
-use std::cell::Cell;
+use std::time::Duration;
 
 use ringfort_engine::buffer::BLOCK_BYTES;
 
 use super::Store;
 use crate::error::{ErrorKind, StoreError};
 use crate::limits::{
-    ASK_LOG_PART, BANKS_WAITING_MAX, ENTRY_BYTES_TYPICAL, LOG_EIGHTHS_MAX, PROMISES_WAIT, RELIEVE_AT_EIGHTHS,
+    ASK_LOG_PART, BANKS_WAITING_MAX, ENTRY_BYTES_SHORT, ENTRY_BYTES_TYPICAL, HOPEFUL_CHECKPOINTS_MAX,
+    LOG_EIGHTHS_MAX, MERGE_SLICE, PAGE_RESERVE_PART, PROMISES_WAIT, RELIEVE_AT_EIGHTHS,
 };
 use crate::log::ring::body_blocks;
-use crate::state::{Reservation, bank_stripes};
-use crate::volume::{Cost, VALUE_BYTES_MAX};
+use crate::map::Changes;
+use crate::state::{Reservation, State, bank_stripes, summary_limit_bytes};
+use crate::volume::{Cost, FREEING_ENTRIES_MAX, SpaceReport, VALUE_BYTES_MAX};
 
 /// What keeps a transaction from beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub(super) enum Obstacle {
     Data,
     /// Pages, or memory for them, are short.
     Metadata,
+    /// Effects that wait may need fewer pages than they are taken to.
+    Effects,
     /// The log is filling up: a checkpoint must come first.
     Log,
     /// Too much waits for a commit.
@@ -31,35 +35,139 @@ pub(super) enum Obstacle {
     Promises,
 }
 
+/// What one or several transactions may take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Demand {
+    data_blocks: u64,
+    long_entries: u64,
+    short_entries: u64,
+    transactions: u64,
+}
+
+impl From<&Cost> for Demand {
+    fn from(cost: &Cost) -> Self {
+        Self {
+            data_blocks: cost.data_blocks,
+            long_entries: cost.long_entries(),
+            short_entries: cost.short_entries(),
+            transactions: 1,
+        }
+    }
+}
+
+impl Demand {
+    /// Of all transactions that have begun.
+    fn promised(state: &State) -> Self {
+        let reserved = &state.reserved;
+        Self {
+            data_blocks: reserved.data_blocks.get(),
+            long_entries: reserved.long_entries.get(),
+            short_entries: reserved.short_entries.get(),
+            transactions: reserved.count.get(),
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            data_blocks: self.data_blocks.saturating_add(other.data_blocks),
+            long_entries: self.long_entries.saturating_add(other.long_entries),
+            short_entries: self.short_entries.saturating_add(other.short_entries),
+            transactions: self.transactions + other.transactions,
+        }
+    }
+}
+
+impl State {
+    /// Data blocks that ordinary transactions leave: for what commits and recovery may waste on padding, and so that a full volume
+    /// can be emptied.
+    fn data_margin_blocks(&self, frees_space: bool) -> u64 {
+        let bank_blocks = u64::from(bank_stripes(&self.geometry)) * self.geometry.blocks_per_stripe();
+        if frees_space { bank_blocks } else { 2 * bank_blocks + self.geometry.blocks_per_segment() }
+    }
+
+    /// Blocks of the log that this may take, if all its data went through it.
+    fn log_blocks_of(&self, demand: Demand) -> u64 {
+        let stripes = demand.data_blocks.div_ceil(self.geometry.blocks_per_stripe());
+        let bytes = demand.long_entries.saturating_mul(VALUE_BYTES_MAX as u64 + 32)
+            + demand.short_entries.saturating_mul(ENTRY_BYTES_SHORT)
+            + demand.data_blocks.saturating_mul(8)
+            + stripes.saturating_mul(summary_limit_bytes(&self.geometry) + 128);
+        let blocks = body_blocks(usize::try_from(bytes).unwrap_or(usize::MAX / 2));
+        blocks.saturating_add(demand.data_blocks)
+    }
+
+    /// Free pages that the next checkpoint needs after this, beyond those that it needs already.
+    fn pages_of(&self, demand: Demand) -> usize {
+        let stripes = self.unnamed_stripes() + demand.data_blocks.div_ceil(self.geometry.blocks_per_stripe());
+        self.maps.page_bound_of(&Changes {
+            long_entries: demand.long_entries,
+            short_entries: demand.short_entries,
+            data_blocks: demand.data_blocks,
+            stripes,
+            stripe_runs: self.banks.len() as u64 + u64::from(demand.data_blocks > 0) * demand.transactions,
+            summary_bytes_max: summary_limit_bytes(&self.geometry),
+        })
+    }
+
+    /// Pages that ordinary transactions leave, so that the largest one which gives space back still fits.
+    fn page_reserve(&self) -> usize {
+        let freeing = Cost { data_blocks: 1, entries: FREEING_ENTRIES_MAX, frees_space: true };
+        self.pages_of(Demand::from(&freeing)) + self.maps.allocator().page_count() / PAGE_RESERVE_PART
+    }
+
+    /// Whether an ordinary transaction would find pages after a checkpoint.
+    fn has_pages_for_more(&self) -> bool {
+        let small = Cost { data_blocks: 1, entries: 3, frees_space: false };
+        let needed = self.maps.page_count() + self.pages_of(Demand::from(&small)) + self.page_reserve();
+        needed <= self.maps.allocator().page_count()
+    }
+
+    /// What can still be written: the lesser of what the volume's size leaves and of what space that is free, or will be when waiting
+    /// effects have taken place, has room for.
+    pub(super) fn space(&mut self) -> SpaceReport {
+        while self.maps.merge_pending(usize::MAX) {}
+        let total_blocks = self.root.total_blocks;
+        let unused_blocks = total_blocks.saturating_sub(self.maps.live_blocks_in_all());
+        let empty = self.segments.closed().into_iter().filter(|segment| self.maps.live_blocks(*segment) == 0);
+        let reclaimable_blocks = empty.count() as u64 * self.geometry.blocks_per_segment();
+        let kept_blocks = self.reserved.data_blocks.get() + self.data_margin_blocks(false);
+        let room_blocks = (self.free_blocks() + reclaimable_blocks).saturating_sub(kept_blocks);
+        let available_blocks = if self.has_pages_for_more() { unused_blocks.min(room_blocks) } else { 0 };
+        SpaceReport { total_blocks, free_blocks: unused_blocks, available_blocks }
+    }
+}
+
+/// How long a transaction goes on hoping although space is short.
+#[derive(Default)]
+struct Patience {
+    /// The count of checkpoints at which no more space can be hoped for.
+    last_checkpoint: Option<u64>,
+    /// So often has that been put off because space was being given back.
+    put_off: u32,
+    /// Since when only promises to others are in the way, and how many transactions had been applied then.
+    crowded_since: Option<(Duration, u64)>,
+}
+
 impl Store {
     /// Why a transaction of this cost must wait, or `None` where it may begin. `alone`: what others have been promised does
     /// not count.
     fn obstacle(&self, cost: &Cost, alone: bool) -> Option<Obstacle> {
         let state = self.core.state();
-        let reserved = &state.reserved;
-        let promised = |cell: &Cell<u64>| if alone { 0 } else { cell.get() };
-        // Room that commits and recovery may waste on padding, and that lets a full volume be emptied.
-        let bank_blocks = u64::from(bank_stripes(&state.geometry)) * state.geometry.blocks_per_stripe();
-        let margin = if cost.frees_space {
-            bank_blocks
-        } else {
-            2 * bank_blocks + state.geometry.blocks_per_segment()
-        };
+        let own = Demand::from(cost);
+        let others = Demand::promised(&state);
+        let demand = if alone { own } else { own.and(others) };
         if cost.data_blocks > 0
-            && state.free_blocks() < promised(&reserved.data_blocks).saturating_add(cost.data_blocks) + margin
+            && state.free_blocks()
+                < demand.data_blocks.saturating_add(state.data_margin_blocks(cost.frees_space))
         {
             return Some(Obstacle::Data);
         }
-        // Stripes get summaries, and blocks get entries in the maps.
-        let data_blocks = promised(&reserved.data_blocks) + cost.data_blocks;
-        let stripes = state.unnamed_stripes() + data_blocks.div_ceil(state.geometry.blocks_per_stripe());
-        let changes = promised(&reserved.entries) + cost.entries + 2 * stripes;
-        let pages = state.maps.allocator().free_count();
-        let needed = state.maps.checkpoint_page_bound(changes as usize, VALUE_BYTES_MAX);
-        let spare = if cost.frees_space { 0 } else { state.maps.allocator().page_count() / 32 };
-        let full = state.maps.memory_bytes() as u64 >= self.core.memory_bytes && !cost.frees_space;
-        if needed + spare > pages || full {
-            return Some(Obstacle::Metadata);
+        let reserve = if cost.frees_space { 0 } else { state.page_reserve() };
+        let needed = state.maps.checkpoint_page_bound() + state.pages_of(demand) + reserve;
+        let memory_is_full = state.maps.memory_bytes() as u64 >= self.core.memory_bytes && !cost.frees_space;
+        if needed > state.maps.allocator().free_count() || memory_is_full {
+            let effects_wait = state.maps.pending_count() > 0;
+            return Some(if effects_wait { Obstacle::Effects } else { Obstacle::Metadata });
         }
         if state.waiting_banks() >= BANKS_WAITING_MAX {
             return Some(Obstacle::Banks);
@@ -67,13 +175,15 @@ impl Store {
         if state.pending_is_large() {
             return Some(Obstacle::Commit);
         }
-        let pending = body_blocks(state.frames_body_bytes) + state.frames_data_blocks;
-        let others =
-            state.log_blocks_of(reserved.entries.get(), reserved.data_blocks.get()) + reserved.count.get();
-        let ask =
-            state.log_blocks_of(cost.entries, cost.data_blocks).min(state.ring.block_count() / ASK_LOG_PART);
+        self.log_obstacle(&state, own, others)
+    }
+
+    fn log_obstacle(&self, state: &State, own: Demand, others: Demand) -> Option<Obstacle> {
         let (log_blocks, used_blocks) = (state.ring.block_count(), state.ring.used_blocks());
-        let wanted = used_blocks + pending + others + ask + state.naming_blocks();
+        let pending = body_blocks(state.frames_body_bytes) + state.frames_data_blocks;
+        let ask = state.log_blocks_of(own).min(log_blocks / ASK_LOG_PART);
+        let promised = state.log_blocks_of(others) + others.transactions;
+        let wanted = used_blocks + pending + promised + ask + state.naming_blocks();
         if wanted * 8 <= log_blocks * LOG_EIGHTHS_MAX {
             return None;
         }
@@ -81,7 +191,7 @@ impl Store {
             Some(Obstacle::Commit)
         } else if used_blocks * 8 > log_blocks * RELIEVE_AT_EIGHTHS {
             Some(Obstacle::Log)
-        } else if reserved.count.get() > 0 {
+        } else if others.transactions > 0 {
             Some(Obstacle::Promises)
         } else {
             // Nobody is left to wait for; a commit that finds too little room writes stripes instead.
@@ -92,40 +202,28 @@ impl Store {
     pub(super) async fn begin_when_free(&self, cost: Cost) -> Result<Reservation, StoreError> {
         let core = &self.core;
         self.check_size(&cost)?;
-        // The count of checkpoints at which no more space can be hoped for.
-        let mut last_checkpoint = None;
-        let mut crowded_since = None;
+        let mut patience = Patience::default();
         loop {
             core.state().check_alive()?;
             let progress = core.progress.notified();
             let obstacle = self.obstacle(&cost, false);
-            if !matches!(obstacle, Some(Obstacle::Data | Obstacle::Metadata)) {
-                (last_checkpoint, crowded_since) = (None, None);
+            let is_short = matches!(obstacle, Some(Obstacle::Data | Obstacle::Metadata | Obstacle::Effects));
+            if !is_short {
+                patience = Patience::default();
             }
             match obstacle {
-                None => {
-                    let state = core.state();
-                    return Ok(Reservation::new(&state.reserved, cost.data_blocks, cost.entries));
+                None => return Ok(Reservation::new(&core.state().reserved, cost)),
+                Some(Obstacle::Effects) => {
+                    core.state_mut().maps.merge_pending(MERGE_SLICE);
+                    core.engine.yield_now().await;
+                    continue;
                 }
                 Some(Obstacle::Commit | Obstacle::Banks) => core.commit_wanted.notify_one(),
                 Some(Obstacle::Log) => core.checkpoint_wanted.notify_one(),
                 Some(Obstacle::Promises) => {}
                 Some(obstacle @ (Obstacle::Data | Obstacle::Metadata)) => {
-                    let now = core.engine.monotonic();
-                    if matches!(self.obstacle(&cost, true), Some(Obstacle::Data | Obstacle::Metadata)) {
-                        // Freed space comes back with a checkpoint: once for what has died, once more for what the first
-                        // one emptied. One that is under way may have looked too early.
-                        let done = core.state().counters.checkpoints;
-                        let under_way = u64::from(core.checkpoint_turn.try_lock().is_none());
-                        if done >= *last_checkpoint.get_or_insert(done + 2 + under_way) {
-                            return Err(self.no_space(obstacle));
-                        }
-                        core.maps_wanted.set(true);
-                        core.checkpoint_wanted.notify_one();
-                    } else if now - *crowded_since.get_or_insert(now) >= PROMISES_WAIT {
+                    if !self.may_hope(&cost, &mut patience) {
                         return Err(self.no_space(obstacle));
-                    } else {
-                        last_checkpoint = None;
                     }
                 }
             }
@@ -133,15 +231,54 @@ impl Store {
         }
     }
 
+    /// Whether waiting can help a transaction that lacks stripes or pages; sees to it that what would help takes place.
+    fn may_hope(&self, cost: &Cost, patience: &mut Patience) -> bool {
+        let core = &self.core;
+        let alone = self.obstacle(cost, true);
+        if !matches!(alone, Some(Obstacle::Data | Obstacle::Metadata | Obstacle::Effects)) {
+            // Promises alone are in the way. They are kept or given back soon, unless whoever holds one waits for this transaction.
+            let (now, applied) = (core.engine.monotonic(), core.state().last_transaction());
+            patience.last_checkpoint = None;
+            return match patience.crowded_since {
+                Some((since, then)) if then == applied => now - since < PROMISES_WAIT,
+                _ => {
+                    patience.crowded_since = Some((now, applied));
+                    true
+                }
+            };
+        }
+        // Freed space comes back with a checkpoint: once for what has died, once more for what the first one emptied. One that is
+        // under way may have looked too early.
+        let done = core.state().counters.checkpoints;
+        let under_way = u64::from(core.checkpoint_turn.try_lock().is_none());
+        if done >= *patience.last_checkpoint.get_or_insert(done + 2 + under_way) {
+            let frees_wait = {
+                let state = core.state();
+                state.maps.pending_count() > 0 || state.reserved.freeing_count.get() > 0
+            };
+            if !frees_wait || patience.put_off == HOPEFUL_CHECKPOINTS_MAX {
+                return false;
+            }
+            patience.put_off += 1;
+            patience.last_checkpoint = Some(done + 1);
+        }
+        core.maps_wanted.set(true);
+        core.checkpoint_wanted.notify_one();
+        true
+    }
+
     /// Refuses what no log of this length could take.
     fn check_size(&self, cost: &Cost) -> Result<(), StoreError> {
         let log_blocks = self.core.state().ring.block_count();
-        let limit = log_blocks * BLOCK_BYTES as u64 / ASK_LOG_PART / ENTRY_BYTES_TYPICAL;
-        if cost.entries <= limit {
+        let limit_bytes = log_blocks * BLOCK_BYTES as u64 / ASK_LOG_PART;
+        let long_bytes = cost.long_entries().saturating_mul(ENTRY_BYTES_TYPICAL);
+        let short_bytes = cost.short_entries().saturating_mul(ENTRY_BYTES_SHORT);
+        if long_bytes.saturating_add(short_bytes) <= limit_bytes {
             return Ok(());
         }
         let found = format!("{} entries", cost.entries);
         let place = format!("volume {}", self.core.volume);
+        let limit = limit_bytes / ENTRY_BYTES_TYPICAL;
         Err(StoreError::new(ErrorKind::Invalid, "begin a transaction on", place, found)
             .expected(format!("at most {limit} for a log of {log_blocks} blocks"))
             .advice("change less at a time"))

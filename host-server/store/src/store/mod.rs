@@ -209,11 +209,6 @@ impl Volume for Store {
     }
 
     fn space(&self) -> SpaceReport {
-        let state = self.core.state();
-        let total_blocks = state.root.total_blocks;
-        let spare = (state.geometry.data_blocks()).saturating_sub(total_blocks);
-        let reserved = state.reserved.data_blocks.get();
-        let free_blocks = state.free_blocks().saturating_sub(reserved + spare).min(total_blocks);
-        SpaceReport { total_blocks, free_blocks, available_blocks: free_blocks }
+        self.core.state_mut().space()
     }
 }

@@ -34,7 +34,7 @@ fn negotiation_offers_what_is_implemented_and_no_more() {
         assert_eq!((out.major.get(), out.minor.get()), (7, 38));
         assert_eq!((out.max_write.get(), out.max_pages.get(), out.time_gran.get()), (1 << 20, 256, 1));
         assert_eq!(out.max_readahead.get(), 128 * 1024);
-        assert_ne!(out.flags.get() & abi::FUSE_DO_READDIRPLUS, 0);
+        assert_eq!(out.flags.get() & (abi::FUSE_DO_READDIRPLUS | abi::FUSE_WRITEBACK_CACHE), 0);
         const POSIX_LOCKS: u32 = 1 << 1;
         assert_eq!(out.flags.get() & POSIX_LOCKS, 0);
 
@@ -59,7 +59,7 @@ fn a_file_is_created_written_and_read_back_across_descriptors() {
         let created = guest.call(abi::FUSE_CREATE, 1, &body).await.ok();
         let (entry, rest) = abi::EntryOut::read_from_prefix(&created).unwrap();
         let open = abi::OpenOut::read_from_bytes(rest).unwrap();
-        assert_eq!((entry.generation.get(), entry.entry_valid.get(), entry.attr_valid.get()), (7, 1, 1));
+        assert_eq!((entry.generation.get(), entry.entry_valid.get(), entry.attr_valid.get()), (7, 0, 1));
         assert_eq!(entry.attr.mode.get(), 0o100644);
         assert_eq!((entry.attr.atime.get() as i64, entry.attr.atimensec.get()), (-1, 5));
 
@@ -224,18 +224,19 @@ fn a_stopped_queue_is_drained_before_it_is_said_to_be_stopped() {
 }
 
 #[test]
-fn cache_policies_mean_what_virtiofsd_s_do() {
+fn cache_policies_say_what_a_guest_may_believe() {
     let cases = [
-        (CachePolicy::Never, 0, abi::FOPEN_DIRECT_IO, 0),
-        (CachePolicy::Auto, 1, 0, 0),
-        (CachePolicy::Always, 86_400, abi::FOPEN_KEEP_CACHE, abi::FOPEN_CACHE_DIR),
+        (CachePolicy::Never, 0, 0, abi::FOPEN_DIRECT_IO, 0),
+        // Close to open: a file's name is asked for when it is opened.
+        (CachePolicy::Auto, 0, 1, 0, 0),
+        (CachePolicy::Always, 86_400, 86_400, abi::FOPEN_KEEP_CACHE, abi::FOPEN_CACHE_DIR),
     ];
-    for (policy, seconds, file_flag, directory_flag) in cases {
+    for (policy, entry_seconds, seconds, file_flag, directory_flag) in cases {
         with_cache(policy, move |mut guest, fake| async move {
             guest.init().await;
             let node = fake.add_file("file", b"");
             let entry: abi::EntryOut = guest.call(abi::FUSE_LOOKUP, 1, &name("file")).await.parse();
-            assert_eq!(entry.entry_valid.get(), seconds);
+            assert_eq!((entry.entry_valid.get(), entry.attr_valid.get()), (entry_seconds, seconds));
             let attributes: abi::AttrOut = guest.call(abi::FUSE_GETATTR, node, &[0; 16]).await.parse();
             assert_eq!(attributes.attr_valid.get(), seconds);
             let cache = abi::FOPEN_DIRECT_IO | abi::FOPEN_KEEP_CACHE;

@@ -91,7 +91,7 @@ impl Guest {
             .collect();
         let (events, receiver) = mailbox();
         let kicked: Arc<[AtomicBool]> = (0..2).map(|_| AtomicBool::new(false)).collect();
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics::new(2));
         let run = device::run(
             "guest".to_owned(),
             Rc::clone(&engine),

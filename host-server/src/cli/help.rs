@@ -1,0 +1,110 @@
+//! Examples and exit codes, shown after the flags.
+
+pub const TOP: &str = "\
+Examples:
+  ringfort volume create ./data --size 8GiB
+  ringfort serve ./data --virtiofs /run/ringfort/vm1.sock
+  ringfort volume status ./data
+
+Exit codes:
+  0  done
+  1  `volume check` found damage, or `volume export` could not read all
+  2  the command could not run: wrong flags, or a failure that the message explains
+
+The log goes to standard error. --log-level (or RINGFORT_LOG) says how much of it: a level, or a filter such as
+info,ringfort_store=debug; --log-format json writes an object a line.";
+
+pub const CREATE: &str = "\
+Examples:
+  ringfort volume create ./data --size 8GiB
+      Six component files in ./data: data 4+2, metadata mirrored three ways.
+  ringfort volume create ./small --size 1GiB --data 2+1
+  ringfort volume create ./fast --data 4+2 --size 100GiB --memory 8GiB \\
+      --component /dev/sda --component /dev/sdb --component /dev/sdc \\
+      --component /dev/sdd --component /dev/sde --component /dev/sdf \\
+      --metadata-component /dev/nvme0n1 --metadata-component /dev/nvme1n1 --metadata-component /dev/nvme2n1
+
+Block devices given with --component are overwritten.
+
+Exit codes: 0 created; 2 refused or failed, nothing is left behind.";
+
+pub const SERVE: &str = "\
+Examples:
+  ringfort serve ./data --virtiofs /run/ringfort/vm1.sock
+  ringfort serve ./data --virtiofs /run/ringfort/vm1.sock --virtiofs /run/ringfort/vm2.sock,queues=4 --cache auto
+  ringfort serve --config /etc/ringfort/vm1.toml --metrics unix:/run/ringfort/metrics.sock
+  ringfort serve --config /etc/ringfort/vm1.toml --cache never --print-config
+
+A configuration file is TOML, with the names of the flags:
+  volume = \"/srv/ringfort/data\"
+  commit_interval_ms = 500
+  [[virtiofs]]
+  socket = \"/run/ringfort/vm1.sock\"
+  cache = \"auto\"
+Flags override it. A flag for all sockets (--cache, --writeback, --queues) overrides what the file says of any;
+--virtiofs replaces the file's list.
+
+Give QEMU `-chardev socket,id=fs,path=/run/ringfort/vm1.sock` and `-device vhost-user-fs-pci,chardev=fs,tag=ringfort`
+with shared memory (`memory-backend-memfd,share=on`); in the guest: mount -t virtiofs ringfort /mnt
+
+SIGTERM or SIGINT stops cleanly: requests drain, everything is synced. A second one exits at once; what was synced is
+safe. SIGHUP is ignored: settings change with a restart, which guests survive without noticing more than a pause.
+
+Exit codes: 0 stopped cleanly; 2 could not start, or failed.";
+
+pub const STATUS: &str = "\
+Examples:
+  ringfort volume status ./data
+  ringfort volume status ./data --json | jq .space
+  ringfort volume status ./data --watch 5
+      Rates since the last look, every five seconds, until Ctrl-C. On a terminal the picture is redrawn; elsewhere
+      each interval is a line. With --json each line is an object: the status, and its rates.
+
+A volume that is being served answers through its admin socket; another is opened for reading.
+
+Exit codes: 0 reported, or the watch was ended; 2 could not report.";
+
+pub const CHECK: &str = "\
+Examples:
+  ringfort volume check ./data
+  ringfort volume check ./data --json
+
+Reads every structure and every block of a volume that is not being served, and changes nothing. Ctrl-C ends it at
+any time.
+
+Exit codes: 0 clean; 1 damage found; 2 could not run.";
+
+pub const EXPORT: &str = "\
+Examples:
+  ringfort volume export ./data | tar -x -C ./rescued
+  ringfort volume export ./data --output data.tar
+
+The volume is opened as `serve` opens it, recovery included; it must not be being served. Names, owners, modes, links,
+device nodes and extended attributes are kept (`tar --xattrs` restores those), times to the second. Holes are written as
+zeros; sockets are left out.
+
+Exit codes: 0 exported; 1 what could not be read is named, and is zeros or missing; 2 could not run.";
+
+pub const LIST: &str = "\
+Examples:
+  ringfort volume list
+      Volumes below the current directory.
+  ringfort volume list /srv/ringfort /mnt/backup --json
+
+A volume is a directory with a volume.toml. Links are not followed. One that is not being served is opened for
+reading, which takes as long as `volume status` does.
+
+Exit codes: 0 listed, also where there is none; 2 a directory or a volume could not be read (the rest is listed).";
+
+pub const COMPLETIONS: &str = "\
+Examples:
+  ringfort completions bash > /etc/bash_completion.d/ringfort
+  ringfort completions zsh > ~/.zfunc/_ringfort
+
+Exit codes: 0 written; 2 could not write.";
+
+pub const MANUAL: &str = "\
+Examples:
+  ringfort manual /usr/local/share/man/man1
+
+Exit codes: 0 written; 2 could not write.";

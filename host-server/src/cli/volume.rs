@@ -1,0 +1,99 @@
+//! `ringfort volume`
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::columns::Columns;
+use super::help;
+use crate::size::ByteSize;
+
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    /// Make a volume.
+    #[command(after_help = help::CREATE)]
+    Create(Create),
+    /// Components, space, log and counters.
+    #[command(after_help = help::STATUS)]
+    Status(Status),
+    /// Verify every structure of a volume that is not being served.
+    #[command(after_help = help::CHECK)]
+    Check(Check),
+    /// Write all files of a volume that is not being served to a tar archive.
+    #[command(after_help = help::EXPORT)]
+    Export(Export),
+    /// Find volumes and say how they are.
+    #[command(after_help = help::LIST)]
+    List(List),
+}
+
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Directory of the volume; made where it does not exist.
+    pub directory: PathBuf,
+    /// Usable size, such as 8GiB.
+    #[arg(long)]
+    pub size: ByteSize,
+    /// Data and parity columns, K+M: M components may be lost.
+    #[arg(long, value_name = "K+M", default_value = "4+2")]
+    pub data: Columns,
+    /// A file to be made, or a block device to be taken over, for one column; K+M of them. Without any, files are made
+    /// in the directory.
+    #[arg(long = "component", value_name = "PATH")]
+    pub components: Vec<PathBuf>,
+    /// The same for one metadata mirror; M+1 of them. Without any, the first M+1 components carry the metadata.
+    #[arg(long = "metadata-component", value_name = "PATH", requires = "components")]
+    pub metadata_components: Vec<PathBuf>,
+    /// Bound of the memory for the volume's maps; limits the size.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub memory: ByteSize,
+}
+
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Directory of the volume.
+    pub directory: PathBuf,
+    /// One JSON object on standard output; with --watch one a line for each interval.
+    #[arg(long)]
+    pub json: bool,
+    /// Go on, with rates, every so many seconds.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = seconds)]
+    pub watch: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Directory of the volume.
+    pub directory: PathBuf,
+    /// One JSON object on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Export {
+    /// Directory of the volume.
+    pub directory: PathBuf,
+    /// A file to be made; standard output where not given.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct List {
+    /// Where to look, with everything below; the current directory where none is given.
+    #[arg(value_name = "DIR")]
+    pub directories: Vec<PathBuf>,
+    /// One JSON object on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds"))?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(interval) if (0.1..=3600.0).contains(&seconds) => Ok(interval),
+        _ => Err(format!("{text}: 0.1 to 3600 seconds are possible")),
+    }
+}

@@ -1,0 +1,338 @@
+//! The metrics, one family each. Labels are bounded: sockets and components by the configuration, all others by lists in
+//! the code.
+
+use super::exposition::Kind::{self, Counter, Gauge, Histogram};
+use super::exposition::{Exposition, Labels};
+use crate::report::{Component, ComponentState, Counters, Guest, HealthStatus, Latencies, Queue, Status};
+
+/// A family with one sample for each guest or component: name, kind, help, value.
+type Each<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
+
+/// A family with one sample.
+type One = (&'static str, Kind, &'static str, u64);
+
+/// A report as a page for scrapers.
+pub fn page(status: &Status) -> String {
+    let mut page = Exposition::default();
+    volume(&mut page, status);
+    let guests: Vec<&Guest> = status.served.iter().flat_map(|served| &served.guests).collect();
+    operations(&mut page, &guests);
+    for (name, kind, help, value) in GUEST {
+        let mut family = page.family(name, *kind, help);
+        for guest in &guests {
+            family.sample(&[("socket", &guest.socket.to_string_lossy())], value(guest));
+        }
+    }
+    for (name, kind, help, value) in QUEUE {
+        let mut family = page.family(name, *kind, help);
+        for guest in &guests {
+            for queue in &guest.running_queues {
+                let index = queue.index.to_string();
+                family
+                    .sample(&[("socket", &guest.socket.to_string_lossy()), ("queue", &index)], value(queue));
+            }
+        }
+    }
+    components(&mut page, &status.tree.components);
+    state(&mut page, status);
+    if let Some(counters) = &status.counters {
+        paths(&mut page, counters);
+    }
+    page.into_text()
+}
+
+fn volume(page: &mut Exposition, status: &Status) {
+    let tree = &status.tree;
+    page.family("ringfort_build_info", Gauge, "The version that serves; always 1.")
+        .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+    let [data, parity, mirrors] =
+        [tree.data_columns, tree.parity_columns, tree.metadata_mirrors].map(|count| count.to_string());
+    page.family("ringfort_volume_info", Gauge, "The volume and its geometry; always 1.").sample(
+        &[
+            ("volume", &status.volume),
+            ("data_columns", &data),
+            ("parity_columns", &parity),
+            ("metadata_mirrors", &mirrors),
+        ],
+        1,
+    );
+    let mut health = page.family(
+        "ringfort_volume_health",
+        Gauge,
+        "1 for the state that the volume is in. Failed: it takes no changes.",
+    );
+    for state in [HealthStatus::Healthy, HealthStatus::Degraded, HealthStatus::Failed] {
+        health.sample(&[("state", state.name())], u8::from(status.health == state));
+    }
+}
+
+fn operations(page: &mut Exposition, guests: &[&Guest]) {
+    let mut durations = page.family(
+        "ringfort_operation_duration_seconds",
+        Histogram,
+        "From taking a guest's request to giving back its answer.",
+    );
+    for guest in guests {
+        for operation in &guest.operations {
+            let labels: Labels<'_> =
+                &[("socket", &guest.socket.to_string_lossy()), ("operation", &operation.name)];
+            let sum = operation.duration_ns as f64 / 1e9;
+            durations.histogram(labels, &cumulative(&operation.latencies), sum);
+        }
+    }
+}
+
+/// Counts at or below each bound, which is what the format wants. Every other bound is left out: factors of two are fine
+/// enough for a scraper that keeps them all for every operation.
+fn cumulative(latencies: &[Latencies]) -> Vec<(f64, u64)> {
+    let mut total = 0;
+    let all = latencies.iter().map(|bucket| {
+        total += bucket.count;
+        (bucket.bound_ns, total)
+    });
+    let kept = all.enumerate().filter(|(index, (bound_ns, _))| index % 2 == 0 || bound_ns.is_none());
+    // Divided by, not multiplied with: so that 50 µs is written as 0.00005.
+    kept.map(|(_, (bound_ns, total))| (bound_ns.map_or(f64::INFINITY, |ns| ns as f64 / 1e9), total)).collect()
+}
+
+const GUEST: &[Each<Guest>] = &[
+    (
+        "ringfort_guest_requests_total",
+        Counter,
+        "Requests of a guest that were answered.",
+        Guest::request_count,
+    ),
+    ("ringfort_guest_errors_total", Counter, "Requests answered with an error number.", |guest| guest.errors),
+    (
+        "ringfort_guest_malformed_requests_total",
+        Counter,
+        "Requests that no sound guest kernel makes.",
+        |guest| guest.malformed_requests,
+    ),
+    (
+        "ringfort_guest_broken_devices_total",
+        Counter,
+        "Times that a guest broke the queue protocol and was not served until it reset the device.",
+        |guest| guest.broken_devices,
+    ),
+    ("ringfort_guest_connections_total", Counter, "Virtual machines that connected.", |guest| {
+        guest.connections
+    }),
+    ("ringfort_guest_sessions_total", Counter, "Mounts by guests.", |guest| guest.sessions),
+    ("ringfort_guest_kicks_total", Counter, "Times that a guest woke the server.", |guest| guest.kicks),
+    (
+        "ringfort_guest_refused_waits_total",
+        Counter,
+        "Waits for a lock that were refused, as a quarter of their queue waited already.",
+        |guest| guest.refused_waits,
+    ),
+    ("ringfort_guest_doorbells_total", Counter, "Interrupts sent to guests.", |guest| guest.doorbells),
+    ("ringfort_guest_read_bytes_total", Counter, "File data copied to guests.", |guest| guest.read_bytes),
+    ("ringfort_guest_written_bytes_total", Counter, "File data copied from guests.", |guest| {
+        guest.written_bytes
+    }),
+    ("ringfort_guest_connected", Gauge, "1 while a virtual machine is connected.", |guest| {
+        u64::from(guest.connected)
+    }),
+    ("ringfort_guest_mounted", Gauge, "1 while a guest has the volume mounted.", |guest| {
+        u64::from(guest.mounted)
+    }),
+];
+
+const QUEUE: &[Each<Queue>] = &[
+    ("ringfort_queue_size", Gauge, "Requests that a running queue has room for.", |queue| queue.size),
+    ("ringfort_queue_in_flight_requests", Gauge, "Requests of a queue under way.", |queue| queue.in_flight),
+    ("ringfort_queue_in_flight_bytes", Gauge, "Memory that these hold.", |queue| queue.in_flight_bytes),
+    ("ringfort_queue_waiting_requests", Gauge, "Of these, requests that wait for a lock.", |queue| {
+        queue.waiting_for_locks
+    }),
+    (
+        "ringfort_queue_at_bounds",
+        Gauge,
+        "1 while the bounds on requests under way keep further ones waiting in the queue.",
+        |queue| u64::from(queue.at_bounds),
+    ),
+];
+
+fn components(page: &mut Exposition, components: &[Component]) {
+    let mut info =
+        page.family("ringfort_component_info", Gauge, "Where a component is and what it holds; always 1.");
+    for component in components {
+        let path = component.path.as_ref().map_or_else(Default::default, |path| path.to_string_lossy());
+        info.sample(
+            &[
+                ("component", &component.position.to_string()),
+                ("id", &component.id),
+                ("path", &path),
+                ("holds", &component.holds),
+            ],
+            1,
+        );
+    }
+    let mut states = page.family(
+        "ringfort_component_state",
+        Gauge,
+        "1 for the state that a component is in. Failed: present and out of use; missing: found nowhere.",
+    );
+    for component in components {
+        for state in [ComponentState::Live, ComponentState::Failed, ComponentState::Missing] {
+            let labels: Labels<'_> =
+                &[("component", &component.position.to_string()), ("state", state.name())];
+            states.sample(labels, u8::from(component.state == state));
+        }
+    }
+    for (name, kind, help, value) in COMPONENT {
+        let mut family = page.family(name, *kind, help);
+        for component in components {
+            family.sample(&[("component", &component.position.to_string())], value(component));
+        }
+    }
+}
+
+const COMPONENT: &[Each<Component>] = &[
+    ("ringfort_component_size_bytes", Gauge, "Usable length of a component.", |one| one.size_bytes),
+    ("ringfort_component_reads_total", Counter, "Read requests completed by a component.", |one| one.reads),
+    ("ringfort_component_read_bytes_total", Counter, "Bytes read from a component.", |one| one.read_bytes),
+    ("ringfort_component_writes_total", Counter, "Write requests completed by a component.", |one| {
+        one.writes
+    }),
+    ("ringfort_component_written_bytes_total", Counter, "Bytes written to a component.", |one| {
+        one.write_bytes
+    }),
+    ("ringfort_component_flushes_total", Counter, "Flushes completed by a component.", |one| one.flushes),
+    ("ringfort_component_errors_total", Counter, "Requests failed by a component.", |one| one.errors),
+    (
+        "ringfort_component_damaged_blocks_total",
+        Counter,
+        "Blocks of a component that failed their checksum.",
+        |one| one.damaged_blocks,
+    ),
+    (
+        "ringfort_component_repaired_blocks_total",
+        Counter,
+        "Blocks of a component written back from others.",
+        |one| one.repaired_blocks,
+    ),
+    (
+        "ringfort_component_reconstructed_blocks_total",
+        Counter,
+        "Blocks computed from other components because this one did not give them.",
+        |one| one.reconstructed_blocks,
+    ),
+];
+
+/// What has no labels, and what is counted by state.
+fn state(page: &mut Exposition, status: &Status) {
+    let mut ones: Vec<One> = vec![(
+        "ringfort_components_lost_total",
+        Counter,
+        "Components that failed and left while the server ran.",
+        status.tree.expelled,
+    )];
+    if let Some(served) = &status.served {
+        let help = "Since the server began to open the volume.";
+        ones.push(("ringfort_uptime_seconds", Gauge, help, served.uptime_s));
+    }
+    if let Some(space) = &status.space {
+        ones.extend([
+            ("ringfort_space_total_bytes", Gauge, "Usable size of the volume.", space.total_bytes),
+            ("ringfort_space_free_bytes", Gauge, "Space handed out to nobody.", space.free_bytes),
+            ("ringfort_space_live_bytes", Gauge, "Data that the maps name.", space.live_bytes),
+            ("ringfort_space_dead_bytes", Gauge, "Overwritten or deleted, not free yet.", space.dead_bytes),
+        ]);
+        page.family("ringfort_segments", Gauge, "Segments of the data region by state.")
+            .sample(&[("state", "free")], space.free_segments)
+            .sample(&[("state", "open")], space.open_segments)
+            .sample(&[("state", "closed")], space.closed_segments);
+    }
+    if let Some(log) = &status.log {
+        let waiting = log.applied_transaction.saturating_sub(log.durable_transaction);
+        ones.extend([
+            ("ringfort_log_size_bytes", Gauge, "Length of the log on each mirror.", log.size_bytes),
+            ("ringfort_log_used_bytes", Gauge, "Of it, what recovery would read.", log.used_bytes),
+            ("ringfort_log_epoch", Gauge, "Openings of the log, recoveries included.", log.epoch),
+            ("ringfort_undurable_transactions", Gauge, "Changes applied that wait for a commit.", waiting),
+            ("ringfort_banks", Gauge, "Banks in memory.", u64::from(log.banks)),
+            ("ringfort_bank_bytes", Gauge, "Blocks in banks, on their way into stripes.", log.bank_bytes),
+        ]);
+    }
+    if let Some(memory) = &status.memory {
+        ones.extend([
+            ("ringfort_maps_memory_bytes", Gauge, "Memory that the maps take.", memory.maps_bytes),
+            ("ringfort_maps_memory_limit_bytes", Gauge, "Memory they may take.", memory.maps_limit_bytes),
+        ]);
+        page.family("ringfort_map_pages", Gauge, "Pages of the metadata region by state.")
+            .sample(&[("state", "used")], memory.pages)
+            .sample(&[("state", "free")], memory.free_pages);
+    }
+    if let Some(inodes) = &status.inodes {
+        const HELP: &str =
+            "Inodes in memory: all, those that guests hold, and of these the ones without a name.";
+        page.family("ringfort_inodes", Gauge, HELP)
+            .sample(&[("state", "cached")], inodes.cached)
+            .sample(&[("state", "held")], inodes.held)
+            .sample(&[("state", "unlinked")], inodes.unlinked);
+    }
+    if let Some(recovery) = &status.recovery {
+        page.family("ringfort_recovery_duration_seconds", Gauge, "What opening the volume took.")
+            .sample(&[], recovery.elapsed_ms as f64 / 1000.0);
+        ones.extend([
+            (
+                "ringfort_recovery_transactions",
+                Gauge,
+                "Changes replayed at the opening.",
+                recovery.replayed_transactions,
+            ),
+            ("ringfort_recovery_log_bytes", Gauge, "Log read at the opening.", recovery.replayed_log_bytes),
+            (
+                "ringfort_recovery_stripes",
+                Gauge,
+                "Stripes written anew at the opening.",
+                recovery.rewritten_stripes,
+            ),
+        ]);
+    }
+    for (name, kind, help, value) in ones {
+        page.family(name, kind, help).sample(&[], value);
+    }
+}
+
+/// Where bytes went, and how often what was done.
+fn paths(page: &mut Exposition, counters: &Counters) {
+    page.family(
+        "ringfort_path_written_bytes_total",
+        Counter,
+        "Bytes written to components by path, with all copies and parity.",
+    )
+    .sample(&[("path", "log")], counters.log_bytes)
+    .sample(&[("path", "metadata_log")], counters.metadata_log_bytes)
+    .sample(&[("path", "stripes")], counters.stripe_bytes)
+    .sample(&[("path", "maps")], counters.page_bytes)
+    .sample(&[("path", "roots")], counters.root_bytes);
+    page.family("ringfort_stripes_written_total", Counter, "Stripes of data by where they gathered.")
+        .sample(&[("source", "write")], counters.large_stripes)
+        .sample(&[("source", "bank")], counters.bank_stripes);
+    let ones: [One; 8] = [
+        ("ringfort_user_bytes_total", Counter, "File data given to the store, once.", counters.user_bytes),
+        (
+            "ringfort_padding_bytes_total",
+            Counter,
+            "Zeros that filled up early stripes.",
+            counters.padding_bytes,
+        ),
+        ("ringfort_transactions_total", Counter, "Changes applied.", counters.transactions),
+        ("ringfort_syncs_total", Counter, "Times that somebody asked for durability.", counters.syncs),
+        ("ringfort_commits_total", Counter, "Records written to the log.", counters.commits),
+        ("ringfort_checkpoints_total", Counter, "Checkpoints of the maps.", counters.checkpoints),
+        (
+            "ringfort_log_moves_total",
+            Counter,
+            "Checkpoints of the log into the metadata log.",
+            counters.moves,
+        ),
+        ("ringfort_freed_segments_total", Counter, "Segments whose space returned.", counters.freed_segments),
+    ];
+    for (name, kind, help, value) in ones {
+        page.family(name, kind, help).sample(&[], value);
+    }
+}

@@ -1,0 +1,14 @@
+//! The command line as its users meet it: the real binary on real files.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on fails
+
+mod config;
+mod exposition;
+mod flags;
+mod guest;
+mod list;
+mod metrics;
+mod scene;
+mod serve;
+mod volume;
+mod watch;
