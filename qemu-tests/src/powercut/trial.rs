@@ -120,10 +120,12 @@ impl Recording {
         duration: Duration,
         failing: Option<usize>,
     ) -> Result<Recording> {
+        // Asked now: a server that has just begun to listen does not answer questions yet.
+        let memory_file = memory_file(&scene.volume)?;
         let (mut recording, mut recorder) =
             Recording::begin(&scene.volume, &scene.folder.path().join("recorded"), Witness::company(seed))?;
+        recording.memory_file = memory_file;
         let server = scene.serve(1)?;
-        recording.memory_file = memory_file(&scene.volume)?;
         let guest = scene.guest(0)?;
         let mut tasks = Vec::new();
         for witness in &recording.witnesses {
