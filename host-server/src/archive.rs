@@ -330,7 +330,7 @@ mod tests {
         }
 
         fn new_node(parent: NodeId, name: &[u8]) -> NewNode {
-            NewNode { parent, name: Name::new(name).unwrap(), permissions: 0o640 }
+            NewNode { parent, name: Name::new(name).unwrap(), permissions: 0o640, umask: 0 }
         }
 
         async fn folder(&self, parent: NodeId, name: &[u8]) -> NodeId {
@@ -387,7 +387,13 @@ mod tests {
             author.special(b"pipe", FileKind::Fifo, 0).await;
             author.special(b"socket", FileKind::Socket, 0).await;
             let (name, value) = (b"user.colour".to_vec(), b"blue\0green".to_vec());
-            let set = Operation::SetXattr { node: folder, name, value, mode: SetXattrMode::Any };
+            let set = Operation::SetXattr {
+                node: folder,
+                name,
+                value,
+                mode: SetXattrMode::Any,
+                clear_set_gid: false,
+            };
             author.0.execute(set).await.unwrap();
             for number in 0..LISTED_AT_ONCE * 2 {
                 author

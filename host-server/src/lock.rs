@@ -21,6 +21,8 @@ pub enum Purpose {
     Status,
     Check,
     Export,
+    Grow,
+    Replace,
 }
 
 impl Purpose {
@@ -31,6 +33,8 @@ impl Purpose {
             Purpose::Status => "ringfort volume status",
             Purpose::Check => "ringfort volume check",
             Purpose::Export => "ringfort volume export",
+            Purpose::Grow => "ringfort volume grow",
+            Purpose::Replace => "ringfort volume replace",
         }
     }
 

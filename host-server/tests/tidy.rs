@@ -31,10 +31,12 @@ struct Crate {
 const UNSAFE_FILES: &[(&str, &str)] = &[
     ("host-server/engine/src/buffer/mod.rs", "block-aligned memory"),
     ("host-server/engine/src/buffer/arena.rs", "memory that an I/O ring knows"),
+    ("host-server/engine/src/buffer/heap.rs", "long buffers that are used again"),
     ("host-server/engine/src/memory.rs", "memory that outlives the process"),
     ("host-server/engine/src/local/uring.rs", "memory lent to the kernel"),
     ("host-server/engine/src/local/threads.rs", "memory lent to the pool's threads"),
     ("host-server/engine/src/local/mapping.rs", "mapped memory files"),
+    ("host-server/measure/src/isal.rs", "calls a rival's C functions"),
     ("host-server/store/src/object/galois.rs", "processor instructions for field arithmetic"),
     ("qemu-tests/src/tsc.rs", "reads the time-stamp counter"),
     ("qemu-tests/src/bin/ringfort-guest-agent/map.rs", "files through memory maps"),

@@ -34,6 +34,10 @@ pub trait Engine {
     /// block device of at least that length. Fails with `ErrorKind::Exists` on an existing file.
     fn create(&self, path: &Path, len_bytes: u64) -> Result<Rc<dyn Device>, EngineError>;
 
+    /// Makes a component that nobody has open at least `len_bytes` long. A file gets its space, reading as zeros, durably; a block device
+    /// is as long as it is: `ErrorKind::OutOfRange` where that is too short.
+    fn extend(&self, path: &Path, len_bytes: u64) -> Result<(), EngineError>;
+
     /// Opens a memory file: shared memory that survives the death of this process, not of the machine.
     fn memory_file(&self, name: &str, len_bytes: usize, open: MemoryOpen) -> Result<MemoryFile, EngineError>;
 

@@ -203,7 +203,7 @@ async fn write_sequence(mounted: &Mounted, file: HandleId, len_bytes: u64) -> Re
 }
 
 fn stamped(len_bytes: usize, number: u64) -> Slice {
-    let mut buffer = Buffer::zeroed(len_bytes);
+    let mut buffer = Buffer::for_overwrite(len_bytes);
     stamp(&mut buffer, number);
     buffer.freeze()
 }

@@ -131,7 +131,11 @@ impl State {
                 continue;
             }
             if !self.holds_nothing_live(segment) {
-                tracing::warn!(%segment, "usage count is zero but a summary names live blocks; the segment is kept");
+                tracing::warn!(
+                    %segment,
+                    "this segment counts as empty and its summary names live blocks: it is kept. Run `ringfort volume check` \
+                     when the volume is not being served, and report what it finds"
+                );
                 continue;
             }
             self.segments.begin_freeing(segment);
@@ -202,6 +206,16 @@ impl Core {
         let mirrors = self.object.live_mirrors().len() as u64;
         self.state_mut().counters.root_bytes += slot_bytes * mirrors;
         Ok(())
+    }
+
+    /// Offers a larger size from the next root on; the labels tell of it already.
+    pub async fn offer(&self, total_blocks: u64, page_area_bytes: u64) -> Result<(), StoreError> {
+        {
+            let mut state = self.state_mut();
+            state.root.total_blocks = total_blocks;
+            state.root.page_area_bytes = page_area_bytes;
+        }
+        self.checkpoint(true).await
     }
 
     /// Runs one checkpoint. With `everything`, all banks are written first, so that the log ends up empty.

@@ -304,6 +304,7 @@ impl Core {
     pub async fn run_interval(self: Rc<Self>) {
         while !self.closing.get() {
             self.engine.sleep(self.commit_interval).await;
+            self.ahead.age();
             // Those who wait for room reconsider how long they have waited.
             self.progress.notify_all();
             if !self.state().frames.is_empty() {

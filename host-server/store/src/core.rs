@@ -8,6 +8,7 @@ use ringfort_engine::engine::Engine;
 use ringfort_engine::sync::{Mutex, Notify};
 
 use crate::address::VolumeId;
+use crate::ahead::ReadAhead;
 use crate::error::{ErrorKind, StoreError};
 use crate::object::Object;
 use crate::state::{SharedState, State};
@@ -32,6 +33,8 @@ pub(crate) struct Core {
     /// A commit or bank flush has ended or a reservation was given back: durable transaction, log, banks, room or failure
     /// have changed.
     pub progress: Rc<Notify>,
+    /// Sequential readers.
+    pub ahead: ReadAhead,
     /// Background tasks end.
     pub closing: Cell<bool>,
 }
@@ -58,6 +61,7 @@ impl Core {
             checkpoint_turn: Mutex::new(()),
             commit_wanted: Notify::new(),
             checkpoint_wanted: Notify::new(),
+            ahead: ReadAhead::default(),
             closing: Cell::new(false),
         }
     }
@@ -68,6 +72,11 @@ impl Core {
 
     pub fn state_mut(&self) -> RefMut<'_, State> {
         self.state.borrow_mut()
+    }
+
+    /// Object and state at once, of a volume that no task uses.
+    pub fn parts_mut(&mut self) -> (&mut Object, &mut State) {
+        (&mut self.object, self.state.get_mut())
     }
 
     /// The volume is closed: whoever comes late is told so, instead of waiting for tasks that have ended.
@@ -82,7 +91,12 @@ impl Core {
     pub fn fail(&self, error: StoreError) {
         let mut state = self.state_mut();
         if state.failed.is_none() {
-            tracing::error!(volume = %self.volume, "the volume stops: {error}");
+            tracing::error!(
+                volume = %self.volume,
+                %error,
+                "the volume takes no more changes. What was synced is safe; see to what the error names, then start the \
+                 server again"
+            );
             state.failed = Some(error);
         }
         drop(state);

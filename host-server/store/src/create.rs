@@ -114,8 +114,7 @@ pub fn plan(options: &CreateOptions) -> Result<Plan, StoreError> {
         invalid(format!("a size of {} bytes", options.size_bytes)).expected("fewer than 2^32 segments")
     })?;
 
-    let pages = worst_case_pages(geometry.data_blocks()) + summary_pages(&geometry);
-    let worst_case_memory_bytes = pages * PAGE_BYTES as u64;
+    let worst_case_memory_bytes = worst_case_memory_bytes(&geometry);
     if worst_case_memory_bytes > options.memory_bytes {
         return Err(invalid(format!(
             "{} bytes of data may need maps of {worst_case_memory_bytes} bytes",
@@ -135,16 +134,24 @@ pub fn plan(options: &CreateOptions) -> Result<Plan, StoreError> {
             invalid(format!("a log of {log_bytes} bytes")).expected(format!("at least {LOG_BYTES_MIN}"))
         );
     }
-    // A checkpoint needs room for a second copy of every page; the rest is for what the filesystem keeps.
-    let four_percent = geometry.data_blocks() * BLOCK_BYTES as u64 / 25;
-    let page_area_bytes = (2 * worst_case_memory_bytes + PAGE_AREA_SPARE_BYTES)
-        .max(four_percent)
-        .next_multiple_of(PAGE_BYTES as u64);
+    let page_area_bytes = page_area_bytes(&geometry);
     let metadata_log_bytes = metadata_log_bytes(log_bytes);
     geometry.metadata_bytes = LOG_START.0 + log_bytes + metadata_log_bytes + page_area_bytes;
     geometry.check()?;
     let total_blocks = options.size_bytes / BLOCK_BYTES as u64;
     Ok(Plan { geometry, log_bytes, page_area_bytes, worst_case_memory_bytes, total_blocks })
+}
+
+/// Memory of the maps when every block is a run of its own.
+pub(crate) fn worst_case_memory_bytes(geometry: &Geometry) -> u64 {
+    (worst_case_pages(geometry.data_blocks()) + summary_pages(geometry)) * PAGE_BYTES as u64
+}
+
+/// What pages need: a checkpoint writes a second copy of every page; the rest is for what the filesystem keeps.
+pub(crate) fn page_area_bytes(geometry: &Geometry) -> u64 {
+    let four_percent = geometry.data_blocks() * BLOCK_BYTES as u64 / 25;
+    let copies = 2 * worst_case_memory_bytes(geometry) + PAGE_AREA_SPARE_BYTES;
+    copies.max(four_percent).next_multiple_of(PAGE_BYTES as u64)
 }
 
 /// The bodies of commits without their data are small: a quarter of the log holds those of many rounds of it.

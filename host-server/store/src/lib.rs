@@ -2,10 +2,12 @@
 //!
 //! Modules, lowest first:
 //! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `map` ·
-//! `segment` · `log` · `state` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` · `status` · `store`
+//! `segment` · `log` · `state` · `ahead` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` ·
+//! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
 
 pub mod address;
+pub(crate) mod ahead;
 pub mod check;
 pub(crate) mod checkpoint;
 pub(crate) mod commit;
@@ -14,6 +16,7 @@ pub mod create;
 pub mod error;
 pub mod format;
 pub mod geometry;
+pub mod grow;
 pub(crate) mod keep;
 pub mod kv;
 pub mod limits;
@@ -22,6 +25,7 @@ pub mod map;
 pub mod model;
 pub mod object;
 pub mod recover;
+pub mod replace;
 pub(crate) mod segment;
 pub(crate) mod state;
 pub mod status;

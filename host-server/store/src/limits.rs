@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+const BLOCK_BYTES: u64 = ringfort_engine::buffer::BLOCK_BYTES as u64;
+
 /// Stripes of a bank: enough that parity and device requests are large, little enough that a bank is written within
 /// milliseconds and pins little of the log.
 pub const BANK_STRIPES: u32 = 32;
@@ -79,6 +81,24 @@ pub const MIDDLE_RESERVE: u64 = 1 << 36;
 
 /// Default bound of the memory that maps may take.
 pub const MEMORY_BYTES_DEFAULT: u64 = 1 << 30;
+
+/// Who reads in sequence has so many requests' worth read ahead: enough that devices always have work while one is consumed.
+pub const AHEAD_CHUNKS: u64 = 4;
+
+/// At least this much ahead, so that short reads become long ones on the devices.
+pub const AHEAD_BLOCKS_MIN: u64 = (512 << 10) / BLOCK_BYTES;
+
+/// And at most this much: more would only take memory.
+pub const AHEAD_BLOCKS_MAX: u64 = (4 << 20) / BLOCK_BYTES;
+
+/// Of all sequential readers of a volume together: bounds memory.
+pub const AHEAD_BLOCKS_TOTAL_MAX: u64 = (16 << 20) / BLOCK_BYTES;
+
+/// Sequential readers that are told apart.
+pub const AHEAD_STREAMS_MAX: usize = 8;
+
+/// A guest has several requests in flight, which overtake each other by so much.
+pub const AHEAD_SLACK_BLOCKS: u64 = (1 << 20) / BLOCK_BYTES;
 
 /// Page area beyond two copies of the largest maps: what the smallest volume needs for its filesystem and for the reserves.
 pub const PAGE_AREA_SPARE_BYTES: u64 = 4 << 20;

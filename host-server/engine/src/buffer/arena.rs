@@ -85,7 +85,7 @@ impl Arena {
         offset < self.len_bytes && len_bytes <= self.len_bytes - offset
     }
 
-    /// Zeroed blocks, if there are so many side by side. `len_bytes` is a positive multiple of [`BLOCK_BYTES`].
+    /// Blocks, if there are so many side by side, with whatever they hold. `len_bytes` is a positive multiple of [`BLOCK_BYTES`].
     pub(super) fn take(self: &Rc<Self>, len_bytes: usize) -> Option<(NonNull<u8>, Loan)> {
         let block_count = len_bytes / BLOCK_BYTES;
         if block_count > WORD_BLOCKS || block_count > self.free_blocks.get() {
@@ -100,12 +100,9 @@ impl Arena {
         self.free_blocks.update(|free| free - block_count);
         let loan = Loan { arena: Rc::clone(self), word, mask };
         // SAFETY: there are `block_count` blocks from this one on in the mapping, since the map of used blocks has a bit for
-        // each block; they were free, so nobody else touches them.
-        let start = unsafe {
-            let start = self.start.add((word * WORD_BLOCKS + bit) * BLOCK_BYTES);
-            start.write_bytes(0, len_bytes);
-            start
-        };
+        // each block; they were free, so nobody else touches them, and the mapping was zero when it was made: they are
+        // initialised.
+        let start = unsafe { self.start.add((word * WORD_BLOCKS + bit) * BLOCK_BYTES) };
         Some((start, loan))
     }
 }

@@ -9,20 +9,23 @@
 //! This file is one of the few that may use `unsafe`.
 
 pub(crate) mod arena;
+mod heap;
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 use self::arena::{Arena, Loan};
+use self::heap::Heap;
 
 /// The unit of every transfer, offset and alignment, in bytes.
 pub const BLOCK_BYTES: usize = 4096;
 
 /// What holds the bytes: dropped when the last handle goes.
 enum Owner {
-    Heap(Layout),
+    Heap {
+        _heap: Heap,
+    },
     /// Blocks of the thread's arena, given back by the loan's `Drop`.
     Arena {
         _loan: Loan,
@@ -36,16 +39,7 @@ enum Owner {
 struct Memory {
     start: NonNull<u8>,
     len_bytes: usize,
-    owner: Owner,
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if let Owner::Heap(layout) = self.owner {
-            // SAFETY: `start` came from `alloc_zeroed` with this layout in `Buffer::zeroed` and this is the only drop.
-            unsafe { dealloc(self.start.as_ptr(), layout) }
-        }
-    }
+    _owner: Owner,
 }
 
 /// Exclusively owned, block-aligned, initialised memory.
@@ -54,18 +48,27 @@ pub struct Buffer(Memory);
 impl Buffer {
     /// Zero-filled memory. `len_bytes` is a positive multiple of [`BLOCK_BYTES`].
     pub fn zeroed(len_bytes: usize) -> Self {
+        let (mut buffer, is_zero) = Self::take(len_bytes);
+        if !is_zero {
+            buffer.fill(0);
+        }
+        buffer
+    }
+
+    /// Memory for a caller who overwrites all of it before anybody else sees it: it holds whatever this thread's buffers held
+    /// before. `len_bytes` is a positive multiple of [`BLOCK_BYTES`].
+    pub fn for_overwrite(len_bytes: usize) -> Self {
+        Self::take(len_bytes).0
+    }
+
+    /// Initialised memory, and whether it is all zeros.
+    fn take(len_bytes: usize) -> (Self, bool) {
         assert!(len_bytes > 0 && len_bytes.is_multiple_of(BLOCK_BYTES), "buffer of {len_bytes} bytes");
         if let Some((start, loan)) = Arena::of_this_thread().and_then(|arena| arena.take(len_bytes)) {
-            return Self(Memory { start, len_bytes, owner: Owner::Arena { _loan: loan } });
+            return (Self(Memory { start, len_bytes, _owner: Owner::Arena { _loan: loan } }), false);
         }
-        let layout = match Layout::from_size_align(len_bytes, BLOCK_BYTES) {
-            Ok(layout) => layout,
-            Err(_) => unreachable!("BLOCK_BYTES is a power of two"),
-        };
-        // SAFETY: the layout has a non-zero size, asserted above.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self(Memory { start, len_bytes, owner: Owner::Heap(layout) })
+        let (start, is_zero, heap) = Heap::take(len_bytes);
+        (Self(Memory { start, len_bytes, _owner: Owner::Heap { _heap: heap } }), is_zero)
     }
 
     /// Wraps memory that somebody else owns and gets back when `guard` is dropped.
@@ -75,7 +78,7 @@ impl Buffer {
     /// dropped, and nobody else in this process reads or writes them meanwhile.
     pub(crate) unsafe fn lent(start: NonNull<u8>, len_bytes: usize, guard: Box<dyn std::any::Any>) -> Self {
         debug_assert!(start.as_ptr().addr().is_multiple_of(BLOCK_BYTES));
-        Self(Memory { start, len_bytes, owner: Owner::Lent { _guard: guard } })
+        Self(Memory { start, len_bytes, _owner: Owner::Lent { _guard: guard } })
     }
 
     /// Gives up writing.
@@ -145,8 +148,10 @@ impl Slice {
 
     /// An aligned copy of `bytes`, padded with zeros to whole blocks. At least one block.
     pub fn copy_of(bytes: &[u8]) -> Self {
-        let mut buffer = Buffer::zeroed(bytes.len().next_multiple_of(BLOCK_BYTES).max(BLOCK_BYTES));
-        buffer[..bytes.len()].copy_from_slice(bytes);
+        let mut buffer = Buffer::for_overwrite(bytes.len().next_multiple_of(BLOCK_BYTES).max(BLOCK_BYTES));
+        let (front, padding) = buffer.split_at_mut(bytes.len());
+        front.copy_from_slice(bytes);
+        padding.fill(0);
         buffer.freeze()
     }
 }

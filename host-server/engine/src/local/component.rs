@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ pub(super) struct Component {
 
 const OPEN: &str = "open component";
 const CREATE: &str = "create component";
+const EXTEND: &str = "extend component";
 
 /// How long what somebody holds may take to come free; the engine's thread sleeps meanwhile. A child that this process starts
 /// holds every open file from its fork to its exec, and the kernel holds those of a killed process while requests on them are
@@ -105,25 +107,54 @@ pub(super) fn create(path: &Path, len_bytes: u64) -> Result<Component, EngineErr
     Ok(Component { file, name: place.into_owned(), len_bytes })
 }
 
-/// Gives a new file its space, and makes it and its name durable.
-fn fill_new(file: &File, path: &Path, len_bytes: u64) -> Result<(), EngineError> {
-    let fail = |error: io::Error| from_io(CREATE, path, &error);
+/// Makes a component file longer; a block device must be long enough already.
+pub(super) fn extend(path: &Path, len_bytes: u64) -> Result<(), EngineError> {
+    let present_bytes = open(path, true)?.len_bytes;
+    if present_bytes >= len_bytes {
+        return Ok(());
+    }
+    let place = path.to_string_lossy();
+    if !len_bytes.is_multiple_of(BLOCK_BYTES as u64) || i64::try_from(len_bytes).is_err() {
+        let found =
+            format!("{len_bytes} bytes is not a possible length (a positive multiple of {BLOCK_BYTES})");
+        return Err(EngineError::new(ErrorKind::OutOfRange, EXTEND, place, found));
+    }
+    let fail = |error: io::Error| from_io(EXTEND, path, &error);
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
+    if file.metadata().map_err(fail)?.file_type().is_block_device() {
+        let found = format!("the device has {present_bytes} bytes, {len_bytes} are needed");
+        return Err(EngineError::new(ErrorKind::OutOfRange, EXTEND, place, found));
+    }
+    lock(&file, path, true, EXTEND)?;
+    preallocate(&file, path, present_bytes..len_bytes, EXTEND)
+}
+
+/// Gives a part of a file its space, durably. Before O_DIRECT is set: where the file system cannot preallocate, the C library
+/// writes a byte to each block.
+fn preallocate(file: &File, path: &Path, part: Range<u64>, operation: &str) -> Result<(), EngineError> {
+    let fail = |error: io::Error| from_io(operation, path, &error);
+    let len_bytes = part.end - part.start;
     // Asked first: to find out by preallocating would fill the file system for everybody on it.
     let space = fstatvfs(file).map_err(|errno| fail(errno.into()))?;
     let free_bytes = u128::from(space.blocks_available()) * u128::from(space.fragment_size());
     if free_bytes < u128::from(len_bytes) {
         let found = format!("{len_bytes} bytes are needed and the file system has {free_bytes} free");
-        return Err(EngineError::new(ErrorKind::NoSpace, CREATE, path.to_string_lossy(), found));
+        return Err(EngineError::new(ErrorKind::NoSpace, operation, path.to_string_lossy(), found));
     }
     loop {
-        // Before O_DIRECT is set: where the file system cannot preallocate, the C library writes a byte to each block.
-        match posix_fallocate(file, 0, len_bytes as i64) {
+        match posix_fallocate(file, part.start as i64, len_bytes as i64) {
             Ok(()) => break,
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(fail(errno.into())),
         }
     }
-    file.sync_all().map_err(fail)?;
+    file.sync_all().map_err(fail)
+}
+
+/// Gives a new file its space, and makes it and its name durable.
+fn fill_new(file: &File, path: &Path, len_bytes: u64) -> Result<(), EngineError> {
+    let fail = |error: io::Error| from_io(CREATE, path, &error);
+    preallocate(file, path, 0..len_bytes, CREATE)?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -137,7 +168,11 @@ fn bypass_page_cache(file: &File, path: &Path, operation: &str) -> Result<(), En
     match fcntl(file, FcntlArg::F_SETFL(OFlag::O_DIRECT)) {
         Ok(_) => Ok(()),
         Err(Errno::EINVAL) => {
-            tracing::warn!(path = %path.display(), "the file system refuses O_DIRECT: I/O goes through the page cache");
+            tracing::warn!(
+                path = %path.display(),
+                "the file system refuses O_DIRECT: this component's I/O goes through the page cache, which costs memory and \
+                 copies. Put it on a file system that has O_DIRECT"
+            );
             Ok(())
         }
         Err(errno) => Err(from_io(operation, path, &errno.into())),

@@ -137,6 +137,22 @@ impl Engine for SimEngine {
         self.device(path, disk, true)
     }
 
+    fn extend(&self, path: &Path, len_bytes: u64) -> Result<(), EngineError> {
+        let place = path.to_string_lossy();
+        let present_bytes = self.open(path, true)?.len_bytes();
+        let Some(disk) = self.world.disk(path).filter(|_| present_bytes < len_bytes) else { return Ok(()) };
+        let fail =
+            |found: String| Err(EngineError::new(ErrorKind::OutOfRange, "extend component", place, found));
+        if !len_bytes.is_multiple_of(BLOCK_BYTES as u64) {
+            return fail(format!("{len_bytes} bytes is not a multiple of {BLOCK_BYTES}"));
+        }
+        if disk.borrow().is_block_device {
+            return fail(format!("the device has {present_bytes} bytes, {len_bytes} are needed"));
+        }
+        disk.borrow_mut().len_bytes = len_bytes;
+        Ok(())
+    }
+
     fn memory_file(&self, name: &str, len_bytes: usize, open: MemoryOpen) -> Result<MemoryFile, EngineError> {
         self.check_alive("open memory file", name)?;
         self.world.memory_file(name, len_bytes, open)

@@ -45,6 +45,10 @@ impl Engine for ModelEngine {
         not_for_a_filesystem()
     }
 
+    fn extend(&self, _: &Path, _: u64) -> Result<(), EngineError> {
+        not_for_a_filesystem()
+    }
+
     fn memory_file(&self, _: &str, _: usize, _: MemoryOpen) -> Result<MemoryFile, EngineError> {
         not_for_a_filesystem()
     }
@@ -260,7 +264,7 @@ impl<V: Volume> Guest<V> {
 
     async fn new_node(&self, path: &str, permissions: u16) -> Answer<NewNode> {
         let (parent, name) = split(path);
-        Ok(NewNode { parent: self.resolve(parent).await?, name, permissions })
+        Ok(NewNode { parent: self.resolve(parent).await?, name, permissions, umask: 0 })
     }
 
     pub async fn mkdir_mode(&self, path: &str, permissions: u16) -> Answer<Attributes> {

@@ -68,7 +68,7 @@ impl Window {
         } else {
             let front = read(position, first_count).await.ok()?;
             let back = read(position + first_count, count - first_count).await.ok()?;
-            let mut joined = Buffer::zeroed(front.len() + back.len());
+            let mut joined = Buffer::for_overwrite(front.len() + back.len());
             joined[..front.len()].copy_from_slice(&front);
             joined[front.len()..].copy_from_slice(&back);
             joined.freeze()

@@ -169,9 +169,11 @@ impl Ring {
         };
         let checksum = record_checksum(&header, &content.body);
         header.checksum = U32::new(checksum);
-        let mut front = Buffer::zeroed(body_blocks(content.body.len()) as usize * BLOCK_BYTES);
+        let mut front = Buffer::for_overwrite(body_blocks(content.body.len()) as usize * BLOCK_BYTES);
+        let body_end = RECORD_HEADER_BYTES + content.body.len();
         front[..RECORD_HEADER_BYTES].copy_from_slice(header.as_bytes());
-        front[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + content.body.len()].copy_from_slice(&content.body);
+        front[RECORD_HEADER_BYTES..body_end].copy_from_slice(&content.body);
+        front[body_end..].fill(0);
 
         let position = self.head;
         self.live.push_back(LiveRecord {

@@ -17,7 +17,7 @@
 //! * Durability: a write is visible when it returns, durable after the flush that follows.
 //!
 //! Modules, lowest first:
-//! `galois` · `erasure` · `component` · `membership` · `survey` · `open` · `mirror` · `stripe` · `reconstruct` · `read` · `scrub` · `rebuild` · `tree`
+//! `galois` · `erasure` · `component` · `membership` · `survey` · `open` · `mirror` · `stripe` · `reconstruct` · `read` · `scrub` · `rebuild` · `growth` · `tree`
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -32,6 +32,7 @@ use crate::geometry::Geometry;
 mod component;
 mod erasure;
 mod galois;
+mod growth;
 mod membership;
 mod mirror;
 mod open;

@@ -118,7 +118,7 @@ fn encode(
         return (Vec::new(), Vec::new());
     }
     let column_bytes = stripe_count * geometry.unit_bytes as usize;
-    let mut parity: Vec<Buffer> = (0..parity_columns).map(|_| Buffer::zeroed(column_bytes)).collect();
+    let mut parity: Vec<Buffer> = (0..parity_columns).map(|_| Buffer::for_overwrite(column_bytes)).collect();
     let mut checksums = vec![BlockChecksum::default(); stripe_count * parity_columns * blocks_per_unit];
     // Where each column stands: piece, and offset in it.
     let mut cursors = vec![(0, 0); columns.len()];

@@ -25,7 +25,7 @@ use ringfort_engine::engine::Engine;
 use ringfort_engine::sync::join_all;
 
 pub(crate) use replay::{Replayed, replay};
-pub(crate) use root::page_allocator;
+pub(crate) use root::{find_root, page_allocator};
 
 use crate::address::{PhysicalBlock, SegmentId, StripeIndex, VolumeId};
 use crate::core::Core;

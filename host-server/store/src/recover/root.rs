@@ -11,7 +11,7 @@ use crate::kv::PageAllocator;
 use crate::object::Object;
 
 /// The newest root that any live mirror holds.
-pub(super) async fn find_root(object: &Object, volume: VolumeId) -> Result<Root, StoreError> {
+pub(crate) async fn find_root(object: &Object, volume: VolumeId) -> Result<Root, StoreError> {
     let mut newest: Option<Root> = None;
     for mirror in object.live_mirrors() {
         for slot in 0..2 {

@@ -121,6 +121,11 @@ impl Bank {
         self.slot_index(physical).is_some()
     }
 
+    /// Whether some of these blocks are of this bank.
+    pub fn covers_some_of(&self, start: PhysicalBlock, len_blocks: u64) -> bool {
+        start.0 < self.start.0 + self.slots.len() as u64 && self.start.0 < start.0 + len_blocks
+    }
+
     /// The block, while it is in memory.
     pub fn resident(&self, physical: PhysicalBlock) -> Option<&Slot> {
         self.slots.get(self.slot_index(physical)?)?.as_ref()

@@ -205,6 +205,11 @@ impl State {
         self.banks.values().find_map(|bank| bank.resident(physical))
     }
 
+    /// Whether some of these blocks may be in memory.
+    pub fn may_be_resident(&self, start: PhysicalBlock, len_blocks: u64) -> bool {
+        self.banks.values().any(|bank| bank.covers_some_of(start, len_blocks))
+    }
+
     pub fn bank_of(&mut self, physical: PhysicalBlock) -> Option<&mut Bank> {
         self.banks.values_mut().find(|bank| bank.contains(physical))
     }

@@ -17,7 +17,7 @@ use crate::create::{self, CreateOptions};
 use crate::error::StoreError;
 use crate::keep;
 use crate::limits::{COMMIT_INTERVAL_DEFAULT, MEMORY_BYTES_DEFAULT};
-use crate::object::{Object, OpenReport};
+use crate::object::{self, Object, OpenReport};
 use crate::recover::{self, RecoveryReport};
 use crate::state::Reservation;
 use crate::status::StatusReport;
@@ -45,6 +45,14 @@ impl Default for OpenOptions {
     }
 }
 
+impl OpenOptions {
+    /// How its components are opened.
+    pub(crate) fn of_object(&self, write: bool) -> object::OpenOptions {
+        let allow_partial_membership = self.allow_partial_membership;
+        object::OpenOptions { write, volume: None, allow_partial_membership }
+    }
+}
+
 /// An open volume. Clones share it.
 #[derive(Clone)]
 pub struct Store {
@@ -66,12 +74,7 @@ impl Store {
         components: &[PathBuf],
         options: &OpenOptions,
     ) -> Result<(Self, OpenReport), StoreError> {
-        let object_options = crate::object::OpenOptions {
-            write: true,
-            volume: None,
-            allow_partial_membership: options.allow_partial_membership,
-        };
-        let (object, report) = Object::open(Rc::clone(&engine), components, object_options).await?;
+        let (object, report) = Object::open(Rc::clone(&engine), components, options.of_object(true)).await?;
         let volume = object.volume();
         Ok((Self::start(engine, object, volume, options).await?, report))
     }
@@ -108,6 +111,7 @@ impl Store {
             self.core.checkpoint(true).await
         }
         .await;
+        self.core.ahead.stop().await;
         self.core.closing.set(true);
         self.core.refuse_changes();
         self.core.commit_wanted.notify_one();

@@ -44,9 +44,12 @@ fn a_replaced_component_serves_in_place_of_the_lost_one() {
                 let mut object = create(&engine, geometry).await;
                 let lost = ComponentPosition(lost);
                 let summary = fill(&object, disk(lost).to_str().unwrap(), &controls).await;
-                let error = object.replace(ComponentPosition(1), &spare(), &summary).await.unwrap_err();
+                let error = object
+                    .replace(ComponentPosition(1), &spare(), &summary, &mut |_, _| {})
+                    .await
+                    .unwrap_err();
                 assert_eq!(error.kind, ErrorKind::Invalid);
-                object.replace(lost, &spare(), &summary).await.unwrap();
+                object.replace(lost, &spare(), &summary, &mut |_, _| {}).await.unwrap();
                 assert_eq!(object.tree().health, Health::Healthy);
                 check(&object, &summary).await;
                 drop(object);
@@ -81,7 +84,8 @@ fn a_crash_while_replacing_leaves_the_object_as_it_was_or_whole() {
             })
             .done();
         world.crash_at_point(world.count_points() + point);
-        let replaced = world.run(async { object.replace(ComponentPosition(1), &spare(), &summary).await });
+        let replaced = world
+            .run(async { object.replace(ComponentPosition(1), &spare(), &summary, &mut |_, _| {}).await });
         drop(object);
         let is_done = !replaced.is_crashed();
         let engine = world.restart(CrashMode::PowerLoss, point);
