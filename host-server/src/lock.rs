@@ -20,6 +20,9 @@ pub enum Purpose {
     Serve,
     Status,
     Check,
+    Export,
+    Grow,
+    Replace,
 }
 
 impl Purpose {
@@ -29,6 +32,9 @@ impl Purpose {
             Purpose::Serve => "ringfort serve",
             Purpose::Status => "ringfort volume status",
             Purpose::Check => "ringfort volume check",
+            Purpose::Export => "ringfort volume export",
+            Purpose::Grow => "ringfort volume grow",
+            Purpose::Replace => "ringfort volume replace",
         }
     }
 

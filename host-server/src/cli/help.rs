@@ -8,7 +8,7 @@ Examples:
 
 Exit codes:
   0  done
-  1  `volume check` found damage
+  1  `volume check` found damage, or `volume export` could not read all
   2  the command could not run: wrong flags, or a failure that the message explains
 
 The log goes to standard error. --log-level (or RINGFORT_LOG) says how much of it: a level, or a filter such as
@@ -74,6 +74,17 @@ any time.
 
 Exit codes: 0 clean; 1 damage found; 2 could not run.";
 
+pub const EXPORT: &str = "\
+Examples:
+  ringfort volume export ./data | tar -x -C ./rescued
+  ringfort volume export ./data --output data.tar
+
+The volume is opened as `serve` opens it, recovery included; it must not be being served. Names, owners, modes, links,
+device nodes and extended attributes are kept (`tar --xattrs` restores those), times to the second. Holes are written as
+zeros; sockets are left out.
+
+Exit codes: 0 exported; 1 what could not be read is named, and is zeros or missing; 2 could not run.";
+
 pub const LIST: &str = "\
 Examples:
   ringfort volume list
@@ -84,6 +95,31 @@ A volume is a directory with a volume.toml. Links are not followed. One that is 
 reading, which takes as long as `volume status` does.
 
 Exit codes: 0 listed, also where there is none; 2 a directory or a volume could not be read (the rest is listed).";
+
+pub const GROW: &str = "\
+Examples:
+  ringfort volume grow ./data --size 16GiB
+  ringfort volume grow ./data --by 4GiB --yes
+  ringfort volume grow ./fast
+      After block devices were made larger: all that they have room for now.
+
+Component files are extended; block devices must have grown before. Every component must be there: replace lost ones
+first. It may be interrupted: the volume then has its old size or its new one, and the same command finishes the work.
+
+Exit codes: 0 grown, or as large already; 2 refused or failed.";
+
+pub const REPLACE: &str = "\
+Examples:
+  ringfort volume replace ./data --position 3
+      The file is gone: a new one is made in its place.
+  ringfort volume replace ./fast --position 1 --component /dev/sdg
+  ringfort volume replace ./data --position 3 --json | jq .done_bytes
+
+For a volume that is not being served. What the new component has to hold is computed from the others and verified. A
+failed component's old file is never overwritten: move it away, or name another path. It may be interrupted: the volume
+stays as it was, and the same command begins anew.
+
+Exit codes: 0 replaced; 2 refused or failed.";
 
 pub const COMPLETIONS: &str = "\
 Examples:
