@@ -7,12 +7,16 @@
 
 use ringfort_engine::buffer::Slice;
 use ringfort_engine::completion::Completion;
+use ringfort_engine::error::EngineError;
 
 use super::Object;
 use super::component::{Component, Part};
 use crate::address::ComponentPosition;
 use crate::error::{ErrorKind, StoreError};
 use crate::format::component::{Label, Member, MemberState};
+
+/// More than the bad sectors that one request for reading is likely to meet when it is repeated block by block.
+const FAILED_READS_MAX: u32 = 64;
 
 /// The tree as the newest durable labels tell it.
 #[derive(Clone, Debug)]
@@ -86,11 +90,31 @@ impl Object {
     }
 
     /// Takes a component out of use. Callers go on to [`settle`](Self::settle).
-    pub(super) fn expel(&self, component: &Component, error: &ringfort_engine::error::EngineError) {
+    pub(super) fn expel(&self, component: &Component, error: &EngineError) {
         if component.expel(error) {
             self.expelled_count.set(self.expelled_count.get() + 1);
             tracing::error!(volume = %self.volume, %component, %error, "component expelled");
         }
+    }
+
+    /// A read has failed. A bad sector is made good by writing what other components give; a component of which so many
+    /// reads fail one after the other is of no use as a source and leaves, unless the volume cannot do without it. That it has left
+    /// becomes durable before the next write is answered.
+    pub(super) fn note_read_error(&self, component: &Component, error: &EngineError) {
+        if component.note_failed_read() < FAILED_READS_MAX || !self.writable || self.needs(component) {
+            return;
+        }
+        self.expel(component, error);
+    }
+
+    /// Whether the others could not serve alone.
+    fn needs(&self, component: &Component) -> bool {
+        let others = |holds: &dyn Fn(ComponentPosition) -> bool| {
+            let live = self.components.iter().filter(|other| other.is_live() && holds(other.position));
+            live.filter(|other| other.position != component.position).count()
+        };
+        others(&|position| self.geometry.holds_columns(position)) < usize::from(self.geometry.data_columns)
+            || others(&|position| self.geometry.mirror_of(position).is_some()) == 0
     }
 
     /// Waits for submitted writes, one a component; a component that failed its write is expelled.
