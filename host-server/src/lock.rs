@@ -20,6 +20,8 @@ pub enum Purpose {
     Serve,
     Status,
     Check,
+    Grow,
+    Replace,
 }
 
 impl Purpose {
@@ -29,6 +31,8 @@ impl Purpose {
             Purpose::Serve => "ringfort serve",
             Purpose::Status => "ringfort volume status",
             Purpose::Check => "ringfort volume check",
+            Purpose::Grow => "ringfort volume grow",
+            Purpose::Replace => "ringfort volume replace",
         }
     }
 

@@ -39,6 +39,8 @@ fn main() -> ExitCode {
         Command::Volume(Volume::Status(arguments)) => commands::status::run(arguments),
         Command::Volume(Volume::Check(arguments)) => commands::check::run(arguments),
         Command::Volume(Volume::List(arguments)) => commands::list::run(arguments),
+        Command::Volume(Volume::Grow(arguments)) => commands::grow::run(arguments),
+        Command::Volume(Volume::Replace(arguments)) => commands::replace::run(arguments),
         Command::Completions { shell } => commands::describe::completions(*shell),
         Command::Manual { directory } => commands::describe::manual(directory),
     };

@@ -42,6 +42,6 @@ impl ServiceManager {
 
 fn notify(state: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!("cannot tell the service manager {state:?} through NOTIFY_SOCKET: {error}");
+        tracing::warn!(?state, %error, "the service manager cannot be told; look at NOTIFY_SOCKET and its socket");
     }
 }

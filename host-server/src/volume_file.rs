@@ -86,8 +86,16 @@ impl VolumeFile {
         self.components.iter().chain(&self.metadata_components).map(|path| directory.join(path)).collect()
     }
 
-    /// Writes the file so that a crash leaves either the whole of it or nothing. The caller holds the directory's
-    /// lock and has found no volume there.
+    /// Names another component at `position`. Columns come first, as in [`all_components`](Self::all_components).
+    pub fn replace_component(&mut self, position: u8, path: PathBuf) -> Result<()> {
+        let place =
+            self.components.iter_mut().chain(&mut self.metadata_components).nth(usize::from(position));
+        *place.with_context(|| format!("{FILE_NAME} lists no component {position}"))? = path;
+        Ok(())
+    }
+
+    /// Writes the file so that a crash leaves either the whole of it or what was there. The caller holds the directory's
+    /// lock.
     pub fn store(&self, directory: &Path) -> Result<()> {
         let path = Self::path(directory);
         let pending = directory.join(".volume.toml.new");

@@ -4,6 +4,7 @@
 //! `boot/vmlinuz-*`, `lib/modules/*` and `bin/busybox`, in the place of Debian's kernel and busybox),
 //! `RINGFORT_GUEST_ROOT_RECENT` (a folder with `boot/vmlinuz-*` and `lib/modules/*`, in the place of the newer kernel).
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -110,6 +111,33 @@ fn kernel_files(kernel: Kernel) -> Result<KernelFiles> {
     Ok(KernelFiles { image: only_entry(&root.join("boot"), "vmlinuz-")?, modules })
 }
 
+/// The folder that Debian packages of this release are unpacked to, with what they need and the machine lacks; fetched once
+/// under `name`.
+pub fn unpacked(name: &str, wanted: &[&str]) -> Result<PathBuf> {
+    let _lock = Lock::acquire("provision")?;
+    packages(name, wanted, Suite::Release)
+}
+
+/// A program from crates.io, built once with further settings of the environment.
+pub fn installed(package: &str, version: &str, environment: &[(&str, &OsStr)]) -> Result<PathBuf> {
+    let _lock = Lock::acquire("provision")?;
+    let root = cache()?.join(format!("{package}-{version}"));
+    once(&root, |partial| {
+        let mut command = cargo();
+        command
+            .args(["install", "--quiet", "--locked", package, "--version", version, "--root"])
+            .arg(partial)
+            // Not where this workspace is built: a build of other flags must not displace its files.
+            .arg("--target-dir")
+            .arg(partial.join("target"))
+            .envs(environment.iter().copied());
+        output_of(&mut command)?;
+        let built = partial.join("target");
+        fs::remove_dir_all(&built).with_context(|| format!("removing {}", built.display()))
+    })?;
+    Ok(root.join("bin").join(package))
+}
+
 /// Programs of a Debian package for use on this machine, unpacked and not installed.
 #[derive(Clone, Debug)]
 pub struct HostPrograms {
@@ -118,8 +146,7 @@ pub struct HostPrograms {
 
 /// The programs of `package`, fetched once.
 pub fn host_programs(package: &str) -> Result<HostPrograms> {
-    let _lock = Lock::acquire("provision")?;
-    Ok(HostPrograms { root: packages(package, &[package], Suite::Release)? })
+    Ok(HostPrograms { root: unpacked(package, &[package])? })
 }
 
 impl HostPrograms {

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use ringfort_store::volume::Volume;
 
+use crate::acl::AclKind;
 use crate::errno::Errno;
 use crate::failure::Result;
 use crate::inode::{Inode, Metadata};
@@ -21,35 +22,54 @@ impl<V: Volume> Mount<V> {
         writable: bool,
     ) -> Result<Attributes> {
         check(credentials, &inode.metadata(), change, writable)?;
-        let kind = inode.kind();
-        let changes_owner = (change.uid.is_some() || change.gid.is_some()) && kind != FileKind::Directory;
+        let changes_owner =
+            (change.uid.is_some() || change.gid.is_some()) && inode.kind() != FileKind::Directory;
         let resized_by_stranger = change.size_bytes.is_some() && !credentials.is_exempt();
         let takes_set_id = change.clear_set_id || changes_owner || resized_by_stranger;
         let now = self.now();
-        let apply = |metadata: &mut Metadata| set(credentials, metadata, change, takes_set_id, now);
-
         let takes_capability = takes_set_id && inode.metadata().xattr_count > 0;
-        if change.size_bytes.is_some() || takes_capability {
-            let _lock = self.locks.exclusive(inode.number).await;
-            let capability = if takes_capability { self.find_capability(inode).await? } else { None };
-            // Without a new size it stays what it is, and nothing is freed.
-            let size_bytes = change.size_bytes.unwrap_or(inode.metadata().size_bytes);
-            if kind == FileKind::Regular {
-                self.resize(inode, size_bytes, capability, apply).await?;
-                return Ok(inode.attributes());
+        // A list that a mode stands for must not come or go between looking and changing.
+        let needs_lock = change.size_bytes.is_some() || takes_capability || change.permissions.is_some();
+        let _lock = if needs_lock { Some(self.locks.exclusive(inode.number).await) } else { None };
+        let capability = if takes_capability { self.find_capability(inode).await? } else { None };
+        if let Some(size_bytes) = change.size_bytes {
+            let sized = SetAttributes { permissions: None, ..change.clone() };
+            let apply = |metadata: &mut Metadata| set(credentials, metadata, &sized, takes_set_id, now);
+            self.resize(inode, size_bytes, capability, apply).await?;
+            if change.permissions.is_some() {
+                let rest = SetAttributes { permissions: change.permissions, ..SetAttributes::default() };
+                self.change_metadata(inode, None, |metadata| set(credentials, metadata, &rest, false, now))
+                    .await?;
             }
-            let mut batch = self.begin(0, 2).await?;
-            batch.update(inode, apply)?;
-            if let Some(slot) = capability {
-                batch.delete_xattr(inode, slot)?;
-            }
-            self.commit(batch)?;
         } else {
-            let mut batch = self.begin(0, 1).await?;
-            batch.update(inode, apply)?;
-            self.commit(batch)?;
+            let apply = |metadata: &mut Metadata| set(credentials, metadata, change, takes_set_id, now);
+            self.change_metadata(inode, capability, apply).await?;
         }
         Ok(inode.attributes())
+    }
+
+    /// Changes what is known of an inode, its access control list included, and takes the attribute at slot `taken` away. The
+    /// caller holds the inode's lock exclusively where there is a list.
+    async fn change_metadata(
+        &self,
+        inode: &Rc<Inode>,
+        taken: Option<u64>,
+        change: impl FnOnce(&mut Metadata),
+    ) -> Result<()> {
+        let list = self.find_access_acl(inode).await?;
+        let mut batch = self.begin(0, 1 + u64::from(taken.is_some()) + u64::from(list.is_some())).await?;
+        let mut changed_list = None;
+        batch.update(inode, |metadata| {
+            change(metadata);
+            changed_list = metadata.access_acl.clone();
+        })?;
+        if let Some(slot) = taken {
+            batch.delete_xattr(inode, slot)?;
+        }
+        if let (Some(slot), Some(list)) = (list, changed_list) {
+            batch.put_xattr(inode.number, slot, AclKind::Access.xattr_name(), list.encode());
+        }
+        self.commit(batch)
     }
 }
 
@@ -110,10 +130,11 @@ fn set(
     }
     // After the owner: an explicit mode in the same change has the last word.
     if let Some(permissions) = change.permissions {
-        inode.permissions = permissions & 0o7777;
+        let mut permissions = permissions & 0o7777;
         if !credentials.is_exempt() && !credentials.in_group(inode.gid) {
-            inode.permissions &= !SET_GID;
+            permissions &= !SET_GID;
         }
+        inode.set_permissions(permissions);
     }
     let time = |time| match time {
         SetTime::Now => now,

@@ -72,7 +72,7 @@ impl ErrorLog {
         if now >= self.window_start.get() + Self::WINDOW {
             let suppressed = self.suppressed.take();
             if suppressed > 0 {
-                tracing::warn!(suppressed, "further store errors were not logged");
+                tracing::warn!(suppressed, "further failed operations were not logged");
             }
             self.window_start.set(now);
             self.logged.set(0);

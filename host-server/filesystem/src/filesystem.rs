@@ -7,6 +7,7 @@ use ringfort_store::error::{ErrorKind, StoreError};
 use ringfort_store::format::filesystem as format;
 use ringfort_store::volume::{Cost, Key, TreeId, Volume};
 
+use crate::advisory::{Claim, Holder};
 use crate::errno::Errno;
 use crate::failure::{Failure, Result};
 use crate::handle::Handle;
@@ -14,8 +15,8 @@ use crate::inode::{Inode, Metadata};
 use crate::mount::{FilesystemOptions, INODE_LIMIT_KEY, Mount, Numbers, PROPERTIES_KEY};
 use crate::namespace::Nature;
 use crate::operation::{
-    Credentials, FileKind, HandleId, Name, NewNode, NodeId, OpenFlags, Operation, Reply, SessionId,
-    SetAttributes, Statistics, Timestamp,
+    Credentials, FileKind, HandleId, LockFamily, Name, NewNode, NodeId, OpenFlags, Operation, Reply,
+    SessionId, SetAttributes, Statistics, Timestamp,
 };
 use crate::permission::{self, READ, WRITE};
 
@@ -100,6 +101,7 @@ impl<V: Volume> Filesystem<V> {
     /// unknown session is ignored. Operations of the session that still run answer `ESTALE` or complete.
     pub async fn close_session(&self, session: SessionId) {
         let dropped = self.0.sessions.borrow_mut().close(session);
+        self.0.advisory.close_session(session);
         for number in dropped {
             self.0.reclaim_unless_held(number).await;
         }
@@ -120,7 +122,10 @@ impl<V: Volume> Filesystem<V> {
 
     /// What is in memory, for status reports and tests.
     pub fn counts(&self) -> Counts {
+        let (advisory_locks, lock_waiters) = self.0.advisory.counts();
         Counts {
+            advisory_locks,
+            lock_waiters,
             cached_inodes: self.0.inodes.len(),
             held_inodes: self.0.sessions.borrow().held_inodes(),
             unlinked_inodes: self.0.orphans.borrow().len(),
@@ -151,6 +156,9 @@ pub struct Counts {
     pub held_inodes: usize,
     /// Inodes without links that wait for their last holder.
     pub unlinked_inodes: usize,
+    pub advisory_locks: usize,
+    /// Operations that wait for an advisory lock.
+    pub lock_waiters: usize,
 }
 
 async fn property<V: Volume>(volume: &V, key: Key) -> std::result::Result<Vec<u8>, StoreError> {
@@ -211,7 +219,7 @@ impl<V: Volume> Mount<V> {
                 Reply::Target(metadata.target.to_vec())
             }
             Operation::MakeSymlink { parent, name, target } => {
-                let new = NewNode { parent, name, permissions: 0o777 };
+                let new = NewNode { parent, name, permissions: 0o777, umask: 0 };
                 let nature = Nature { target, ..Nature::of(FileKind::Symlink) };
                 Reply::Node(self.make(session, credentials, &new, nature).await?.attributes())
             }
@@ -265,8 +273,30 @@ impl<V: Volume> Mount<V> {
                 }
                 Reply::Written { len_bytes }
             }
-            Operation::Flush { handle } => {
-                self.handle(session, handle)?;
+            Operation::Flush { handle, owner } => {
+                let number = self.handle(session, handle)?.inode.number;
+                if let Some(owner) = owner {
+                    self.advisory.close_owner(number, Holder { session, owner });
+                }
+                Reply::Done
+            }
+            Operation::GetLock { handle, owner, range, mode } => {
+                let number = self.handle(session, handle)?.inode.number;
+                let (family, holder) = (LockFamily::Range, Holder { session, owner });
+                let claim = Claim { number, family, holder, handle, range, mode, pid: 0 };
+                Reply::Lock(self.advisory.conflict(&claim))
+            }
+            Operation::SetLock { handle, owner, family, range, mode, pid, wait } => {
+                let opened = self.handle(session, handle)?;
+                let (number, holder) = (opened.inode.number, Holder { session, owner });
+                match mode {
+                    None => self.advisory.unlock(number, family, holder, range)?,
+                    Some(mode) => {
+                        opened.require_lockable(family, mode)?;
+                        let claim = Claim { number, family, holder, handle, range, mode, pid };
+                        self.advisory.acquire(claim, wait).await?;
+                    }
+                }
                 Reply::Done
             }
             Operation::Sync { handle, data_only: _ } => {
@@ -306,9 +336,9 @@ impl<V: Volume> Mount<V> {
                 Reply::Done
             }
             Operation::StatFs => Reply::Statistics(self.statistics()),
-            Operation::SetXattr { node, name, value, mode } => {
+            Operation::SetXattr { node, name, value, mode, clear_set_gid } => {
                 let inode = self.node(node).await?;
-                self.set_xattr(credentials, &inode, &name, value, mode).await?;
+                self.set_xattr(credentials, &inode, &name, value, mode, clear_set_gid).await?;
                 Reply::Done
             }
             Operation::GetXattr { node, name } => {
@@ -437,6 +467,7 @@ impl<V: Volume> Mount<V> {
 
     async fn release(&self, session: SessionId, handle: HandleId, directory: bool) -> Result<Reply> {
         let (inode, last) = self.sessions.borrow_mut().close_handle(session, handle, directory)?;
+        self.advisory.close_handle(inode.number, session, handle);
         if last {
             self.reclaim_unless_held(inode.number).await;
         }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::errno::Errno;
 use crate::inode::Inode;
-use crate::operation::{HandleId, OpenFlags, SessionId};
+use crate::operation::{HandleId, LockFamily, LockMode, OpenFlags, SessionId};
 
 /// An open file or directory.
 #[derive(Clone, Debug)]
@@ -16,6 +16,18 @@ pub(crate) struct Handle {
     pub inode: Rc<Inode>,
     pub flags: OpenFlags,
     pub directory: bool,
+}
+
+impl Handle {
+    /// `EBADF` where fcntl asks for more than the file was opened for.
+    pub fn require_lockable(&self, family: LockFamily, mode: LockMode) -> Result<(), Errno> {
+        let allowed = match (family, mode) {
+            (LockFamily::WholeFile, _) => true,
+            (LockFamily::Range, LockMode::Shared) => self.flags.read,
+            (LockFamily::Range, LockMode::Exclusive) => self.flags.write,
+        };
+        if allowed { Ok(()) } else { Err(Errno::EBADF) }
+    }
 }
 
 #[derive(Debug, Default)]

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::format::filesystem::ValueError;
 
+use crate::acl::{Acl, AclKind};
 use crate::operation::{Attributes, FileKind, NodeId, Timestamp};
 
 /// As Linux's ext4; the count that `st_nlink` of old programs holds.
@@ -43,6 +44,9 @@ pub(crate) struct Metadata {
     pub changed: Timestamp,
     /// What a symbolic link points to.
     pub target: Rc<[u8]>,
+    /// Stored as extended attributes; here so that permissions are known without reading.
+    pub access_acl: Option<Rc<Acl>>,
+    pub default_acl: Option<Rc<Acl>>,
 }
 
 impl Metadata {
@@ -63,9 +67,12 @@ impl Metadata {
             modified: Timestamp::default(),
             changed: Timestamp::default(),
             target: Rc::from([]),
+            access_acl: None,
+            default_acl: None,
         }
     }
 
+    /// What is stored with the inode itself: access control lists are not.
     pub fn decode(value: &[u8]) -> Result<Self, ValueError> {
         let inode = format::Inode::decode(value)?;
         Ok(Self {
@@ -85,6 +92,8 @@ impl Metadata {
             modified: from_time(inode.modified),
             changed: from_time(inode.changed),
             target: Rc::from(inode.target),
+            access_acl: None,
+            default_acl: None,
         })
     }
 
@@ -125,6 +134,26 @@ impl Metadata {
             modified: self.modified,
             changed: self.changed,
         }
+    }
+
+    pub fn acl(&self, kind: AclKind) -> Option<&Rc<Acl>> {
+        match kind {
+            AclKind::Access => self.access_acl.as_ref(),
+            AclKind::Default => self.default_acl.as_ref(),
+        }
+    }
+
+    pub fn set_acl(&mut self, kind: AclKind, acl: Option<Rc<Acl>>) {
+        match kind {
+            AclKind::Access => self.access_acl = acl,
+            AclKind::Default => self.default_acl = acl,
+        }
+    }
+
+    /// Sets the permission bits and, where there is one, the access control list that they stand for.
+    pub fn set_permissions(&mut self, permissions: u16) {
+        self.permissions = permissions;
+        self.access_acl = self.access_acl.take().map(|acl| Rc::new(acl.with_permissions(permissions)));
     }
 
     /// The first block wholly beyond the end.

@@ -6,10 +6,12 @@
 //! Access times change only when they are set (as with `noatime`): a read never writes.
 //!
 //! Modules, lowest first:
-//! `errno` · `operation` · `failure` · `hash` · `lock` · `inode` · `permission` · `handle` · `mount` · `directory` · `payload` · `xattr` ·
+//! `errno` · `operation` · `failure` · `hash` · `lock` · `advisory` · `acl` · `xattr_place` · `inode` · `permission` · `handle` · `mount` · `directory` · `payload` · `xattr` ·
 //! `extent` · `allocate` · `orphan` · `attribute` · `namespace` · `rename` · `filesystem` · `check`
 #![forbid(unsafe_code)]
 
+mod acl;
+mod advisory;
 mod allocate;
 mod attribute;
 pub mod check;
@@ -30,6 +32,7 @@ mod payload;
 mod permission;
 mod rename;
 mod xattr;
+mod xattr_place;
 
 pub use check::{CheckReport, check};
 pub use filesystem::{Counts, Filesystem};

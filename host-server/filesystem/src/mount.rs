@@ -17,12 +17,15 @@ use ringfort_store::address::ObjectId;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::volume::{Cost, Key, Transaction, Volume};
 
+use crate::acl::{Acl, AclKind};
+use crate::advisory::AdvisoryLocks;
 use crate::errno::Errno;
 use crate::failure::{ErrorLog, Failure, Result};
 use crate::handle::{Handle, Sessions};
 use crate::inode::{Inode, InodeCache, Metadata};
 use crate::lock::LockTable;
 use crate::operation::{HandleId, NodeId, SessionId, Timestamp};
+use crate::xattr_place;
 
 /// Settings of a filesystem in use.
 #[derive(Clone, Copy, Debug)]
@@ -31,11 +34,13 @@ pub struct FilesystemOptions {
     pub cached_inodes_max: usize,
     /// Open files and directories of one session; beyond it `ENFILE`.
     pub handles_per_session_max: usize,
+    /// Advisory locks of one session; beyond it `ENOLCK`. About 64 bytes each, and all on a file are looked through for each.
+    pub locks_per_session_max: usize,
 }
 
 impl Default for FilesystemOptions {
     fn default() -> Self {
-        Self { cached_inodes_max: 1 << 17, handles_per_session_max: 1 << 20 }
+        Self { cached_inodes_max: 1 << 17, handles_per_session_max: 1 << 20, locks_per_session_max: 1 << 14 }
     }
 }
 
@@ -75,6 +80,7 @@ pub(crate) struct Mount<V: Volume> {
     pub inodes: InodeCache,
     pub numbers: Numbers,
     pub sessions: RefCell<Sessions>,
+    pub advisory: AdvisoryLocks,
     /// Inodes without links that somebody still holds.
     pub orphans: RefCell<BTreeSet<u64>>,
     pub log: ErrorLog,
@@ -98,6 +104,7 @@ impl<V: Volume> Mount<V> {
             inodes: InodeCache::new(options.cached_inodes_max),
             numbers,
             sessions: RefCell::default(),
+            advisory: AdvisoryLocks::new(options.locks_per_session_max),
             orphans: RefCell::default(),
             log: ErrorLog::default(),
         }
@@ -142,11 +149,30 @@ impl<V: Volume> Mount<V> {
         let Some(value) = self.volume.get(format::INODES, Key::new(number, 0)).await? else {
             return Ok(None);
         };
-        let metadata = Metadata::decode(&value)
+        let mut metadata = Metadata::decode(&value)
             .map_err(|error| Failure::damaged("read the attributes of", format!("inode {number}"), &error))?;
+        if metadata.xattr_count > 0 {
+            self.load_acls(number, &mut metadata).await?;
+        }
         let inode = Rc::new(Inode::new(number, metadata));
         self.inodes.insert(Rc::clone(&inode));
         Ok(Some(inode))
+    }
+
+    async fn load_acls(&self, number: u64, metadata: &mut Metadata) -> Result<()> {
+        for kind in [AclKind::Access, AclKind::Default] {
+            let found = xattr_place::find(&*self.volume, self.hash_key, number, kind.xattr_name()).await?;
+            let Some((_, value)) = found.slot else { continue };
+            let acl = Acl::decode(&value).map_err(|errno| {
+                Failure::inconsistent(
+                    "read the access control list of",
+                    format!("inode {number}"),
+                    format!("a list that is not sound ({errno})"),
+                )
+            })?;
+            metadata.set_acl(kind, acl.map(Rc::new));
+        }
+        Ok(())
     }
 
     /// A number that no inode ever had.

@@ -28,8 +28,8 @@ impl Nature {
     }
 }
 
-/// Entries of the transaction that makes an inode: directory, inode, name.
-const MAKE_ENTRIES: u64 = 3;
+/// Entries of the transaction that makes an inode: directory, inode, name, two access control lists.
+const MAKE_ENTRIES: u64 = 5;
 
 impl<V: Volume> Mount<V> {
     pub async fn lookup(
@@ -111,26 +111,28 @@ impl<V: Volume> Mount<V> {
         let number = self.new_number().await?;
         let mut batch = self.begin(0, MAKE_ENTRIES).await?;
         let now = self.now();
-        let (gid, permissions) =
-            permission::inherit(credentials, &parent.metadata(), nature.kind, new.permissions);
-        let inode = batch.create(
-            number,
-            Metadata {
-                permissions,
-                link_count: if is_directory { 2 } else { 1 },
-                uid: credentials.uid,
-                gid,
-                device: nature.device,
-                size_bytes: nature.target.len() as u64,
-                generation: self.new_generation(),
-                parent: if is_directory { parent.number } else { 0 },
-                accessed: now,
-                modified: now,
-                changed: now,
-                target: Rc::from(nature.target),
-                ..Metadata::empty(nature.kind)
-            },
-        );
+        let inherited = permission::inherit(credentials, &parent.metadata(), nature.kind, new);
+        let acls = [&inherited.access_acl, &inherited.default_acl];
+        let metadata = Metadata {
+            permissions: inherited.permissions,
+            xattr_count: acls.into_iter().flatten().count() as u32,
+            link_count: if is_directory { 2 } else { 1 },
+            uid: credentials.uid,
+            gid: inherited.gid,
+            device: nature.device,
+            size_bytes: nature.target.len() as u64,
+            generation: self.new_generation(),
+            parent: if is_directory { parent.number } else { 0 },
+            accessed: now,
+            modified: now,
+            changed: now,
+            target: Rc::from(nature.target),
+            access_acl: inherited.access_acl,
+            default_acl: inherited.default_acl,
+            ..Metadata::empty(nature.kind)
+        };
+        batch.put_new_acls(self.hash_key, number, &metadata);
+        let inode = batch.create(number, metadata);
         batch.put_entry(parent.number, slot, &new.name, number, nature.kind);
         batch.update(parent, |metadata| {
             metadata.size_bytes += 1;

@@ -178,13 +178,84 @@ pub enum Whence {
     Hole,
 }
 
+/// Whose an advisory lock is, within a session: a process for range locks, an open file for flock's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LockOwner(pub u64);
+
+/// Which advisory locks. The two know nothing of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LockFamily {
+    /// fcntl's, on ranges of bytes.
+    Range,
+    /// flock's; the range is [`LockRange::WHOLE`].
+    WholeFile,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    Shared,
+    Exclusive,
+}
+
+/// Bytes of a file, first and last included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockRange {
+    pub start: u64,
+    pub end: u64,
+}
+
+impl LockRange {
+    /// The last byte that a lock may name: `loff_t` has no more.
+    const LAST: u64 = i64::MAX as u64;
+
+    pub const WHOLE: LockRange = LockRange { start: 0, end: Self::LAST };
+
+    /// Checks a range from outside: `EINVAL` for what is none.
+    pub fn new(start: u64, end: u64) -> Result<Self, Errno> {
+        if start > end || end > Self::LAST { Err(Errno::EINVAL) } else { Ok(Self { start, end }) }
+    }
+
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.start <= other.end && other.start <= self.end
+    }
+
+    /// Whether the two, together, leave no gap.
+    pub(crate) fn touches(self, other: Self) -> bool {
+        // No end is `u64::MAX`.
+        self.start <= other.end + 1 && other.start <= self.end + 1
+    }
+
+    pub(crate) fn joined(self, other: Self) -> Self {
+        Self { start: self.start.min(other.start), end: self.end.max(other.end) }
+    }
+
+    /// What lies before and behind `hole`, which overlaps.
+    pub(crate) fn without(self, hole: Self) -> [Option<Self>; 2] {
+        [
+            (self.start < hole.start).then(|| Self { start: self.start, end: hole.start - 1 }),
+            (hole.end < self.end).then(|| Self { start: hole.end + 1, end: self.end }),
+        ]
+    }
+}
+
+/// A lock that keeps another out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldLock {
+    pub range: LockRange,
+    pub mode: LockMode,
+    /// The process that holds it, as its session numbers processes; 0 where that is another session.
+    pub pid: u32,
+}
+
 /// The place of a new name, what it is called, and who makes it with which mode.
 #[derive(Clone, Debug)]
 pub struct NewNode {
     pub parent: NodeId,
     pub name: Name,
-    /// Permission, set-id and sticky bits, the umask already taken off.
+    /// Permission, set-id and sticky bits, as asked for.
     pub permissions: u16,
+    /// Permission bits that are taken off where the parent has no default access control list. 0 where the caller has done so.
+    pub umask: u16,
 }
 
 /// Everything that a front end can ask. Operations on a [`NodeId`] that no longer exists, or of a session that has ended, answer
@@ -230,8 +301,22 @@ pub enum Operation {
     /// → [`Reply::Written`]. Appends at the end, whatever the offset says, for a handle opened so or with `append` set.
     /// See [`Payload`] for the shape of `data`.
     Write { handle: HandleId, offset_bytes: u64, data: Payload, append: bool, clear_set_id: bool },
-    /// The handle was closed by one descriptor. → [`Reply::Done`]
-    Flush { handle: HandleId },
+    /// The handle was closed by one descriptor: range locks of `owner` on its file go. → [`Reply::Done`]
+    Flush { handle: HandleId, owner: Option<LockOwner> },
+    /// What keeps the range lock from being taken, if anything. → [`Reply::Lock`]
+    GetLock { handle: HandleId, owner: LockOwner, range: LockRange, mode: LockMode },
+    /// Takes an advisory lock, or gives it up where there is no `mode`. One that others keep out is `EAGAIN`, or waits; dropping
+    /// the operation ends the waiting. `EDEADLK`, `ENOLCK`. A lock ends with its handle at the latest. → [`Reply::Done`]
+    SetLock {
+        handle: HandleId,
+        owner: LockOwner,
+        family: LockFamily,
+        range: LockRange,
+        mode: Option<LockMode>,
+        /// For [`HeldLock::pid`].
+        pid: u32,
+        wait: bool,
+    },
     /// Everything done to the file is on stable media. `data_only` may leave out times. → [`Reply::Done`]
     Sync { handle: HandleId, data_only: bool },
     /// The whole filesystem. → [`Reply::Done`]
@@ -255,8 +340,9 @@ pub enum Operation {
     SyncDirectory { handle: HandleId },
     /// → [`Reply::Statistics`]
     StatFs,
-    /// → [`Reply::Done`]
-    SetXattr { node: NodeId, name: Vec<u8>, value: Vec<u8>, mode: SetXattrMode },
+    /// → [`Reply::Done`]. An access control list sets the mode with it; `clear_set_gid` asks that this takes the set-gid bit away, as the caller
+    /// is not in the owning group.
+    SetXattr { node: NodeId, name: Vec<u8>, value: Vec<u8>, mode: SetXattrMode, clear_set_gid: bool },
     /// → [`Reply::Value`]; `ENODATA`
     GetXattr { node: NodeId, name: Vec<u8> },
     /// Names, each ended by a NUL. → [`Reply::Value`]
@@ -288,6 +374,8 @@ impl Operation {
             Self::Read { .. } => "read",
             Self::Write { .. } => "write",
             Self::Flush { .. } => "flush",
+            Self::GetLock { .. } => "get lock",
+            Self::SetLock { .. } => "set lock",
             Self::Sync { .. } => "sync",
             Self::SyncAll { .. } => "sync all",
             Self::Release { .. } => "release",
@@ -377,4 +465,5 @@ pub enum Reply {
     Entries(Vec<DirectoryEntry>),
     Statistics(Statistics),
     Value(Vec<u8>),
+    Lock(Option<HeldLock>),
 }

@@ -1,9 +1,12 @@
 //! Who may do what to an inode, and what changes of owner and contents do to set-id bits.
 
+use std::rc::Rc;
+
+use crate::acl::Acl;
 use crate::errno::Errno;
 use crate::failure::Result;
 use crate::inode::Metadata;
-use crate::operation::{Credentials, FileKind};
+use crate::operation::{Credentials, FileKind, NewNode};
 
 pub(crate) const READ: u8 = 4;
 pub(crate) const WRITE: u8 = 2;
@@ -14,6 +17,8 @@ pub(crate) const SET_GID: u16 = 0o2000;
 pub(crate) const STICKY: u16 = 0o1000;
 const GROUP_EXECUTE: u16 = 0o010;
 const ANY_EXECUTE: u16 = 0o111;
+/// The bits of owner, group and others.
+pub(crate) const ANYBODY: u16 = 0o777;
 
 impl Credentials {
     fn is_root(&self) -> bool {
@@ -30,12 +35,16 @@ impl Credentials {
     }
 }
 
-/// `EACCES` unless the permission bits grant `mask` to the caller, whether or not the caller has checked already.
+/// `EACCES` unless the permission bits, or the access control list that they stand for, grant `mask` to the caller, whether or not the caller has checked already.
 pub(crate) fn access(credentials: &Credentials, inode: &Metadata, mask: u8) -> Result<()> {
     if credentials.is_root() {
         // Root may do everything but execute what nobody may.
         let executable = inode.kind == FileKind::Directory || inode.permissions & ANY_EXECUTE != 0;
         return if mask & EXECUTE == 0 || executable { Ok(()) } else { Err(Errno::EACCES.into()) };
+    }
+    if let Some(acl) = &inode.access_acl {
+        let granted = acl.grants(credentials, inode.uid, inode.gid, mask);
+        return if granted { Ok(()) } else { Err(Errno::EACCES.into()) };
     }
     let shift = if credentials.uid == inode.uid {
         6
@@ -83,13 +92,23 @@ pub(crate) fn without_set_id(kind: FileKind, permissions: u16) -> u16 {
     }
 }
 
-/// Group and permissions of a new inode: a set-gid directory hands its group down, and to subdirectories the bit as well.
+/// What a new inode has of its directory.
+pub(crate) struct Inherited {
+    pub gid: u32,
+    pub permissions: u16,
+    pub access_acl: Option<Rc<Acl>>,
+    pub default_acl: Option<Rc<Acl>>,
+}
+
+/// A set-gid directory hands its group down, and to subdirectories the bit as well. A default access control list takes the
+/// place of the umask.
 pub(crate) fn inherit(
     credentials: &Credentials,
     directory: &Metadata,
     kind: FileKind,
-    mut permissions: u16,
-) -> (u32, u16) {
+    new: &NewNode,
+) -> Inherited {
+    let mut permissions = new.permissions & 0o7777;
     let mut gid = credentials.gid;
     if directory.permissions & SET_GID != 0 {
         gid = directory.gid;
@@ -99,12 +118,24 @@ pub(crate) fn inherit(
             permissions &= !SET_GID;
         }
     }
-    (gid, permissions & 0o7777)
+    let mut inherited = Inherited { gid, permissions, access_acl: None, default_acl: None };
+    match &directory.default_acl {
+        _ if kind == FileKind::Symlink => {}
+        None => inherited.permissions &= !(new.umask & ANYBODY),
+        Some(acl) => {
+            let access = acl.handed_down(permissions);
+            inherited.permissions = permissions & !ANYBODY | access.permissions();
+            inherited.access_acl = (!access.is_minimal()).then(|| Rc::new(access));
+            inherited.default_acl = (kind == FileKind::Directory).then(|| Rc::clone(acl));
+        }
+    }
+    inherited
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operation::{Name, NodeId};
 
     fn inode(kind: FileKind, permissions: u16, uid: u32, gid: u32) -> Metadata {
         Metadata { permissions, uid, gid, ..Metadata::empty(kind) }
@@ -152,8 +183,14 @@ mod tests {
     #[test]
     fn set_gid_directories_hand_their_group_down() {
         let directory = inode(FileKind::Directory, 0o2755, 1, 7);
-        assert_eq!(inherit(&caller(3, 3, &[]), &directory, FileKind::Directory, 0o755), (7, 0o2755));
-        assert_eq!(inherit(&caller(3, 3, &[]), &directory, FileKind::Regular, 0o2755), (7, 0o755));
-        assert_eq!(inherit(&caller(3, 3, &[7]), &directory, FileKind::Regular, 0o2755), (7, 0o2755));
+        let inherit = |groups: &[u32], kind, permissions| {
+            let name = Name::new(b"new").unwrap();
+            let new = NewNode { parent: NodeId::ROOT, name, permissions, umask: 0o022 };
+            let inherited = inherit(&caller(3, 3, groups), &directory, kind, &new);
+            (inherited.gid, inherited.permissions)
+        };
+        assert_eq!(inherit(&[], FileKind::Directory, 0o777), (7, 0o2755));
+        assert_eq!(inherit(&[], FileKind::Regular, 0o2755), (7, 0o755));
+        assert_eq!(inherit(&[7], FileKind::Regular, 0o2755), (7, 0o2755));
     }
 }

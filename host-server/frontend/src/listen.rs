@@ -81,7 +81,7 @@ impl Drop for ListeningSocket {
         let ours =
             std::fs::metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
         if ours && let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!("remove {}: {error}", self.path.display());
+            tracing::warn!(socket = %self.path.display(), %error, "the socket could not be removed; remove it by hand");
         }
     }
 }

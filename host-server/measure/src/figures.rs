@@ -1,5 +1,6 @@
 //! Figures of Ringfort and its rivals, each with every round's value.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
@@ -9,10 +10,24 @@ pub type Subject = &'static str;
 
 pub const RINGFORT: Subject = "ringfort";
 
+/// What a figure is called; the same for all subjects.
+pub type Name = Cow<'static, str>;
+
+/// What a figure is to reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Goal {
+    /// No more than so many times a rival's.
+    TimesAtMost(f64, Subject),
+    /// No less than so many times a rival's.
+    TimesAtLeast(f64, Subject),
+    /// No more than a value.
+    AtMost(f64),
+}
+
 /// One figure of one subject: its samples and what they count.
 struct Figure {
     subject: Subject,
-    name: &'static str,
+    name: Name,
     unit: &'static str,
     samples: Vec<f64>,
 }
@@ -21,17 +36,33 @@ struct Figure {
 #[derive(Default)]
 pub struct Figures {
     figures: Vec<Figure>,
+    facts: Vec<(&'static str, String)>,
     conditions: Vec<(&'static str, String)>,
+    goals: Vec<(Subject, Name, Goal)>,
     left_out: Vec<(Subject, String)>,
 }
 
 impl Figures {
-    pub fn note(&mut self, subject: Subject, name: &'static str, unit: &'static str, value: f64) {
+    pub fn note(&mut self, subject: Subject, name: impl Into<Name>, unit: &'static str, value: f64) {
+        let name = name.into();
         let known = |figure: &&mut Figure| figure.subject == subject && figure.name == name;
         match self.figures.iter_mut().find(known) {
             Some(figure) => figure.samples.push(value),
             None => self.figures.push(Figure { subject, name, unit, samples: vec![value] }),
         }
+    }
+
+    /// What the figure of a subject is to reach. Judged by medians; a rival that is left out judges nobody.
+    pub fn goal(&mut self, subject: Subject, name: impl Into<Name>, goal: Goal) {
+        let goal = (subject, name.into(), goal);
+        if !self.goals.contains(&goal) {
+            self.goals.push(goal);
+        }
+    }
+
+    /// Something that programs look for: a key of its own in the JSON object.
+    pub fn fact(&mut self, name: &'static str, value: impl Into<String>) {
+        self.facts.push((name, value.into()));
     }
 
     /// Something a reader must know to judge the figures.
@@ -54,16 +85,38 @@ impl Figures {
         subjects
     }
 
-    /// `{SUBJECT: {FIGURE: MEDIAN}, "spread": {SUBJECT: {FIGURE: [LEAST, GREATEST]}}, "conditions": {…}, "left_out": {…}}`
+    fn median_of(&self, subject: Subject, name: &Name) -> Option<f64> {
+        let found = |figure: &&Figure| figure.subject == subject && figure.name == *name;
+        self.figures.iter().find(found).map(|figure| median(figure.samples.clone()))
+    }
+
+    /// The goals that can be judged.
+    fn verdicts(&self) -> Vec<Verdict<'_>> {
+        let judge = |(subject, name, goal): &'_ (Subject, Name, Goal)| {
+            let own = self.median_of(subject, name)?;
+            let value = match goal.rival() {
+                Some(rival) => own / self.median_of(rival, name)?,
+                None => own,
+            };
+            Some((value, goal.is_met_by(value)))
+        };
+        let judged = self.goals.iter().filter_map(|of| judge(of).map(|judged| (of, judged)));
+        judged
+            .map(|((subject, name, goal), (value, met))| Verdict { subject, name, goal: *goal, value, met })
+            .collect()
+    }
+
+    /// `{SUBJECT: {FIGURE: MEDIAN}, "spread": {SUBJECT: {FIGURE: [LEAST, GREATEST]}}, "goals": […], "conditions": {…},
+    /// "left_out": {…}}`, and a key for each fact.
     pub fn to_json(&self) -> Value {
         let mut all = Map::new();
         let mut spreads = Map::new();
         for subject in self.subjects() {
             let of_subject = || self.figures.iter().filter(|figure| figure.subject == subject);
             let medians: Map<_, _> =
-                of_subject().map(|figure| (figure.name.to_owned(), json!(round(figure.median())))).collect();
+                of_subject().map(|figure| (figure.name.to_string(), json!(round(figure.median())))).collect();
             let spread: Map<_, _> = of_subject()
-                .map(|figure| (figure.name.to_owned(), json!(figure.spread().map(round))))
+                .map(|figure| (figure.name.to_string(), json!(figure.spread().map(round))))
                 .collect();
             all.insert(subject.to_owned(), Value::Object(medians));
             spreads.insert(subject.to_owned(), Value::Object(spread));
@@ -72,7 +125,11 @@ impl Figures {
             self.conditions.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
         let left_out: Map<_, _> =
             self.left_out.iter().map(|(subject, reason)| ((*subject).to_owned(), json!(reason))).collect();
+        for (name, value) in &self.facts {
+            all.insert((*name).to_owned(), json!(value));
+        }
         all.insert("spread".to_owned(), Value::Object(spreads));
+        all.insert("goals".to_owned(), self.verdicts().iter().map(Verdict::to_json).collect());
         all.insert("conditions".to_owned(), Value::Object(conditions));
         all.insert("left_out".to_owned(), Value::Object(left_out));
         Value::Object(all)
@@ -82,7 +139,7 @@ impl Figures {
     pub fn to_table(&self) -> String {
         let mut table = String::new();
         // Writing to a string cannot fail.
-        for (name, value) in &self.conditions {
+        for (name, value) in self.facts.iter().chain(&self.conditions) {
             let _ = writeln!(table, "{name}: {value}");
         }
         for (subject, reason) in &self.left_out {
@@ -94,34 +151,96 @@ impl Figures {
             let _ = write!(table, " {subject:>24}");
         }
         table.push('\n');
-        let mut shown: Vec<&'static str> = Vec::new();
+        let verdicts = self.verdicts();
+        let mut shown: Vec<&Name> = Vec::new();
         for first in &self.figures {
-            if shown.contains(&first.name) {
+            if shown.contains(&&first.name) {
                 continue;
             }
-            shown.push(first.name);
+            shown.push(&first.name);
             let _ = write!(table, "{:<44}", first.name);
             for subject in &subjects {
                 let of = |figure: &&Figure| figure.subject == *subject && figure.name == first.name;
                 let cell = self.figures.iter().find(of).map(Figure::to_cell).unwrap_or_default();
                 let _ = write!(table, " {cell:>24}");
             }
-            let _ = writeln!(table, "  {}", first.unit);
+            let _ = write!(table, "  {:<6}", first.unit);
+            for verdict in verdicts.iter().filter(|verdict| *verdict.name == first.name) {
+                let _ = write!(table, "  {}", verdict.to_cell());
+            }
+            table.push('\n');
+        }
+        let missed = verdicts.iter().filter(|verdict| !verdict.met).count();
+        if !verdicts.is_empty() {
+            let _ = writeln!(table, "\n{} of {} goals met", verdicts.len() - missed, verdicts.len());
         }
         table
     }
 }
 
+impl Goal {
+    fn rival(self) -> Option<Subject> {
+        match self {
+            Goal::TimesAtMost(_, rival) | Goal::TimesAtLeast(_, rival) => Some(rival),
+            Goal::AtMost(_) => None,
+        }
+    }
+
+    fn bound(self) -> f64 {
+        match self {
+            Goal::TimesAtMost(bound, _) | Goal::TimesAtLeast(bound, _) | Goal::AtMost(bound) => bound,
+        }
+    }
+
+    fn is_upper(self) -> bool {
+        !matches!(self, Goal::TimesAtLeast(..))
+    }
+
+    fn is_met_by(self, value: f64) -> bool {
+        if self.is_upper() { value <= self.bound() } else { value >= self.bound() }
+    }
+}
+
+/// A goal beside what was measured.
+struct Verdict<'a> {
+    subject: Subject,
+    name: &'a Name,
+    goal: Goal,
+    /// The ratio to the rival's figure, or the figure where there is no rival.
+    value: f64,
+    met: bool,
+}
+
+impl Verdict<'_> {
+    fn to_json(&self) -> Value {
+        let mut verdict = json!({ "subject": self.subject, "figure": self.name, "met": self.met });
+        let bound = if self.goal.is_upper() { "at_most" } else { "at_least" };
+        verdict[bound] = json!(self.goal.bound());
+        match self.goal.rival() {
+            Some(rival) => {
+                verdict["beside"] = json!(rival);
+                verdict["ratio"] = json!(round(self.value));
+            }
+            None => verdict["value"] = json!(round(self.value)),
+        }
+        verdict
+    }
+
+    fn to_cell(&self) -> String {
+        let sign = if self.goal.is_upper() { '≤' } else { '≥' };
+        let verdict = if self.met { "met" } else { "MISSED" };
+        let value = round(self.value);
+        let bound = self.goal.bound();
+        match self.goal.rival() {
+            Some(rival) => format!("{value} × {rival} ({sign} {bound}: {verdict})"),
+            None => format!("({sign} {bound}: {verdict})"),
+        }
+    }
+}
+
 impl Figure {
     fn median(&self) -> f64 {
-        let mut sorted = self.samples.clone();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        match sorted.len() {
-            0 => f64::NAN,
-            odd if odd % 2 == 1 => sorted[middle],
-            _ => (sorted[middle - 1] + sorted[middle]) / 2.0,
-        }
+        median(self.samples.clone())
     }
 
     /// The least sample and the greatest.
@@ -133,6 +252,17 @@ impl Figure {
     fn to_cell(&self) -> String {
         let [least, greatest] = self.spread().map(round);
         format!("{} ({least}–{greatest})", round(self.median()))
+    }
+}
+
+/// The middle sample, or the mean of the middle two.
+pub fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    let middle = samples.len() / 2;
+    match samples.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => samples[middle],
+        _ => (samples[middle - 1] + samples[middle]) / 2.0,
     }
 }
 
@@ -178,5 +308,30 @@ mod tests {
         let row = table.lines().find(|line| line.starts_with("rate")).unwrap_or_default();
         assert!(row.contains("7 (7–7)") && row.contains("5 (5–5)"), "{table}");
         assert!(table.contains("other is left out: needs root"));
+    }
+
+    #[test]
+    fn goals_are_judged_by_medians_and_only_where_the_rival_was_measured() {
+        let mut figures = Figures::default();
+        for (ours, theirs) in [(4.0, 2.0), (5.0, 2.0), (100.0, 2.0)] {
+            figures.note(RINGFORT, "time", "s", ours);
+            figures.note("rival", "time", "s", theirs);
+        }
+        figures.goal(RINGFORT, "time", Goal::TimesAtMost(2.5, "rival"));
+        figures.goal(RINGFORT, "time", Goal::TimesAtLeast(3.0, "rival"));
+        figures.goal(RINGFORT, "time", Goal::AtMost(4.9));
+        figures.goal(RINGFORT, "time", Goal::TimesAtMost(1.0, "absent"));
+        // Said in each round, judged once.
+        figures.goal(RINGFORT, "time", Goal::AtMost(4.9));
+        let json = figures.to_json();
+        let goals = json["goals"].as_array().unwrap();
+        assert_eq!(
+            goals[0],
+            json!({"subject": "ringfort", "figure": "time", "met": true, "at_most": 2.5, "beside": "rival", "ratio": 2.5})
+        );
+        assert_eq!(goals.iter().map(|goal| goal["met"] == true).collect::<Vec<_>>(), [true, false, false]);
+        let table = figures.to_table();
+        assert!(table.contains("2.5 × rival (≤ 2.5: met)") && table.contains("(≤ 4.9: MISSED)"), "{table}");
+        assert!(table.ends_with("1 of 3 goals met\n"), "{table}");
     }
 }

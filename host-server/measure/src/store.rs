@@ -8,7 +8,7 @@ use nix::sys::statvfs::statvfs;
 use ringfort_qemu_tests::place::RunFolder;
 
 use crate::btrfs::{self, Btrfs};
-use crate::figures::{Figures, RINGFORT, Subject};
+use crate::figures::{Figures, Goal, RINGFORT, Subject};
 use crate::files::PlainFiles;
 use crate::load::{BLOCK_BYTES, DEPTH};
 use crate::ringfort;
@@ -44,7 +44,34 @@ pub fn measure(rounds: u32) -> Result<Figures> {
         contenders.take_turns(round, &mut figures)?;
     }
     figures.note(RINGFORT, "peak_rss_mib", "MiB", peak_rss_mib()?);
+    set_goals(&mut figures);
     Ok(figures)
+}
+
+fn set_goals(figures: &mut Figures) {
+    let times = [
+        ("rand_write_4k_fsync_per_s", 3.0, BTRFS),
+        ("rand_write_4k_fsync_qd16_per_s", 3.0, BTRFS),
+        ("seq_write_mb_s", 3.0, BTRFS),
+        // Parity and the log's share bound it at two thirds.
+        ("seq_write_mb_s", 0.35, RAW),
+        ("seq_read_mb_s", 1.5, BTRFS),
+        ("seq_read_mb_s", 0.75, RAW),
+        ("rand_read_4k_qd16_per_s", 1.0, BTRFS),
+    ];
+    for (name, least, rival) in times {
+        figures.goal(RINGFORT, name, Goal::TimesAtLeast(least, rival));
+    }
+    let most = [
+        ("device_bytes_per_user_byte_small", 4.8),
+        ("device_bytes_per_user_byte_small_with_maps", 5.5),
+        ("device_bytes_per_user_byte_large", 1.55),
+        ("device_reads_per_small_write", 0.0),
+        ("recovery_s", 2.0),
+    ];
+    for (name, most) in most {
+        figures.goal(RINGFORT, name, Goal::AtMost(most));
+    }
 }
 
 fn check_space(folder: &Path) -> Result<()> {

@@ -144,7 +144,7 @@ impl Mounted {
         let file = Name::new(name.as_bytes())?;
         // There is none the first time.
         let _ = self.execute(Operation::Unlink { parent: NodeId::ROOT, name: file.clone() }).await;
-        let new = NewNode { parent: NodeId::ROOT, name: file, permissions: 0o600 };
+        let new = NewNode { parent: NodeId::ROOT, name: file, permissions: 0o600, umask: 0 };
         let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
         match self.execute(Operation::Create { new, flags }).await? {
             Reply::Created { handle, .. } => Ok(handle),

@@ -59,14 +59,14 @@ impl AdminServer {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!("accept on {}: {error}", self.path.display());
+                    tracing::warn!(socket = %self.path.display(), %error, "cannot accept an operator's connection; trying again");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
             let Ok(place) = Arc::clone(&clients).try_acquire_owned() else { continue };
             if let Err(error) = self.admit(&stream) {
-                tracing::warn!("client of {} turned away: {error}", self.path.display());
+                tracing::warn!(socket = %self.path.display(), %error, "an operator was turned away");
                 continue;
             }
             let source = Arc::clone(&source);

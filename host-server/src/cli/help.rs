@@ -85,6 +85,31 @@ reading, which takes as long as `volume status` does.
 
 Exit codes: 0 listed, also where there is none; 2 a directory or a volume could not be read (the rest is listed).";
 
+pub const GROW: &str = "\
+Examples:
+  ringfort volume grow ./data --size 16GiB
+  ringfort volume grow ./data --by 4GiB --yes
+  ringfort volume grow ./fast
+      After block devices were made larger: all that they have room for now.
+
+Component files are extended; block devices must have grown before. Every component must be there: replace lost ones
+first. It may be interrupted: the volume then has its old size or its new one, and the same command finishes the work.
+
+Exit codes: 0 grown, or as large already; 2 refused or failed.";
+
+pub const REPLACE: &str = "\
+Examples:
+  ringfort volume replace ./data --position 3
+      The file is gone: a new one is made in its place.
+  ringfort volume replace ./fast --position 1 --component /dev/sdg
+  ringfort volume replace ./data --position 3 --json | jq .done_bytes
+
+For a volume that is not being served. What the new component has to hold is computed from the others and verified. A
+failed component's old file is never overwritten: move it away, or name another path. It may be interrupted: the volume
+stays as it was, and the same command begins anew.
+
+Exit codes: 0 replaced; 2 refused or failed.";
+
 pub const COMPLETIONS: &str = "\
 Examples:
   ringfort completions bash > /etc/bash_completion.d/ringfort

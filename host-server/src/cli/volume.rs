@@ -23,6 +23,12 @@ pub enum Volume {
     /// Find volumes and say how they are.
     #[command(after_help = help::LIST)]
     List(List),
+    /// Make a volume that is not being served larger.
+    #[command(after_help = help::GROW)]
+    Grow(Grow),
+    /// Put a new component in the place of a lost one.
+    #[command(after_help = help::REPLACE)]
+    Replace(Replace),
 }
 
 #[derive(Debug, Args)]
@@ -74,6 +80,45 @@ pub struct List {
     #[arg(value_name = "DIR")]
     pub directories: Vec<PathBuf>,
     /// One JSON object on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Grow {
+    /// Directory of the volume.
+    pub directory: PathBuf,
+    /// Usable size to grow to, such as 16GiB. Without it and --by: all that the components have room for now.
+    #[arg(long, conflicts_with = "by")]
+    pub size: Option<ByteSize>,
+    /// Usable size to add.
+    #[arg(long, value_name = "SIZE")]
+    pub by: Option<ByteSize>,
+    /// Bound of the memory for the volume's maps, where they need more than the volume's setting; kept as its new setting.
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+    /// One JSON object on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Replace {
+    /// Directory of the volume.
+    pub directory: PathBuf,
+    /// Which component, as `volume status` numbers them.
+    #[arg(long, value_name = "NUMBER")]
+    pub position: u8,
+    /// The new one: a file to be made, or a block device to be taken over. Without it, the path that volume.toml names.
+    #[arg(long, value_name = "PATH")]
+    pub component: Option<PathBuf>,
+    /// Overwrite a block device without asking.
+    #[arg(long)]
+    pub yes: bool,
+    /// A JSON object a line: progress, then what was done.
     #[arg(long)]
     pub json: bool,
 }

@@ -1,6 +1,6 @@
 //! `ringfort volume check`
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -8,6 +8,7 @@ use ringfort_store::check::CheckProgress;
 use ringfort_store::error::ErrorKind;
 use serde::Serialize;
 
+use super::progress::Progress;
 use crate::assemble::with_engine;
 use crate::cli;
 use crate::lock::{DirectoryLock, Purpose};
@@ -60,7 +61,8 @@ pub fn run(arguments: &cli::Check) -> Result<ExitCode> {
     let mut report = Report::default();
     let mut progress = Progress::new();
     with_engine(async |engine| {
-        let walked = ringfort_store::check::check(engine, &components, &mut |at| progress.show(at)).await;
+        let walked =
+            ringfort_store::check::check(engine, &components, &mut |at| show(&mut progress, at)).await;
         let (store, volume) = match walked {
             Ok(walked) => walked,
             // So much damage that there is nothing to walk is damage all the same.
@@ -80,7 +82,7 @@ pub fn run(arguments: &cli::Check) -> Result<ExitCode> {
         report.degraded = store.degraded;
         report.damage = store.damage;
         report.more_damage = store.more_damage;
-        progress.show(CheckProgress { stage: "filesystem", done: 0, total: 1 });
+        show(&mut progress, CheckProgress { stage: "filesystem", done: 0, total: 1 });
         let filesystem = ringfort_filesystem::check(&volume).await?;
         report.filesystem = Some(FilesystemCounts {
             inodes: filesystem.inodes,
@@ -127,31 +129,6 @@ impl Report {
     }
 }
 
-/// One line on a terminal, rewritten; nothing elsewhere.
-struct Progress {
-    shown: bool,
-    last_percent: u64,
-    last_stage: &'static str,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self { shown: std::io::stderr().is_terminal(), last_percent: 0, last_stage: "" }
-    }
-
-    fn show(&mut self, at: CheckProgress) {
-        let percent = at.done.saturating_mul(100) / at.total.max(1);
-        if !self.shown || (percent == self.last_percent && at.stage == self.last_stage) {
-            return;
-        }
-        self.last_percent = percent;
-        self.last_stage = at.stage;
-        eprint!("\r\x1b[Kchecking {}: {percent} %", at.stage);
-    }
-
-    fn clear(&self) {
-        if self.shown {
-            eprint!("\r\x1b[K");
-        }
-    }
+fn show(progress: &mut Progress, at: CheckProgress) {
+    progress.show(&format!("checking {}", at.stage), at.done, at.total);
 }

@@ -181,7 +181,7 @@ impl Drop for Cleanup {
         for path in &self.components {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
-                    tracing::warn!("remove {} after the failure: {error}", path.display());
+                    tracing::warn!(path = %path.display(), %error, "a file that was made cannot be removed; remove it by hand");
                 }
                 _ => {}
             }

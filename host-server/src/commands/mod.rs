@@ -1,11 +1,16 @@
 //! One file a command.
 //!
-//! Modules, lowest first: `describe` · `check` · `create` · `watch` · `status` · `list` · `serve`
+//! Modules, lowest first: `describe` · `progress` · `confirm` · `check` · `create` · `watch` · `status` · `list` · `grow` ·
+//! `replace` · `serve`
 
 pub mod check;
+mod confirm;
 pub mod create;
 pub mod describe;
+pub mod grow;
 pub mod list;
+mod progress;
+pub mod replace;
 pub mod serve;
 pub mod status;
 mod watch;

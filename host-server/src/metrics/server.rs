@@ -100,10 +100,7 @@ impl MetricsServer {
                     clients.add(tokio::spawn(serve(stream, Arc::clone(&source), Arc::clone(&turn))))
                 }
                 Err(error) => {
-                    tracing::warn!(
-                        "metrics on {}: cannot accept a scraper: {error}; trying again",
-                        self.address
-                    );
+                    tracing::warn!(address = self.address, %error, "cannot accept a scraper; trying again");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }

@@ -131,7 +131,11 @@ impl State {
                 continue;
             }
             if !self.holds_nothing_live(segment) {
-                tracing::warn!(%segment, "usage count is zero but a summary names live blocks; the segment is kept");
+                tracing::warn!(
+                    %segment,
+                    "this segment counts as empty and its summary names live blocks: it is kept. Run `ringfort volume check` \
+                     when the volume is not being served, and report what it finds"
+                );
                 continue;
             }
             self.segments.begin_freeing(segment);

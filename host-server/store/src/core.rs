@@ -91,7 +91,12 @@ impl Core {
     pub fn fail(&self, error: StoreError) {
         let mut state = self.state_mut();
         if state.failed.is_none() {
-            tracing::error!(volume = %self.volume, "the volume stops: {error}");
+            tracing::error!(
+                volume = %self.volume,
+                %error,
+                "the volume takes no more changes. What was synced is safe; see to what the error names, then start the \
+                 server again"
+            );
             state.failed = Some(error);
         }
         drop(state);

@@ -48,7 +48,12 @@ impl Keep {
         let file = match engine.memory_file(&file_name(volume), len_bytes, MemoryOpen::Create) {
             Ok(file) => file,
             Err(error) => {
-                tracing::warn!(%volume, "without a memory file the death of this process loses unsynced writes: {error}");
+                tracing::warn!(
+                    %volume,
+                    %error,
+                    "no memory file: should this process die, what no program has synced is lost, as in a power cut. Make \
+                     room in /dev/shm and start the server again"
+                );
                 return None;
             }
         };
@@ -124,7 +129,7 @@ impl Keep {
 /// Removes what is kept of a volume that has been closed: nothing is left that only memory holds.
 pub(crate) fn forget(engine: &Rc<dyn Engine>, volume: VolumeId) {
     if let Err(error) = engine.remove_memory_file(&file_name(volume)) {
-        tracing::warn!(%volume, "memory stays in use although the volume is closed: {error}");
+        tracing::warn!(%volume, %error, "the volume is closed and its memory file could not be removed; remove it by hand");
     }
 }
 
@@ -145,7 +150,12 @@ impl Kept {
             Ok(file) => file,
             Err(error) => {
                 if error.kind != ErrorKind::NotFound {
-                    tracing::warn!(%volume, "cannot use what the last process left in memory: {error}");
+                    tracing::warn!(
+                        %volume,
+                        %error,
+                        "the last process left a memory file that cannot be read: what no program had synced by its end is \
+                         lost, as in a power cut"
+                    );
                 }
                 return None;
             }

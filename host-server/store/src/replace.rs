@@ -7,6 +7,7 @@ use ringfort_engine::engine::Engine;
 
 use crate::address::{ComponentPosition, VolumeId};
 use crate::error::{ErrorKind, StoreError};
+use crate::format::component::MemberState;
 use crate::keep;
 use crate::object::{ComponentSpec, Object};
 use crate::recover;
@@ -86,7 +87,7 @@ async fn refuse_live(
             let count = tree.components.len();
             Err(refused("there is no such component".into()).expected(format!("a position below {count}")))
         }
-        Some(component) if component.device.is_some() => {
+        Some(component) if component.state == MemberState::Live => {
             let found = format!("{} is in use", component.path.display());
             Err(refused(found).advice("take it away first if it is to be replaced"))
         }

@@ -20,7 +20,7 @@ fn wrong_flags_are_refused_with_the_right_form() {
 
 #[test]
 fn every_command_shows_examples_and_exit_codes() {
-    let commands: [&[&str]; 8] = [
+    let commands: [&[&str]; 10] = [
         &[],
         &["serve"],
         &["completions"],
@@ -29,6 +29,8 @@ fn every_command_shows_examples_and_exit_codes() {
         &["volume", "status"],
         &["volume", "check"],
         &["volume", "list"],
+        &["volume", "grow"],
+        &["volume", "replace"],
     ];
     for command in commands {
         let help = succeeds(&[command, &["--help"]].concat());

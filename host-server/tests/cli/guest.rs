@@ -30,6 +30,7 @@ pub const LOOKUP: u32 = 1;
 pub const WRITE: u32 = 16;
 pub const READ: u32 = 15;
 pub const FSYNC: u32 = 20;
+const OPEN: u32 = 14;
 const INIT: u32 = 26;
 const CREATE: u32 = 35;
 
@@ -89,6 +90,14 @@ impl Guest {
         let created = self.call(CREATE, 1, &[&body, name.as_bytes(), b"\0"].concat()).unwrap();
         // Behind the entry: what opening it gave.
         u64::from_le_bytes(created[128..136].try_into().unwrap())
+    }
+
+    /// The handle of a file in the root directory.
+    pub fn open(&mut self, name: &str) -> u64 {
+        let entry = self.call(LOOKUP, 1, &[name.as_bytes(), b"\0"].concat()).unwrap();
+        let node = u64::from_le_bytes(entry[..8].try_into().unwrap());
+        let opened = self.call(OPEN, node, &[0; 8]).unwrap();
+        u64::from_le_bytes(opened[..8].try_into().unwrap())
     }
 
     pub fn write(&mut self, handle: u64, offset_bytes: u64, data: &[u8]) {

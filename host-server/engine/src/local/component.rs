@@ -168,7 +168,11 @@ fn bypass_page_cache(file: &File, path: &Path, operation: &str) -> Result<(), En
     match fcntl(file, FcntlArg::F_SETFL(OFlag::O_DIRECT)) {
         Ok(_) => Ok(()),
         Err(Errno::EINVAL) => {
-            tracing::warn!(path = %path.display(), "the file system refuses O_DIRECT: I/O goes through the page cache");
+            tracing::warn!(
+                path = %path.display(),
+                "the file system refuses O_DIRECT: this component's I/O goes through the page cache, which costs memory and \
+                 copies. Put it on a file system that has O_DIRECT"
+            );
             Ok(())
         }
         Err(errno) => Err(from_io(operation, path, &errno.into())),

@@ -75,7 +75,11 @@ pub fn start(options: LocalOptions) -> Result<Runtime, EngineError> {
         None => None,
         Some(Ok(ring)) => Some(ring),
         Some(Err(error)) if options.transport == Transport::Automatic => {
-            tracing::warn!("io_uring is refused ({error}): using threads, which are slower");
+            tracing::warn!(
+                %error,
+                "the kernel refuses io_uring: requests go through threads, which are slower. Look at kernel.io_uring_disabled, \
+                 the seccomp filter and the limit on locked memory"
+            );
             None
         }
         Some(Err(error)) => return Err(EngineError::from_io(START, "io_uring", &error)),

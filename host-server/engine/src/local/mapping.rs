@@ -52,7 +52,7 @@ pub(super) fn prepare_directory(directory: Option<&Path>) -> Option<PathBuf> {
         Err(found) => {
             tracing::warn!(
                 directory = %directory.display(),
-                "memory files will not outlive this process: {found}"
+                "memory files will not outlive this process ({found}): should it die, what no program has synced is lost"
             );
             None
         }

@@ -195,7 +195,9 @@ impl Drop for Pool {
         lock(&self.shared.inbox).closed = true;
         self.shared.work.notify_all();
         if !self.table.borrow().is_empty() {
-            tracing::warn!("requests are still in flight; their memory is given up");
+            tracing::warn!(
+                "devices have not answered all requests: their memory is given up. What was synced is safe; check the devices"
+            );
         }
         // Nothing to free in an empty table; the memory of a full one is in use.
         std::mem::forget(self.table.take());

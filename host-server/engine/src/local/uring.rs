@@ -456,7 +456,9 @@ impl Drop for Ring {
             state.reap();
         }
         if !state.table.is_empty() {
-            tracing::warn!("requests are still in flight; their memory is given up");
+            tracing::warn!(
+                "devices have not answered all requests: their memory is given up. What was synced is safe; check the devices"
+            );
         }
         // Nothing to free in an empty table; a full one belongs to the kernel for ever.
         std::mem::forget(std::mem::take(&mut state.table));

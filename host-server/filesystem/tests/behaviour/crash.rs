@@ -65,7 +65,13 @@ fn open_unlinked_files_are_reclaimed_after_a_crash() {
         }
         let node = guest.resolve("/f").await.unwrap();
         let name = b"user.x".to_vec();
-        let set = Operation::SetXattr { node, name, value: b"y".to_vec(), mode: SetXattrMode::Any };
+        let set = Operation::SetXattr {
+            node,
+            name,
+            value: b"y".to_vec(),
+            mode: SetXattrMode::Any,
+            clear_set_gid: false,
+        };
         guest.done(set).await.unwrap();
         guest.unlink("/f").await.unwrap();
         guest.done(Operation::Sync { handle, data_only: true }).await.unwrap();

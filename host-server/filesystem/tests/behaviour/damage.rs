@@ -31,7 +31,13 @@ async fn tree() -> Rc<ModelVolume> {
     guest.link("/d/e/f", "/d/g").await.unwrap();
     let node = guest.resolve("/d/g").await.unwrap();
     let name = b"user.x".to_vec();
-    let set = Operation::SetXattr { node, name, value: b"y".to_vec(), mode: SetXattrMode::Any };
+    let set = Operation::SetXattr {
+        node,
+        name,
+        value: b"y".to_vec(),
+        mode: SetXattrMode::Any,
+        clear_set_gid: false,
+    };
     guest.done(set).await.unwrap();
     guest.fs.shut_down().await.unwrap();
     Rc::clone(guest.fs.volume())

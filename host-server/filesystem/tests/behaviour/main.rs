@@ -1,6 +1,7 @@
 //! What the filesystem does, on a volume in memory.
 #![allow(clippy::unwrap_used)]
 
+mod acl;
 mod attributes;
 mod concurrency;
 mod crash;
@@ -8,6 +9,7 @@ mod damage;
 mod data;
 mod full;
 mod links;
+mod locks;
 mod model;
 mod namespace;
 mod real_store;

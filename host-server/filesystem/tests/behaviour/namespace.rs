@@ -90,7 +90,7 @@ fn a_removed_directory_takes_no_more_names() {
         guest.mkdir("/d").await.unwrap();
         let directory = guest.lookup_held(NodeId::ROOT, &name("d")).await.unwrap().node;
         guest.rmdir("/d").await.unwrap();
-        let new = NewNode { parent: directory, name: name("x"), permissions: 0o644 };
+        let new = NewNode { parent: directory, name: name("x"), permissions: 0o644, umask: 0 };
         let make = Operation::MakeDirectory { new };
         assert_eq!(guest.execute(make).await.unwrap_err(), Errno::ENOENT);
         assert_eq!(guest.stat_node(directory).await.unwrap().link_count, 0);
@@ -234,7 +234,8 @@ fn a_hundred_thousand_entries_stay_fast() {
         let parent = guest.resolve("/d").await.unwrap();
         let started = std::time::Instant::now();
         for number in 0..100_000 {
-            let new = NewNode { parent, name: name(&format!("entry-{number}")), permissions: 0o644 };
+            let new =
+                NewNode { parent, name: name(&format!("entry-{number}")), permissions: 0o644, umask: 0 };
             let make = Operation::MakeNode { new, kind: FileKind::Regular, device: 0 };
             let Reply::Node(made) = guest.execute(make).await.unwrap() else { panic!() };
             guest.forget(made.node).await;

@@ -264,7 +264,7 @@ impl<V: Volume> Guest<V> {
 
     async fn new_node(&self, path: &str, permissions: u16) -> Answer<NewNode> {
         let (parent, name) = split(path);
-        Ok(NewNode { parent: self.resolve(parent).await?, name, permissions })
+        Ok(NewNode { parent: self.resolve(parent).await?, name, permissions, umask: 0 })
     }
 
     pub async fn mkdir_mode(&self, path: &str, permissions: u16) -> Answer<Attributes> {

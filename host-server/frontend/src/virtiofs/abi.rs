@@ -77,7 +77,7 @@ wire! {
     }
     fuse_write_out => WriteOut(8) { size: U32, padding: U32 }
     fuse_fsync_in => FsyncIn(16) { fh: U64, fsync_flags: U32, padding: U32 }
-    /// Only the first two fields (`FUSE_COMPAT_SETXATTR_IN_SIZE`) travel, as `FUSE_SETXATTR_EXT` is not negotiated.
+    /// Only the first two fields (`FUSE_COMPAT_SETXATTR_IN_SIZE`) travel where `FUSE_SETXATTR_EXT` was not negotiated.
     fuse_setxattr_in => SetxattrIn(16) { size: U32, flags: U32, setxattr_flags: U32, padding: U32 }
     fuse_getxattr_in => GetxattrIn(8) { size: U32, padding: U32 }
     fuse_getxattr_out => GetxattrOut(8) { size: U32, padding: U32 }
@@ -92,6 +92,9 @@ wire! {
     fuse_fallocate_in => FallocateIn(32) { fh: U64, offset: U64, length: U64, mode: U32, padding: U32 }
     fuse_dirent => Dirent(24) { ino: U64, off: U64, namelen: U32, r#type: U32 }
     fuse_lseek_in => LseekIn(24) { fh: U64, offset: U64, whence: U32, padding: U32 }
+    fuse_file_lock => FileLock(24) { start: U64, end: U64, r#type: U32, pid: U32 }
+    fuse_lk_in => LkIn(48) { fh: U64, owner: U64, lk: FileLock, lk_flags: U32, padding: U32 }
+    fuse_lk_out => LkOut(24) { lk: FileLock }
     fuse_lseek_out => LseekOut(8) { offset: U64 }
 }
 
@@ -118,23 +121,30 @@ constants! {
     FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 
     FUSE_ASYNC_READ: u32 = 1 << 0;
+    FUSE_POSIX_LOCKS: u32 = 1 << 1;
     FUSE_ATOMIC_O_TRUNC: u32 = 1 << 3;
     FUSE_BIG_WRITES: u32 = 1 << 5;
+    FUSE_DONT_MASK: u32 = 1 << 6;
+    FUSE_FLOCK_LOCKS: u32 = 1 << 10;
     FUSE_AUTO_INVAL_DATA: u32 = 1 << 12;
     FUSE_DO_READDIRPLUS: u32 = 1 << 13;
     FUSE_READDIRPLUS_AUTO: u32 = 1 << 14;
     FUSE_ASYNC_DIO: u32 = 1 << 15;
     FUSE_WRITEBACK_CACHE: u32 = 1 << 16;
     FUSE_PARALLEL_DIROPS: u32 = 1 << 18;
+    FUSE_POSIX_ACL: u32 = 1 << 20;
     FUSE_MAX_PAGES: u32 = 1 << 22;
     FUSE_CACHE_SYMLINKS: u32 = 1 << 23;
     FUSE_HANDLE_KILLPRIV_V2: u32 = 1 << 28;
+    FUSE_SETXATTR_EXT: u32 = 1 << 29;
 
     FUSE_GETATTR_FH: u32 = 1 << 0;
     FUSE_WRITE_CACHE: u32 = 1 << 0;
     FUSE_WRITE_KILL_SUIDGID: u32 = 1 << 2;
     FUSE_FSYNC_FDATASYNC: u32 = 1 << 0;
     FUSE_OPEN_KILL_SUIDGID: u32 = 1 << 0;
+    FUSE_SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
+    FUSE_LK_FLOCK: u32 = 1 << 0;
 
     FUSE_LOOKUP: u32 = 1;
     FUSE_FORGET: u32 = 2;
@@ -164,6 +174,8 @@ constants! {
     FUSE_READDIR: u32 = 28;
     FUSE_RELEASEDIR: u32 = 29;
     FUSE_FSYNCDIR: u32 = 30;
+    FUSE_GETLK: u32 = 31;
+    FUSE_SETLK: u32 = 32;
     FUSE_SETLKW: u32 = 33;
     FUSE_ACCESS: u32 = 34;
     FUSE_CREATE: u32 = 35;
@@ -211,6 +223,10 @@ pub mod linux {
     pub const FALLOC_FL_KEEP_SIZE: u32 = 0x01;
     pub const FALLOC_FL_PUNCH_HOLE: u32 = 0x02;
     pub const FALLOC_FL_ZERO_RANGE: u32 = 0x10;
+
+    pub const F_RDLCK: u32 = 0;
+    pub const F_WRLCK: u32 = 1;
+    pub const F_UNLCK: u32 = 2;
 
     pub const SEEK_DATA: u32 = 3;
     pub const SEEK_HOLE: u32 = 4;

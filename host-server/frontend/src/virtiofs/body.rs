@@ -2,13 +2,13 @@
 
 use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::{
-    AllocateMode, FileKind, HandleId, Name, NewNode, NodeId, OpenFlags, Operation, RenameMode, SetAttributes,
-    SetTime, SetXattrMode, Timestamp,
+    AllocateMode, FileKind, HandleId, LockFamily, LockMode, LockOwner, LockRange, Name, NewNode, NodeId,
+    OpenFlags, Operation, RenameMode, SetAttributes, SetTime, SetXattrMode, Timestamp,
 };
 use zerocopy::FromBytes;
 
 use super::abi::{self, linux};
-use super::request::{OFFSET_MAX, Shape, SyncWrites, TRANSFER_BYTES_MAX};
+use super::request::{Dialect, OFFSET_MAX, Shape, SyncWrites, TRANSFER_BYTES_MAX};
 
 /// Longest target of a symbolic link, as `PATH_MAX` less its NUL.
 const TARGET_BYTES_MAX: usize = 4095;
@@ -60,7 +60,7 @@ impl<'a> Body<'a> {
     }
 
     pub fn new_node(&mut self, parent: NodeId, mode: u32, umask: u32) -> Result<NewNode, Errno> {
-        Ok(NewNode { parent, name: self.name()?, permissions: permissions(mode & !umask) })
+        Ok(NewNode { parent, name: self.name()?, permissions: permissions(mode), umask: permissions(umask) })
     }
 
     pub fn rename(&mut self, parent: NodeId, new_parent: u64, flags: u32) -> Result<Operation, Errno> {
@@ -88,9 +88,12 @@ impl<'a> Body<'a> {
         Ok(forgets)
     }
 
-    pub fn set_xattr(&mut self, node: NodeId) -> Result<Operation, Errno> {
-        let (fixed, rest) =
-            self.0.split_at_checked(abi::FUSE_COMPAT_SETXATTR_IN_SIZE).ok_or(Errno::EINVAL)?;
+    pub fn set_xattr(&mut self, node: NodeId, dialect: Dialect) -> Result<Operation, Errno> {
+        let fixed_bytes = match dialect.setxattr_ext {
+            true => size_of::<abi::SetxattrIn>(),
+            false => abi::FUSE_COMPAT_SETXATTR_IN_SIZE,
+        };
+        let (fixed, rest) = self.0.split_at_checked(fixed_bytes).ok_or(Errno::EINVAL)?;
         let mut set = [0; size_of::<abi::SetxattrIn>()];
         set[..fixed.len()].copy_from_slice(fixed);
         let set = abi::SetxattrIn::read_from_bytes(&set).map_err(|_| Errno::EINVAL)?;
@@ -109,7 +112,8 @@ impl<'a> Body<'a> {
             linux::XATTR_REPLACE => SetXattrMode::Replace,
             _ => return Err(Errno::EINVAL),
         };
-        Ok(Operation::SetXattr { node, name, value: value.to_vec(), mode })
+        let clear_set_gid = set.setxattr_flags.get() & abi::FUSE_SETXATTR_ACL_KILL_SGID != 0;
+        Ok(Operation::SetXattr { node, name, value: value.to_vec(), mode, clear_set_gid })
     }
 }
 
@@ -189,6 +193,38 @@ pub fn allocate(allocate: &abi::FallocateIn) -> Result<Operation, Errno> {
         _ => return Err(Errno::EOPNOTSUPP),
     };
     Ok(Operation::Allocate { handle: HandleId(allocate.fh.get()), offset_bytes, len_bytes, mode })
+}
+
+/// `None` is to unlock.
+fn lock_mode(kind: u32) -> Result<Option<LockMode>, Errno> {
+    Ok(match kind {
+        linux::F_RDLCK => Some(LockMode::Shared),
+        linux::F_WRLCK => Some(LockMode::Exclusive),
+        linux::F_UNLCK => None,
+        _ => return Err(Errno::EINVAL),
+    })
+}
+
+pub fn get_lock(get: &abi::LkIn) -> Result<Operation, Errno> {
+    Ok(Operation::GetLock {
+        handle: HandleId(get.fh.get()),
+        owner: LockOwner(get.owner.get()),
+        range: LockRange::new(get.lk.start.get(), get.lk.end.get())?,
+        mode: lock_mode(get.lk.r#type.get())?.ok_or(Errno::EINVAL)?,
+    })
+}
+
+pub fn set_lock(set: &abi::LkIn, wait: bool) -> Result<Operation, Errno> {
+    let flock = set.lk_flags.get() & abi::FUSE_LK_FLOCK != 0;
+    Ok(Operation::SetLock {
+        handle: HandleId(set.fh.get()),
+        owner: LockOwner(set.owner.get()),
+        family: if flock { LockFamily::WholeFile } else { LockFamily::Range },
+        range: if flock { LockRange::WHOLE } else { LockRange::new(set.lk.start.get(), set.lk.end.get())? },
+        mode: lock_mode(set.lk.r#type.get())?,
+        pid: set.lk.pid.get(),
+        wait,
+    })
 }
 
 pub fn open_flags(flags: u32) -> Result<OpenFlags, Errno> {

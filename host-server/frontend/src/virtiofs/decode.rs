@@ -3,13 +3,13 @@
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Buffer};
 use ringfort_filesystem::errno::Errno;
-use ringfort_filesystem::operation::{HandleId, Name, NodeId, Operation, Payload, Whence};
+use ringfort_filesystem::operation::{HandleId, LockOwner, Name, NodeId, Operation, Payload, Whence};
 use zerocopy::FromBytes;
 
 use super::abi::{self, linux};
 use super::body::{self, Body};
 use super::queue::{ChainError, Input};
-use super::request::{Header, OFFSET_MAX, Request, Shape, TRANSFER_BYTES_MAX};
+use super::request::{Dialect, Header, OFFSET_MAX, Request, Shape, TRANSFER_BYTES_MAX};
 
 /// Everything in a request but the data of a write: an attribute value of 64 KiB with its name, or a batch of forgets.
 const BODY_BYTES_MAX: usize = 128 * 1024;
@@ -33,7 +33,7 @@ pub fn header(input: &mut Input<'_>) -> Result<Header, ChainError> {
 }
 
 /// Reads and decodes what follows the header.
-pub fn request(header: &Header, input: &mut Input<'_>) -> Result<Request, Errno> {
+pub fn request(header: &Header, dialect: Dialect, input: &mut Input<'_>) -> Result<Request, Errno> {
     // Descriptors may be roomier than the request; they are never shorter.
     if header.body_bytes > input.remaining_bytes() {
         return Err(Errno::EINVAL);
@@ -46,11 +46,11 @@ pub fn request(header: &Header, input: &mut Input<'_>) -> Result<Request, Errno>
     }
     let mut bytes = vec![0; header.body_bytes];
     input.read(&mut bytes).map_err(|_| Errno::EINVAL)?;
-    decode(header, &bytes)
+    decode(header, dialect, &bytes)
 }
 
 /// Decodes the body of any request but a write.
-fn decode(header: &Header, bytes: &[u8]) -> Result<Request, Errno> {
+fn decode(header: &Header, dialect: Dialect, bytes: &[u8]) -> Result<Request, Errno> {
     let node = NodeId(header.node);
     let mut body = Body(bytes);
     let (operation, shape) = match header.opcode {
@@ -160,7 +160,7 @@ fn decode(header: &Header, bytes: &[u8]) -> Result<Request, Errno> {
             // Eight bytes of padding, which nobody promises to keep.
             return Ok(Request::Operation { operation: Operation::SyncAll, shape: Shape::Empty });
         }
-        abi::FUSE_SETXATTR => (body.set_xattr(node)?, Shape::Empty),
+        abi::FUSE_SETXATTR => (body.set_xattr(node, dialect)?, Shape::Empty),
         abi::FUSE_GETXATTR => {
             let room_bytes = body.take::<abi::GetxattrIn>()?.size.get();
             (Operation::GetXattr { node, name: body.xattr_name()? }, Shape::Xattr { room_bytes })
@@ -171,8 +171,14 @@ fn decode(header: &Header, bytes: &[u8]) -> Result<Request, Errno> {
         }
         abi::FUSE_REMOVEXATTR => (Operation::RemoveXattr { node, name: body.xattr_name()? }, Shape::Empty),
         abi::FUSE_FLUSH => {
-            let handle = HandleId(body.take::<abi::FlushIn>()?.fh.get());
-            (Operation::Flush { handle }, Shape::Empty)
+            let flush = body.take::<abi::FlushIn>()?;
+            let owner = Some(LockOwner(flush.lock_owner.get()));
+            (Operation::Flush { handle: HandleId(flush.fh.get()), owner }, Shape::Empty)
+        }
+        abi::FUSE_GETLK => (body::get_lock(&body.take::<abi::LkIn>()?)?, Shape::Lock),
+        abi::FUSE_SETLK | abi::FUSE_SETLKW => {
+            let wait = header.opcode == abi::FUSE_SETLKW;
+            (body::set_lock(&body.take::<abi::LkIn>()?, wait)?, Shape::Empty)
         }
         abi::FUSE_OPENDIR => {
             body.take::<abi::OpenIn>()?;

@@ -9,7 +9,7 @@ use super::*;
 
 const OPCODES: &[u32] = &[
     1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 34,
-    35, 36, 38, 42, 43, 44, 45, 46, 50,
+    31, 32, 33, 35, 36, 38, 42, 43, 44, 45, 46, 50,
 ];
 
 fn header(opcode: u32, body_bytes: usize) -> Header {
@@ -17,7 +17,7 @@ fn header(opcode: u32, body_bytes: usize) -> Header {
 }
 
 fn decoded(opcode: u32, body: &[u8]) -> Result<Request, Errno> {
-    decode(&header(opcode, body.len()), body)
+    decode(&header(opcode, body.len()), Dialect::default(), body)
 }
 
 fn operation(opcode: u32, body: &[u8]) -> Operation {
@@ -74,11 +74,11 @@ fn setattr_takes_only_what_is_marked_valid() {
 }
 
 #[test]
-fn creation_takes_off_the_umask_and_the_kind() {
+fn creation_takes_off_the_kind_and_leaves_the_umask_to_the_filesystem() {
     let make = abi::MkdirIn { mode: 0o47777.into(), umask: 0o22.into() };
     let body = [make.as_bytes(), b"dir\0"].concat();
     let Operation::MakeDirectory { new } = operation(abi::FUSE_MKDIR, &body) else { panic!() };
-    assert_eq!((new.permissions, new.name.as_bytes()), (0o7755, &b"dir"[..]));
+    assert_eq!((new.permissions, new.umask, new.name.as_bytes()), (0o7777, 0o22, &b"dir"[..]));
     let make = abi::MknodIn { mode: (linux::S_IFIFO | 0o600).into(), rdev: 3.into(), ..Default::default() };
     let body = [make.as_bytes(), b"pipe\0"].concat();
     let Operation::MakeNode { kind, device, .. } = operation(abi::FUSE_MKNOD, &body) else { panic!() };
@@ -115,6 +115,25 @@ fn attributes_are_named_and_sized_exactly() {
         (&b"user.a"[..], &b"xyz"[..], SetXattrMode::Create)
     );
     assert_eq!(decoded(abi::FUSE_SETXATTR, &body[..body.len() - 1]).unwrap_err(), Errno::EINVAL);
+}
+
+#[test]
+fn flags_of_setting_an_attribute_travel_where_that_was_negotiated() {
+    let set = abi::SetxattrIn {
+        size: 1.into(),
+        setxattr_flags: abi::FUSE_SETXATTR_ACL_KILL_SGID.into(),
+        ..Default::default()
+    };
+    let body = [set.as_bytes(), b"user.a\0x"].concat();
+    let header = header(abi::FUSE_SETXATTR, body.len());
+    let request = decode(&header, Dialect { setxattr_ext: true }, &body);
+    let Ok(Request::Operation { operation: Operation::SetXattr { name, clear_set_gid, .. }, .. }) = request
+    else {
+        panic!("{request:?}")
+    };
+    assert_eq!((name.as_slice(), clear_set_gid), (&b"user.a"[..], true));
+    // Where it was not, the flags would be the beginning of the name.
+    assert!(decode(&header, Dialect { setxattr_ext: false }, &body).is_err());
 }
 
 #[test]

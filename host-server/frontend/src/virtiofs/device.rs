@@ -359,7 +359,7 @@ impl<S: Service> Device<S> {
                 Ok(header) => header,
                 Err(error) => return self.break_down(index, &error.to_string()),
             };
-            (header, decode::request(&header, &mut input))
+            (header, decode::request(&header, self.conversation.dialect(), &mut input))
         };
         self.metrics.count_request(header.opcode);
         let flight = queue.launch(head, chain, self.engine.monotonic());

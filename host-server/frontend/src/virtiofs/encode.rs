@@ -1,7 +1,9 @@
 //! A reply → bytes in a guest's memory.
 
 use ringfort_filesystem::errno::Errno;
-use ringfort_filesystem::operation::{Attributes, DataPiece, DirectoryEntry, FileKind, HandleId, Statistics};
+use ringfort_filesystem::operation::{
+    Attributes, DataPiece, DirectoryEntry, FileKind, HandleId, HeldLock, LockMode, Statistics,
+};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::abi::{self, linux};
@@ -66,6 +68,7 @@ pub fn room_bytes(shape: &Shape) -> usize {
         Shape::Xattr { room_bytes: 0 } => size_of::<abi::GetxattrOut>(),
         Shape::Xattr { room_bytes } | Shape::Entries { room_bytes, .. } => *room_bytes as usize,
         Shape::Offset => size_of::<abi::LseekOut>(),
+        Shape::Lock => size_of::<abi::LkOut>(),
     }
 }
 
@@ -178,6 +181,23 @@ pub fn written(len_bytes: u32) -> Answer {
 
 pub fn offset(offset_bytes: u64) -> Answer {
     Answer::Bytes(abi::LseekOut { offset: offset_bytes.into() }.as_bytes().to_vec())
+}
+
+/// The lock that is in the way, or an unlocked range.
+pub fn lock(held: Option<&HeldLock>) -> Answer {
+    let lk = held.map_or(abi::FileLock { r#type: linux::F_UNLCK.into(), ..Default::default() }, |held| {
+        let kind = match held.mode {
+            LockMode::Shared => linux::F_RDLCK,
+            LockMode::Exclusive => linux::F_WRLCK,
+        };
+        abi::FileLock {
+            start: held.range.start.into(),
+            end: held.range.end.into(),
+            r#type: kind.into(),
+            pid: held.pid.into(),
+        }
+    });
+    Answer::Bytes(abi::LkOut { lk }.as_bytes().to_vec())
 }
 
 pub fn statistics(statistics: &Statistics) -> Answer {

@@ -6,6 +6,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::queue::{Chain, Memory};
+use super::request::Dialect;
 use super::{abi, decode};
 
 /// Where the guest's memory begins, and how long it is: not at zero, and not to the end of the addresses.
@@ -73,5 +74,9 @@ fn read(chain: &Chain) {
         assert!(chain.readable_bytes() < size_of::<abi::InHeader>());
         return;
     };
-    let _ = format!("{:?} {:?}", header.credentials(), decode::request(&header, &mut input));
+    let _ = format!(
+        "{:?} {:?}",
+        header.credentials(),
+        decode::request(&header, Dialect { setxattr_ext: header.unique % 2 == 0 }, &mut input)
+    );
 }

@@ -40,6 +40,13 @@ impl Header {
     }
 }
 
+/// What a session has negotiated about the layout of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dialect {
+    /// Requests to set an extended attribute carry flags of their own.
+    pub setxattr_ext: bool,
+}
+
 /// How the reply to an operation is laid out, with what is needed of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -75,6 +82,7 @@ pub enum Shape {
         plus: bool,
     },
     Offset,
+    Lock,
     /// The handle is gone once this is done.
     Release {
         handle: HandleId,

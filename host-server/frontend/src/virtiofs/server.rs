@@ -131,7 +131,7 @@ impl VirtioFsServer {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread of {} panicked", self.shared.path.display());
+            tracing::error!(socket = %self.shared.path.display(), "the socket's thread panicked: a fault of ringfort, please report it");
         }
     }
 
@@ -139,7 +139,7 @@ impl VirtioFsServer {
     pub fn request_stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         if let Err(error) = self.shared.wake.write(1) {
-            tracing::error!("wake the thread of {}: {error}", self.shared.path.display());
+            tracing::error!(socket = %self.shared.path.display(), %error, "the socket's thread cannot be woken to stop; a second signal exits at once");
         }
         if let Some(connection) = self.shared.connection().as_ref() {
             connection.shutdown();
@@ -186,8 +186,9 @@ impl Serving {
         while !self.shared.stopping() {
             if let Err(error) = wait(Some(socket.listener()), &self.shared.wake, PollTimeout::NONE) {
                 tracing::error!(
-                    "wait for a guest on {}: {error}; no guest is served here any more",
-                    path.display()
+                    socket = %path.display(),
+                    %error,
+                    "waiting for guests failed: none is served here until the server is started again"
                 );
                 break;
             }
@@ -195,7 +196,7 @@ impl Serving {
                 break;
             }
             if let Err(error) = self.serve_connection(socket.listener()) {
-                tracing::warn!("connection on {} ended: {error}", path.display());
+                tracing::warn!(socket = %path.display(), %error, "a guest's connection failed; the next one is accepted");
                 // What failed (descriptors used up, say) may fail again at once. An error here shows above as well.
                 let _ = wait(None, &self.shared.wake, PAUSE_AFTER_FAILURE_MS.into());
             }
@@ -229,7 +230,7 @@ impl Serving {
         daemon.start(&mut Listener::from(listener)).map_err(|error| error.to_string())?;
         self.metrics.connections.add(1);
         self.metrics.connected.set(true);
-        tracing::info!("guest connected on {}", self.shared.path.display());
+        tracing::info!(socket = %self.shared.path.display(), "a guest's machine connected");
         *self.shared.connection() = daemon.shutdown_handle();
         if self.shared.stopping() {
             // The request to stop may have come before there was a connection to end.
@@ -239,7 +240,7 @@ impl Serving {
         *self.shared.connection() = None;
         drop(daemon);
         self.metrics.connected.set(false);
-        tracing::info!("guest disconnected from {}", self.shared.path.display());
+        tracing::info!(socket = %self.shared.path.display(), "a guest's machine disconnected");
         match result {
             Err(vhost_user_backend::Error::HandleRequest(
                 vhost::vhost_user::Error::Disconnected | vhost::vhost_user::Error::PartialMessage,

@@ -17,7 +17,7 @@ use zerocopy::IntoBytes;
 
 use super::abi;
 use super::encode::{self, Answer, Validity};
-use super::request::{Header, Request, Shape, SyncWrites, TRANSFER_BYTES_MAX};
+use super::request::{Dialect, Header, Request, Shape, SyncWrites, TRANSFER_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::pending::Pending;
 use crate::rate_limit::GuestLog;
@@ -77,12 +77,17 @@ impl CachePolicy {
 
     fn init_flags(self) -> u32 {
         let always = abi::FUSE_ASYNC_READ
+            | abi::FUSE_POSIX_LOCKS
             | abi::FUSE_ATOMIC_O_TRUNC
             | abi::FUSE_BIG_WRITES
+            | abi::FUSE_FLOCK_LOCKS
             | abi::FUSE_ASYNC_DIO
             | abi::FUSE_PARALLEL_DIROPS
             | abi::FUSE_MAX_PAGES
-            | abi::FUSE_HANDLE_KILLPRIV_V2;
+            | abi::FUSE_HANDLE_KILLPRIV_V2
+            | abi::FUSE_POSIX_ACL
+            | abi::FUSE_DONT_MASK
+            | abi::FUSE_SETXATTR_EXT;
         // Where names are asked for each time, it is not worth to send attributes with lists of them.
         let plus = abi::FUSE_DO_READDIRPLUS | abi::FUSE_READDIRPLUS_AUTO;
         always
@@ -113,6 +118,7 @@ struct Session {
     id: SessionId,
     /// The guest writes back.
     writeback: bool,
+    dialect: Dialect,
     /// Its operations under way.
     pending: Pending,
     /// Handles whose every write is durable already, as they were opened so.
@@ -166,6 +172,11 @@ impl<S: Service> Conversation<S> {
         }
     }
 
+    /// How requests are laid out.
+    pub fn dialect(&self) -> Dialect {
+        self.session.borrow().as_ref().map_or(Dialect::default(), |session| session.dialect)
+    }
+
     fn current(&self) -> Option<Rc<Session>> {
         self.session.borrow().clone()
     }
@@ -192,6 +203,7 @@ impl<S: Service> Conversation<S> {
         let session = Session {
             id: self.service.open_session().await,
             writeback: granted & abi::FUSE_WRITEBACK_CACHE != 0,
+            dialect: Dialect { setxattr_ext: granted & abi::FUSE_SETXATTR_EXT != 0 },
             pending: Pending::default(),
             synchronous: RefCell::default(),
         };
@@ -290,6 +302,7 @@ impl<S: Service> Conversation<S> {
                 self.pack_entries(session, &entries, room_bytes as usize, plus).await
             }
             (Shape::Offset, Reply::Offset(offset_bytes)) => Ok(encode::offset(offset_bytes)),
+            (Shape::Lock, Reply::Lock(held)) => Ok(encode::lock(held.as_ref())),
             _ => Err(mismatch("another kind of reply than the operation has")),
         }
     }

@@ -4,8 +4,9 @@
 //! What a file or slot holds begins with an [`envelope`]; decoding validates every field and never panics.
 //!
 //! Modules, lowest first: `layout` · `checksum` · `envelope` · `component` · `page` · `map` · `segment` · `log` · `root` · `memory` ·
-//! `filesystem`
+//! `filesystem` · `acl`
 
+pub mod acl;
 pub mod checksum;
 pub mod component;
 pub mod envelope;
@@ -30,6 +31,7 @@ pub fn layouts() -> impl Iterator<Item = &'static layout::Layout> {
         root::LAYOUTS,
         memory::LAYOUTS,
         filesystem::LAYOUTS,
+        acl::LAYOUTS,
     ];
     rooms.into_iter().flatten()
 }

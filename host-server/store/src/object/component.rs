@@ -59,6 +59,8 @@ pub(super) struct Component {
     pub(super) path: PathBuf,
     /// None once the component has left.
     device: RefCell<Option<Rc<dyn Device>>>,
+    /// What it had been asked for when it left.
+    last_counters: Cell<Option<DeviceCounters>>,
     /// Why it left.
     failure: RefCell<Option<Box<str>>>,
     metadata: Progress,
@@ -96,6 +98,7 @@ impl Component {
             len_bytes,
             path,
             device: RefCell::default(),
+            last_counters: Cell::default(),
             failure: RefCell::new(failure),
             metadata: Progress::default(),
             data: Progress::default(),
@@ -153,9 +156,8 @@ impl Component {
     /// Takes the component out of use at once. The caller makes that durable before it answers anybody.
     /// False where it had left already.
     pub(super) fn expel(&self, error: &EngineError) -> bool {
-        if self.device.take().is_none() {
-            return false;
-        }
+        let Some(device) = self.device.take() else { return false };
+        self.last_counters.set(Some(device.counters()));
         self.failure.replace(Some(error.to_string().into()));
         true
     }
@@ -195,7 +197,8 @@ impl Component {
     }
 
     pub(super) fn device_counters(&self) -> Option<DeviceCounters> {
-        self.device.borrow().as_ref().map(|device| device.counters())
+        let live = self.device.borrow().as_ref().map(|device| device.counters());
+        live.or(self.last_counters.get())
     }
 }
 

@@ -89,6 +89,8 @@ pub(super) struct Coefficients {
     sources: usize,
     /// Row by row.
     factors: Vec<Factor>,
+    /// The bit matrices once more, source by source: kernels load them beside each other.
+    affine: Vec<u64>,
 }
 
 impl Coefficients {
@@ -97,8 +99,12 @@ impl Coefficients {
         let sources = rows.first().map_or(0, Vec::len);
         assert!(rows.len() <= OUTPUTS_MAX && sources <= SOURCES_MAX);
         assert!(rows.iter().all(|row| row.len() == sources));
-        let factors = rows.iter().flatten().map(|coefficient| Factor::new(*coefficient)).collect();
-        Self { outputs: rows.len(), sources, factors }
+        let factors: Vec<Factor> =
+            rows.iter().flatten().map(|coefficient| Factor::new(*coefficient)).collect();
+        let affine = (0..sources)
+            .flat_map(|source| factors.iter().skip(source).step_by(sources).map(|factor| factor.affine))
+            .collect();
+        Self { outputs: rows.len(), sources, factors, affine }
     }
 }
 
@@ -112,25 +118,30 @@ pub enum Kernel {
 }
 
 impl Kernel {
+    const ALL: [Kernel; 4] = [Kernel::Scalar, Kernel::Avx2, Kernel::Avx2Gfni, Kernel::Avx512Gfni];
+
     /// The kernels that this processor can run, slowest first.
     pub fn available() -> Vec<Kernel> {
-        #[allow(unused_mut)]
-        let mut kernels = vec![Kernel::Scalar];
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2");
-            let gfni = is_x86_feature_detected!("gfni");
-            if avx2 {
-                kernels.push(Kernel::Avx2);
-            }
-            if avx2 && gfni {
-                kernels.push(Kernel::Avx2Gfni);
-            }
-            if gfni && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-                kernels.push(Kernel::Avx512Gfni);
-            }
+        Self::ALL.into_iter().filter(|kernel| kernel.is_available()).collect()
+    }
+
+    /// Whether this processor can run it. Cheap: the answer is remembered.
+    #[cfg(target_arch = "x86_64")]
+    fn is_available(self) -> bool {
+        let avx2 = || is_x86_feature_detected!("avx2");
+        let gfni = || is_x86_feature_detected!("gfni");
+        let avx512 = || is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        match self {
+            Kernel::Scalar => true,
+            Kernel::Avx2 => avx2(),
+            Kernel::Avx2Gfni => avx2() && gfni(),
+            Kernel::Avx512Gfni => avx512() && gfni(),
         }
-        kernels
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn is_available(self) -> bool {
+        self == Kernel::Scalar
     }
 
     /// The fastest kernel of this processor.
@@ -185,14 +196,14 @@ fn scalar(coefficients: &Coefficients, sources: &[&[u8]], outputs: &mut [&mut [u
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m128i, __m256i, _mm_loadu_si128, _mm256_and_si256, _mm256_broadcastsi128_si256,
+        __m128i, __m256i, __m512i, _mm_loadu_si128, _mm256_and_si256, _mm256_broadcastsi128_si256,
         _mm256_gf2p8affine_epi64_epi8, _mm256_loadu_si256, _mm256_set1_epi8, _mm256_set1_epi64x,
         _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_srli_epi64, _mm256_storeu_si256, _mm256_xor_si256,
         _mm512_gf2p8affine_epi64_epi8, _mm512_loadu_si512, _mm512_set1_epi64, _mm512_setzero_si512,
         _mm512_storeu_si512, _mm512_xor_si512,
     };
 
-    use super::{Coefficients, Factor, Kernel, OUTPUTS_MAX};
+    use super::{Coefficients, Factor, Kernel, OUTPUTS_MAX, SOURCES_MAX};
 
     /// Computes whole vectors from the start on; returns how many bytes are done. The caller has checked the
     /// number and the lengths (`len`) of sources and outputs.
@@ -203,25 +214,44 @@ mod x86 {
         outputs: &mut [&mut [u8]],
         len: usize,
     ) -> usize {
-        assert!(Kernel::available().contains(&kernel), "{kernel:?} is not available here");
-        let from: Vec<*const u8> = sources.iter().map(|source| source.as_ptr()).collect();
-        let to: Vec<*mut u8> = outputs.iter_mut().map(|output| output.as_mut_ptr()).collect();
-        let factors = &coefficients.factors;
+        match outputs {
+            [] => 0,
+            [_] => multiply_to::<1>(kernel, coefficients, sources, outputs, len),
+            [_, _] => multiply_to::<2>(kernel, coefficients, sources, outputs, len),
+            [..] => multiply_to::<OUTPUTS_MAX>(kernel, coefficients, sources, outputs, len),
+        }
+    }
+
+    fn multiply_to<const N: usize>(
+        kernel: Kernel,
+        coefficients: &Coefficients,
+        sources: &[&[u8]],
+        outputs: &mut [&mut [u8]],
+        len: usize,
+    ) -> usize {
+        assert!(kernel.is_available(), "{kernel:?} is not available here");
+        assert!(outputs.len() == N && sources.len() <= SOURCES_MAX);
+        assert!(
+            coefficients.factors.len() == N * sources.len() && coefficients.affine.len() == N * sources.len()
+        );
+        // On the stack: for a block, an allocation would take as long as the arithmetic.
+        let mut from = [std::ptr::null(); SOURCES_MAX];
+        for (pointer, source) in from.iter_mut().zip(sources) {
+            *pointer = source.as_ptr();
+        }
+        let from = &from[..sources.len()];
+        let mut to = [std::ptr::null_mut(); N];
+        for (pointer, output) in to.iter_mut().zip(outputs) {
+            *pointer = output.as_mut_ptr();
+        }
         // SAFETY: the processor has the features (asserted above); the pointers come from slices of `len` bytes each,
-        // outputs exclusively borrowed; there are `to.len()` rows of `from.len()` factors (caller's check).
+        // outputs exclusively borrowed; there is a factor for each pair of them (asserted above).
         unsafe {
-            match (kernel, to.len()) {
-                (Kernel::Scalar, _) | (_, 0) => 0,
-                (Kernel::Avx2, 1) => avx2::<1>(factors, &from, &to, len),
-                (Kernel::Avx2, 2) => avx2::<2>(factors, &from, &to, len),
-                (Kernel::Avx2, OUTPUTS_MAX) => avx2::<OUTPUTS_MAX>(factors, &from, &to, len),
-                (Kernel::Avx2Gfni, 1) => avx2_gfni::<1>(factors, &from, &to, len),
-                (Kernel::Avx2Gfni, 2) => avx2_gfni::<2>(factors, &from, &to, len),
-                (Kernel::Avx2Gfni, OUTPUTS_MAX) => avx2_gfni::<OUTPUTS_MAX>(factors, &from, &to, len),
-                (Kernel::Avx512Gfni, 1) => avx512_gfni::<1>(factors, &from, &to, len),
-                (Kernel::Avx512Gfni, 2) => avx512_gfni::<2>(factors, &from, &to, len),
-                (Kernel::Avx512Gfni, OUTPUTS_MAX) => avx512_gfni::<OUTPUTS_MAX>(factors, &from, &to, len),
-                (_, outputs) => unreachable!("{outputs} outputs"),
+            match kernel {
+                Kernel::Scalar => 0,
+                Kernel::Avx2 => avx2(&coefficients.factors, from, &to, len),
+                Kernel::Avx2Gfni => avx2_gfni(&coefficients.affine, from, &to, len),
+                Kernel::Avx512Gfni => avx512_gfni(&coefficients.affine, from, &to, len),
             }
         }
     }
@@ -233,7 +263,7 @@ mod x86 {
     unsafe fn avx2<const N: usize>(
         factors: &[Factor],
         from: &[*const u8],
-        to: &[*mut u8],
+        to: &[*mut u8; N],
         len: usize,
     ) -> usize {
         const STEP: usize = size_of::<__m256i>();
@@ -269,38 +299,37 @@ mod x86 {
     }
 
     /// # Safety
-    /// As for [`avx2`], and the processor has GFNI.
+    /// As for [`avx2`], but `affine` holds the factors' bit matrices, N for each source; and the processor has GFNI.
     #[target_feature(enable = "avx2,gfni")]
     unsafe fn avx2_gfni<const N: usize>(
-        factors: &[Factor],
+        affine: &[u64],
         from: &[*const u8],
-        to: &[*mut u8],
+        to: &[*mut u8; N],
         len: usize,
     ) -> usize {
         const STEP: usize = size_of::<__m256i>();
-        // Two vectors at a time hide the latency of the affine instruction and halve the loads of factors.
-        let whole = len - len % (2 * STEP);
-        for offset in (0..whole).step_by(2 * STEP) {
+        // Several vectors at a time hide the latency of the affine instruction and share the loads of factors; with
+        // N times two sums and the bytes, the 16 registers hold all.
+        const WIDE: usize = 2 * STEP;
+        let whole = len - len % WIDE;
+        for offset in (0..whole).step_by(WIDE) {
             let mut sums = [[_mm256_setzero_si256(); 2]; N];
-            for (index, source) in from.iter().enumerate() {
-                // SAFETY: `offset + 2 * STEP <= len`, for which the pointer is valid.
-                let (first, second) = unsafe {
-                    (
-                        _mm256_loadu_si256(source.add(offset).cast()),
-                        _mm256_loadu_si256(source.add(offset + STEP).cast()),
-                    )
-                };
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    let affine = _mm256_set1_epi64x(factors[row * from.len() + index].affine as i64);
-                    sum[0] = _mm256_xor_si256(sum[0], _mm256_gf2p8affine_epi64_epi8::<0>(first, affine));
-                    sum[1] = _mm256_xor_si256(sum[1], _mm256_gf2p8affine_epi64_epi8::<0>(second, affine));
+            for (source, affine) in from.iter().zip(affine.chunks_exact(N)) {
+                // SAFETY: `offset + WIDE <= len`, for which the pointer is valid.
+                let bytes: [__m256i; 2] = std::array::from_fn(|vector| unsafe {
+                    _mm256_loadu_si256(source.add(offset + vector * STEP).cast())
+                });
+                for (sums, affine) in sums.iter_mut().zip(affine) {
+                    let affine = _mm256_set1_epi64x(*affine as i64);
+                    for (sum, bytes) in sums.iter_mut().zip(bytes) {
+                        *sum = _mm256_xor_si256(*sum, _mm256_gf2p8affine_epi64_epi8::<0>(bytes, affine));
+                    }
                 }
             }
-            for (output, sum) in to.iter().zip(sums) {
-                // SAFETY: `offset + 2 * STEP <= len`, for which the pointer is valid.
-                unsafe {
-                    _mm256_storeu_si256(output.add(offset).cast(), sum[0]);
-                    _mm256_storeu_si256(output.add(offset + STEP).cast(), sum[1]);
+            for (output, sums) in to.iter().zip(sums) {
+                for (vector, sum) in sums.into_iter().enumerate() {
+                    // SAFETY: `offset + WIDE <= len`, for which the pointer is valid.
+                    unsafe { _mm256_storeu_si256(output.add(offset + vector * STEP).cast(), sum) }
                 }
             }
         }
@@ -308,38 +337,36 @@ mod x86 {
     }
 
     /// # Safety
-    /// As for [`avx2`], and the processor has GFNI, AVX-512F and AVX-512BW.
+    /// As for [`avx2_gfni`], and the processor has AVX-512F and AVX-512BW.
     #[target_feature(enable = "avx512f,avx512bw,gfni")]
     unsafe fn avx512_gfni<const N: usize>(
-        factors: &[Factor],
+        affine: &[u64],
         from: &[*const u8],
-        to: &[*mut u8],
+        to: &[*mut u8; N],
         len: usize,
     ) -> usize {
         const STEP: usize = 64;
-        // Two vectors at a time hide the latency of the affine instruction and halve the loads of factors.
-        let whole = len - len % (2 * STEP);
-        for offset in (0..whole).step_by(2 * STEP) {
-            let mut sums = [[_mm512_setzero_si512(); 2]; N];
-            for (index, source) in from.iter().enumerate() {
-                // SAFETY: `offset + 2 * STEP <= len`, for which the pointer is valid.
-                let (first, second) = unsafe {
-                    (
-                        _mm512_loadu_si512(source.add(offset).cast()),
-                        _mm512_loadu_si512(source.add(offset + STEP).cast()),
-                    )
-                };
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    let affine = _mm512_set1_epi64(factors[row * from.len() + index].affine as i64);
-                    sum[0] = _mm512_xor_si512(sum[0], _mm512_gf2p8affine_epi64_epi8::<0>(first, affine));
-                    sum[1] = _mm512_xor_si512(sum[1], _mm512_gf2p8affine_epi64_epi8::<0>(second, affine));
+        // Four vectors at a time: N times four sums, the bytes and the factors fit into the 32 registers.
+        const WIDE: usize = 4 * STEP;
+        let whole = len - len % WIDE;
+        for offset in (0..whole).step_by(WIDE) {
+            let mut sums = [[_mm512_setzero_si512(); 4]; N];
+            for (source, affine) in from.iter().zip(affine.chunks_exact(N)) {
+                // SAFETY: `offset + WIDE <= len`, for which the pointer is valid.
+                let bytes: [__m512i; 4] = std::array::from_fn(|vector| unsafe {
+                    _mm512_loadu_si512(source.add(offset + vector * STEP).cast())
+                });
+                for (sums, affine) in sums.iter_mut().zip(affine) {
+                    let affine = _mm512_set1_epi64(*affine as i64);
+                    for (sum, bytes) in sums.iter_mut().zip(bytes) {
+                        *sum = _mm512_xor_si512(*sum, _mm512_gf2p8affine_epi64_epi8::<0>(bytes, affine));
+                    }
                 }
             }
-            for (output, sum) in to.iter().zip(sums) {
-                // SAFETY: `offset + 2 * STEP <= len`, for which the pointer is valid.
-                unsafe {
-                    _mm512_storeu_si512(output.add(offset).cast(), sum[0]);
-                    _mm512_storeu_si512(output.add(offset + STEP).cast(), sum[1]);
+            for (output, sums) in to.iter().zip(sums) {
+                for (vector, sum) in sums.into_iter().enumerate() {
+                    // SAFETY: `offset + WIDE <= len`, for which the pointer is valid.
+                    unsafe { _mm512_storeu_si512(output.add(offset + vector * STEP).cast(), sum) }
                 }
             }
         }

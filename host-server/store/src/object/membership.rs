@@ -93,7 +93,14 @@ impl Object {
     pub(super) fn expel(&self, component: &Component, error: &EngineError) {
         if component.expel(error) {
             self.expelled_count.set(self.expelled_count.get() + 1);
-            tracing::error!(volume = %self.volume, %component, %error, "component expelled");
+            tracing::error!(
+                volume = %self.volume,
+                position = component.position.0,
+                path = %component.path.display(),
+                %error,
+                "a component failed and is out of use; every byte is served on, with less redundancy. Check the device, then \
+                 put a new component in its place with `ringfort volume replace`"
+            );
         }
     }
 
@@ -149,7 +156,12 @@ impl Object {
     /// fails here is expelled, which leaves the membership unsettled. The caller holds `label_turn` or is alone.
     pub(super) async fn advance_labels(&self) {
         if let Some(shortage) = self.shortage() {
-            tracing::error!(volume = %self.volume, error = %shortage, "too few components are left");
+            tracing::error!(
+                volume = %self.volume,
+                error = %shortage,
+                "too few components are left: the volume takes no more changes. What was synced is safe; bring back the \
+                 components that the error names, then start the server again"
+            );
             self.failure.replace(Some(shortage));
             return;
         }

@@ -143,7 +143,16 @@ impl Object {
         let mut writes = Vec::new();
         for (component, found) in bad {
             if let Some(events) = component.log_turn() {
-                tracing::warn!(volume = %self.volume, %component, offset_bytes, found, events, "repairing metadata");
+                tracing::warn!(
+                    volume = %self.volume,
+                    position = component.position.0,
+                    path = %component.path.display(),
+                    offset_bytes,
+                    found,
+                    events,
+                    "metadata on this mirror was bad and is written back from another. Where this goes on, the device is \
+                     failing: replace it"
+                );
             }
             component.count(|counters| counters.repaired_blocks += 1);
             if let Some(write) = component.write(offset_bytes, vec![good.clone()]) {
@@ -151,7 +160,11 @@ impl Object {
             }
         }
         if let Err(error) = self.finish_writes(writes, Part::Metadata).await {
-            tracing::error!(volume = %self.volume, %error, "repairing metadata");
+            tracing::error!(
+                volume = %self.volume,
+                %error,
+                "bad metadata could not be written back; it is read from the other mirrors"
+            );
         }
     }
 

@@ -196,7 +196,10 @@ impl Object {
             object.begin_session().await?;
         }
         for finding in &findings {
-            tracing::warn!(%volume, %finding, "opening");
+            tracing::warn!(
+                %volume,
+                "found on opening: {finding}; bring the component back, or put a new one in its place with `ringfort volume replace`"
+            );
         }
         Ok((object, OpenReport { volume, findings, missing_count }))
     }

@@ -164,7 +164,16 @@ impl Reading<'_> {
                     .slice(block_range(&image.rows, first).start..block_range(&image.rows, last).end);
                 if let Some(events) = component.log_turn() {
                     let blocks = run.len();
-                    tracing::warn!(volume = %self.object.volume, %component, %place, blocks, events, "repairing data");
+                    tracing::warn!(
+                        volume = %self.object.volume,
+                        position = component.position.0,
+                        path = %component.path.display(),
+                        %place,
+                        blocks,
+                        events,
+                        "blocks of data failed their checksum or could not be read, and are written back from the other \
+                         components. Where this goes on, the device is failing: replace it"
+                    );
                 }
                 component.count(|counters| counters.repaired_blocks += run.len() as u64);
                 if let Some(write) = component.write(offset_bytes, vec![bytes]) {
@@ -176,7 +185,11 @@ impl Reading<'_> {
             return;
         }
         if let Err(error) = self.object.finish_writes(writes, Part::Data).await {
-            tracing::error!(volume = %self.object.volume, %error, "repairing data");
+            tracing::error!(
+                volume = %self.object.volume,
+                %error,
+                "blocks that failed their checksum could not be written back; readers still get the right bytes"
+            );
         }
     }
 

@@ -132,7 +132,15 @@ impl Reading<'_> {
                     let component = self.component(column);
                     self.object.note_read_error(component, &error);
                     if let Some(events) = component.log_turn() {
-                        tracing::warn!(volume = %self.object.volume, %component, %error, events, "reading data");
+                        tracing::warn!(
+                            volume = %self.object.volume,
+                            position = component.position.0,
+                            path = %component.path.display(),
+                            %error,
+                            events,
+                            "a component failed a read; the data is computed from the others. Where this goes on, the \
+                             device is failing: replace it"
+                        );
                     }
                 }
             }

@@ -51,7 +51,7 @@ pub struct ComponentReport {
     /// Why it is not in use.
     pub failure: Option<String>,
     pub counters: ComponentCounters,
-    /// None where the component is not in use.
+    /// None where the component has not been in use. Of one that has left: up to then.
     pub device: Option<DeviceCounters>,
 }
 

@@ -25,7 +25,8 @@ impl State {
             let Some(blocks) = kept_blocks(kept, &entries) else {
                 tracing::warn!(
                     transaction,
-                    "a kept transaction lacks its blocks; it and those after it are lost"
+                    "a change that the last process kept in memory lacks its blocks: it and the unsynced ones after it are lost, \
+                     as in a power cut"
                 );
                 break;
             };

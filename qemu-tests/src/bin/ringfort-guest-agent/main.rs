@@ -3,6 +3,7 @@
 // Memory maps need it: `map.rs` alone may.
 #![deny(unsafe_code)]
 
+mod bench;
 mod ledger;
 mod map;
 mod order;
@@ -32,6 +33,8 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
         ["serve"] => serve::serve(),
+        ["bench-prepare", mount, data_mib] => bench::prepare(Path::new(mount), number(data_mib)?),
+        ["bench", seed, mounts @ ..] => bench::run(mounts, number(seed)?),
         ["tree-make", root, seed, files] => tree::make(Path::new(root), number(seed)?, number(files)?),
         ["tree-verify", root, seed, files] => tree::verify(Path::new(root), number(seed)?, number(files)?),
         ["ledger-write", folder, seed, steps] => {
@@ -56,7 +59,7 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["map-read", file] => map::read(Path::new(file)),
         ["map-fill", file, byte] => map::fill(Path::new(file), u8::try_from(number(byte)?)?),
         _ => bail!(
-            "usage: serve | tree-make ROOT SEED FILES | tree-verify ROOT SEED FILES | ledger-write FOLDER SEED STEPS | \
+            "usage: serve | bench-prepare MOUNT DATA_MIB | bench SEED MOUNT... | tree-make ROOT SEED FILES | tree-verify ROOT SEED FILES | ledger-write FOLDER SEED STEPS | \
              ledger-verify FOLDER SEED ACKNOWLEDGED | (overwrite|order)-(write|verify), likewise | posix-check FOLDER | map-read FILE | map-fill FILE BYTE"
         ),
     }

@@ -35,8 +35,10 @@ fn negotiation_offers_what_is_implemented_and_no_more() {
         assert_eq!((out.max_write.get(), out.max_pages.get(), out.time_gran.get()), (1 << 20, 256, 1));
         assert_eq!(out.max_readahead.get(), 128 * 1024);
         assert_eq!(out.flags.get() & (abi::FUSE_DO_READDIRPLUS | abi::FUSE_WRITEBACK_CACHE), 0);
-        const POSIX_LOCKS: u32 = 1 << 1;
-        assert_eq!(out.flags.get() & POSIX_LOCKS, 0);
+        let locks = abi::FUSE_POSIX_LOCKS | abi::FUSE_FLOCK_LOCKS;
+        assert_eq!(out.flags.get() & locks, locks);
+        const EXPORT_SUPPORT: u32 = 1 << 4;
+        assert_eq!(out.flags.get() & EXPORT_SUPPORT, 0);
 
         let older = guest.call(abi::FUSE_INIT, 0, init_in(31, abi::FUSE_BIG_WRITES).as_bytes()).await;
         let older: abi::InitOut = older.parse();

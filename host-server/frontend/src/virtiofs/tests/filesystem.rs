@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::driver::name;
 use super::guest::Guest;
-use crate::virtiofs::abi;
+use crate::virtiofs::abi::{self, linux};
 use crate::virtiofs::device::{Event, Options};
 
 fn with_filesystem<F: Future<Output = ()> + 'static>(
@@ -147,7 +147,8 @@ fn attributes_links_and_extended_attributes_reach_the_filesystem() {
         let second: abi::EntryOut = guest.call(abi::FUSE_LINK, 1, &body).await.parse();
         assert_eq!((second.nodeid, second.attr.nlink.get()), (file.nodeid, 2));
 
-        let set = [&3_u32.to_le_bytes()[..], &[0; 4], b"user.a\0xyz"].concat();
+        let set =
+            [abi::SetxattrIn { size: 3.into(), ..Default::default() }.as_bytes(), b"user.a\0xyz"].concat();
         guest.call(abi::FUSE_SETXATTR, node, &set).await.ok();
         let get = |size: u32| [&size.to_le_bytes()[..], &[0; 4], b"user.a\0"].concat();
         assert_eq!(guest.call(abi::FUSE_GETXATTR, node, &get(64)).await.ok(), b"xyz");
@@ -174,5 +175,51 @@ fn attributes_links_and_extended_attributes_reach_the_filesystem() {
             let read = abi::ReadIn { fh: forged.into(), size: 1.into(), ..Default::default() };
             assert_eq!(guest.call(abi::FUSE_READ, node, read.as_bytes()).await.error, -9, "handle {forged}");
         }
+    });
+}
+
+#[test]
+fn a_parked_lock_is_had_in_its_turn_or_ends_with_its_ring() {
+    with_filesystem(|mut guest, filesystem| async move {
+        guest.init().await;
+        let (file, first) = create(&mut guest, 1, "file").await;
+        let node = file.nodeid.get();
+        let open = abi::OpenIn { flags: 2.into(), ..Default::default() };
+        let second: abi::OpenOut = guest.call(abi::FUSE_OPEN, node, open.as_bytes()).await.parse();
+        let flock = |open: &abi::OpenOut, kind: u32| abi::LkIn {
+            fh: open.fh,
+            owner: open.fh,
+            lk: abi::FileLock { end: (i64::MAX as u64).into(), r#type: kind.into(), ..Default::default() },
+            lk_flags: abi::FUSE_LK_FLOCK.into(),
+            ..Default::default()
+        };
+        let exclusive = flock(&second, linux::F_WRLCK);
+        guest.call(abi::FUSE_SETLK, node, flock(&first, linux::F_RDLCK).as_bytes()).await.ok();
+        assert_eq!(guest.call(abi::FUSE_SETLK, node, exclusive.as_bytes()).await.error, -11);
+        let parked = guest.send(abi::FUSE_SETLKW, node, exclusive.as_bytes());
+        guest.settle().await;
+        assert_eq!(filesystem.counts().lock_waiters, 1);
+        guest.call(abi::FUSE_SETLK, node, flock(&first, linux::F_UNLCK).as_bytes()).await.ok();
+        guest.wait(&parked).await.ok();
+
+        let range = abi::LkIn { lk_flags: 0.into(), ..exclusive };
+        guest.call(abi::FUSE_SETLK, node, range.as_bytes()).await.ok();
+        let asked = abi::LkIn { owner: 99.into(), ..range };
+        let held: abi::LkOut = guest.call(abi::FUSE_GETLK, node, asked.as_bytes()).await.parse();
+        assert_eq!((held.lk.r#type.get(), held.lk.end.get()), (linux::F_WRLCK, i64::MAX as u64));
+        let flush = abi::FlushIn { fh: first.fh, lock_owner: range.owner, ..Default::default() };
+        guest.call(abi::FUSE_FLUSH, node, flush.as_bytes()).await.ok();
+        let held: abi::LkOut = guest.call(abi::FUSE_GETLK, node, asked.as_bytes()).await.parse();
+        assert_eq!(held.lk.r#type.get(), linux::F_UNLCK);
+
+        guest.send(abi::FUSE_SETLKW, node, flock(&first, linux::F_RDLCK).as_bytes());
+        guest.settle().await;
+        assert_eq!(filesystem.counts().lock_waiters, 1);
+        guest.event(|done| Event::Stop(1, done)).await;
+        let counts = filesystem.counts();
+        assert_eq!((counts.lock_waiters, counts.advisory_locks), (0, 1));
+        guest.event(Event::Detach).await;
+        assert_eq!(filesystem.counts().advisory_locks, 0);
+        assert_eq!(guest.metrics.malformed_requests.get(), 0);
     });
 }

@@ -92,7 +92,7 @@ fn lengths_in_the_header_are_not_believed() {
 fn unknown_opcodes_and_forged_identifiers_get_errors() {
     with_guest(|mut guest, _| async move {
         guest.init().await;
-        for opcode in [0, 7, 19, 31, 32, 33, 47, 51, 63, 64, 4096, u32::MAX] {
+        for opcode in [0, 7, 19, 37, 39, 63, 64, 4096, u32::MAX] {
             assert_eq!(guest.call(opcode, 1, &[0; 64]).await.error, -38, "opcode {opcode}");
         }
         assert!(guest.metrics.requests(0) >= 3);

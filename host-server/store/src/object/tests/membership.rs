@@ -56,8 +56,12 @@ fn a_failed_or_hanging_flush_expels_and_is_not_retried() {
                 assert_eq!(object.tree().expelled_count, 1);
                 assert_eq!(object.tree().health, Health::Degraded);
                 assert!(matches!(newest_label(&controls, 0).members[4].state, MemberState::Failed { .. }));
-                assert_eq!(object.tree().components[4].device, None);
+                let asked = object.tree().components[4].device;
+                assert!(asked.is_some_and(|device| device.writes > 0), "what it did is still told");
                 summary.check(&object, 0, 16, 0).await.unwrap();
+                summary.write(&object, SegmentId(0), 2..3, 8, 8).await.unwrap();
+                object.flush_data().await.unwrap();
+                assert_eq!(object.tree().components[4].device, asked, "nothing more is asked of it");
             })
             .done();
     }
