@@ -151,10 +151,8 @@ fn what_the_log_holds_of_a_freed_segment_is_nobodys() {
                 let store = open(engine).await;
                 let mut model = Model::default();
                 // The bank's segment, four banks of 32 blocks, but for what the last transaction brings.
-                let mut content = 1;
                 for at in 0..126 {
-                    write(&store, 0, at, &[content]).await.unwrap();
-                    content += 1;
+                    write(&store, 0, at, &[at + 1]).await.unwrap();
                     if at % 32 >= 24 {
                         store.sync().await.unwrap();
                     }
