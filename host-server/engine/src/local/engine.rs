@@ -148,22 +148,22 @@ impl LocalEngine {
         self.sources.poll()
     }
 
-    /// Looks for work for a while. True where a task is ready.
-    fn look_for_work(&self, ready: &ReadyQueue) -> bool {
+    /// Looks for work for a while. Where none came, since when there has been none.
+    fn look_for_work(&self, ready: &ReadyQueue) -> Option<Instant> {
         let window = self.window.length();
         let mut looked = Instant::now();
-        let mut end = looked + window;
+        let mut idle_since = looked;
         loop {
             let worked = self.turn_at(looked);
             if ready.len() > 0 {
-                return true;
+                return None;
             }
             let now = Instant::now();
             if worked {
                 // Where there was work there is often more.
-                end = now + window;
-            } else if now >= end || self.window.is_disturbed_by(now - looked) {
-                return false;
+                idle_since = now;
+            } else if now - idle_since >= window || self.window.is_disturbed_by(now - looked) {
+                return Some(idle_since);
             }
             looked = now;
             std::hint::spin_loop();
@@ -177,15 +177,12 @@ impl Driver for LocalEngine {
     }
 
     fn park(&self, ready: &ReadyQueue) {
-        if self.look_for_work(ready) {
-            return;
-        }
+        let Some(idle_since) = self.look_for_work(ready) else { return };
         if !self.sources.arm() && ready.prepare_park() {
-            let asleep = Instant::now();
-            let limit = self.next_deadline().map(|deadline| deadline.saturating_duration_since(asleep));
+            let limit = self.next_deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
             self.transfers.wait(limit);
             ready.unpark();
-            self.window.slept(asleep.elapsed());
+            self.window.slept_at_the_end_of(idle_since.elapsed());
         }
         Driver::turn(self);
     }

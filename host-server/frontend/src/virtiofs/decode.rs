@@ -233,7 +233,11 @@ fn write(header: &Header, input: &mut Input<'_>) -> Result<Request, Errno> {
     let mut data = Payload::default();
     for piece_bytes in [head, whole, tail] {
         if piece_bytes > 0 {
-            let mut buffer = Buffer::zeroed(piece_bytes.next_multiple_of(BLOCK_BYTES));
+            let mut buffer = match piece_bytes.is_multiple_of(BLOCK_BYTES) {
+                true => Buffer::for_overwrite(piece_bytes),
+                // What is behind the piece in its last block must be nobody's.
+                false => Buffer::zeroed(piece_bytes.next_multiple_of(BLOCK_BYTES)),
+            };
             input.read(&mut buffer[..piece_bytes]).map_err(|_| Errno::EINVAL)?;
             data.pieces.push(buffer.freeze().slice(0..piece_bytes));
         }

@@ -1,6 +1,7 @@
 //! A guest's virtio-fs driver in a few lines: builds descriptor chains in guest memory and reads replies back.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress};
@@ -31,6 +32,7 @@ pub struct Descriptor {
 #[derive(Clone, Debug)]
 pub struct Ticket {
     pub head: u16,
+    readable: Vec<u64>,
     writable: Vec<(u64, u32)>,
 }
 
@@ -64,6 +66,8 @@ pub struct Driver {
     next_buffer: u64,
     next_descriptor: u16,
     available: u16,
+    /// Where `available` was when the device was last rung.
+    told: u16,
     used: u16,
     next_unique: u64,
 }
@@ -78,6 +82,7 @@ impl Driver {
             next_buffer: 0,
             next_descriptor: 0,
             available: 0,
+            told: 0,
             used: 0,
             next_unique: 2,
         }
@@ -88,6 +93,11 @@ impl Driver {
         (self.base, self.base + AVAILABLE, self.base + USED)
     }
 
+    /// Zeroes the rings, as a driver finds them that begins anew.
+    pub fn clear(&self) {
+        self.memory.write_slice(&[0; BUFFERS as usize], GuestAddress(self.base)).unwrap();
+    }
+
     /// Guest memory for a buffer; the oldest buffers are overwritten in time.
     pub fn buffer(&mut self, len_bytes: u64) -> u64 {
         if self.next_buffer + len_bytes > self.buffers_len_bytes {
@@ -96,6 +106,31 @@ impl Driver {
         let address = self.base + BUFFERS + self.next_buffer;
         self.next_buffer += len_bytes.next_multiple_of(8);
         address
+    }
+
+    /// Whether the device wants to hear of what was made available since the last time that this was asked.
+    pub fn is_to_ring(&mut self) -> bool {
+        fence(Ordering::SeqCst);
+        let event: u16 =
+            self.memory.read_obj(GuestAddress(self.base + USED + 4 + u64::from(self.size) * 8)).unwrap();
+        let since = std::mem::replace(&mut self.told, self.available);
+        self.available.wrapping_sub(event).wrapping_sub(1) < self.available.wrapping_sub(since)
+    }
+
+    /// Asks the device to ring for the next chain that it gives back.
+    fn ask_for_a_ring(&self) {
+        let place = self.base + AVAILABLE + 4 + u64::from(self.size) * 2;
+        self.memory.write_obj(self.used, GuestAddress(place)).unwrap();
+    }
+
+    /// Puts the next buffers where the first were.
+    pub fn begin_buffers_anew(&mut self) {
+        self.next_buffer = 0;
+    }
+
+    /// Where piece `number` of a request lies.
+    pub fn readable_address(&self, ticket: &Ticket, number: usize) -> u64 {
+        ticket.readable[number]
     }
 
     pub fn store(&mut self, index: u16, descriptor: Descriptor) {
@@ -128,7 +163,7 @@ impl Driver {
         let head = self.next_descriptor;
         self.next_descriptor += count;
         let mut index = head;
-        let mut ticket = Ticket { head, writable: Vec::new() };
+        let mut ticket = Ticket { head, readable: Vec::new(), writable: Vec::new() };
         let mut add = |driver: &mut Self, address, len_bytes, flags| {
             let last = index + 1 == head + count;
             let flags = if last { flags } else { flags | NEXT };
@@ -139,6 +174,7 @@ impl Driver {
             let address = self.buffer(bytes.len() as u64);
             self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
             add(self, address, bytes.len() as u32, 0);
+            ticket.readable.push(address);
         }
         for &len_bytes in writable {
             let address = self.buffer(u64::from(len_bytes));
@@ -174,6 +210,7 @@ impl Driver {
         let head: u32 = self.memory.read_obj(GuestAddress(slot)).unwrap();
         let written_bytes: u32 = self.memory.read_obj(GuestAddress(slot + 4)).unwrap();
         self.used = self.used.wrapping_add(1);
+        self.ask_for_a_ring();
         Some((head as u16, written_bytes))
     }
 
