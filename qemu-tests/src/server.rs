@@ -74,6 +74,11 @@ impl Volume {
         Ok(volume)
     }
 
+    /// A volume that is in `folder` already.
+    pub fn at(folder: &Path) -> Volume {
+        Volume { folder: folder.to_owned() }
+    }
+
     /// The volume's folder.
     pub fn folder(&self) -> &Path {
         &self.folder
