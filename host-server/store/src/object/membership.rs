@@ -173,11 +173,17 @@ impl Object {
                 member.state = MemberState::Failed { since_sequence: next.sequence };
             }
         }
+        self.write_labels(&next).await;
+        self.membership.replace(next);
+    }
+
+    /// Makes the labels of one membership durable on every component in use; one that fails is expelled.
+    pub(super) async fn write_labels(&self, membership: &Membership) {
         let writes: Vec<_> = self
             .components
             .iter()
             .filter_map(|component| {
-                let label = self.label(&next, component.position);
+                let label = self.label(membership, component.position);
                 let write = component.write(label.slot(), vec![Slice::copy_of(&label.encode())])?;
                 Some((component, write))
             })
@@ -195,7 +201,6 @@ impl Object {
                 Err(error) => self.expel(component, &error),
             }
         }
-        self.membership.replace(next);
     }
 
     fn label(&self, membership: &Membership, position: ComponentPosition) -> Label {
