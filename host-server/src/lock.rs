@@ -20,6 +20,7 @@ pub enum Purpose {
     Serve,
     Status,
     Check,
+    Export,
     Grow,
     Replace,
 }
@@ -31,6 +32,7 @@ impl Purpose {
             Purpose::Serve => "ringfort serve",
             Purpose::Status => "ringfort volume status",
             Purpose::Check => "ringfort volume check",
+            Purpose::Export => "ringfort volume export",
             Purpose::Grow => "ringfort volume grow",
             Purpose::Replace => "ringfort volume replace",
         }

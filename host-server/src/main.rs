@@ -1,12 +1,13 @@
 //! The Ringfort server and its command line: assembly of the layers below.
 //!
 //! Modules, lowest first:
-//! `size` · `volume_file` · `lock` · `config` · `logging` · `cli` · `report` · `admin` · `assemble` · `observe` ·
+//! `size` · `volume_file` · `lock` · `config` · `logging` · `cli` · `archive` · `report` · `admin` · `assemble` · `observe` ·
 //! `metrics` · `service_manager` · `commands`
 
 #![forbid(unsafe_code)]
 
 mod admin;
+mod archive;
 mod assemble;
 mod cli;
 mod commands;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Volume(Volume::Create(arguments)) => commands::create::run(arguments),
         Command::Volume(Volume::Status(arguments)) => commands::status::run(arguments),
         Command::Volume(Volume::Check(arguments)) => commands::check::run(arguments),
+        Command::Volume(Volume::Export(arguments)) => commands::export::run(arguments),
         Command::Volume(Volume::List(arguments)) => commands::list::run(arguments),
         Command::Volume(Volume::Grow(arguments)) => commands::grow::run(arguments),
         Command::Volume(Volume::Replace(arguments)) => commands::replace::run(arguments),

@@ -169,6 +169,11 @@ impl Task<'_> {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
+    /// The same, as bytes.
+    pub fn output(&self) -> &[u8] {
+        &self.stdout
+    }
+
     /// Waits until `enough` holds of the output so far; an error if the command ends or the time runs out before.
     pub fn wait_until(&mut self, enough: impl Fn(&str) -> bool, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::programs::Payload;
 use crate::provision::{KernelFiles, Parts};
 
-/// Modules that guests use; what they depend on is loaded before them.
+/// Modules that every guest uses; what they depend on is loaded before them.
 const MODULES: [&str; 5] = ["virtio_mmio", "virtio_pci", "virtio_console", "virtiofs", "virtio_blk"];
 
 const INIT: &str = "#!/bin/busybox sh
@@ -40,8 +40,14 @@ tests:x:1000:
 nobody:x:65534:
 ";
 
-/// Writes the image for `parts`, a kernel and further programs to `path`; returns its size in bytes.
-pub fn write(path: &Path, parts: &Parts, kernel: &KernelFiles, programs: &Payload) -> Result<u64> {
+/// Writes the image for `parts`, a kernel with further `modules` and further programs to `path`; returns its size in bytes.
+pub fn write(
+    path: &Path,
+    parts: &Parts,
+    kernel: &KernelFiles,
+    modules: &[&str],
+    programs: &Payload,
+) -> Result<u64> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "proc", "sys", "tmp", "mnt", "modules", "root", "etc"] {
         archive.folder(folder);
@@ -53,7 +59,8 @@ pub fn write(path: &Path, parts: &Parts, kernel: &KernelFiles, programs: &Payloa
     archive.file("bin/busybox", 0o755, &read(&parts.busybox)?);
     archive.file("bin/ringfort-guest-agent", 0o755, &read(&parts.agent)?);
 
-    let modules = in_load_order(&kernel.modules, &parts.busybox)?;
+    let wanted: Vec<&str> = MODULES.iter().chain(modules).copied().collect();
+    let modules = in_load_order(&wanted, &kernel.modules, &parts.busybox)?;
     let mut order = String::new();
     for module in &modules {
         archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.bytes);
@@ -90,13 +97,13 @@ struct Module {
 }
 
 /// The wanted modules and all that they depend on, each after its own dependencies.
-fn in_load_order(folder: &Path, busybox: &Path) -> Result<Vec<Module>> {
+fn in_load_order(wanted: &[&str], folder: &Path, busybox: &Path) -> Result<Vec<Module>> {
     let mut files = Vec::new();
     collect_modules(folder, &mut files)?;
     let built_in = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
     let mut loaded: Vec<Module> = Vec::new();
     // A name is pushed back below its missing dependencies, so it is seen again when they are loaded.
-    let mut waiting: Vec<String> = MODULES.iter().rev().map(|name| (*name).to_owned()).collect();
+    let mut waiting: Vec<String> = wanted.iter().rev().map(|name| (*name).to_owned()).collect();
     let mut steps = 0;
     while let Some(name) = waiting.pop() {
         steps += 1;

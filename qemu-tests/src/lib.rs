@@ -13,6 +13,7 @@
 //! * [`machine`]: QEMU's command line and a guest's life
 //! * [`server`]: the `ringfort` program, a volume, a serving process
 //! * [`scene`]: a volume served to guests, trees and ledgers in it
+//! * [`powercut`]: states that a power cut may leave, made of recorded writes
 //!
 //! Nothing here depends on another crate of the workspace: the tests see programs, sockets and files only.
 #![deny(unsafe_code)]
@@ -25,6 +26,7 @@ pub mod frame;
 pub mod image;
 pub mod machine;
 pub mod place;
+pub mod powercut;
 pub mod programs;
 pub mod provision;
 pub mod scene;

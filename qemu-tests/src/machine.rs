@@ -21,6 +21,9 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 /// For commands with nothing heavy to do.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// An ext4 file system looks for its checksums by name, where no dependency tells.
+const EXT4_MODULES: [&str; 2] = ["crc32c_generic", "ext4"];
+
 /// The machine type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Board {
@@ -80,6 +83,7 @@ pub struct Machine {
     request_queues: u32,
     restarts: bool,
     shares: Vec<Share>,
+    ext4_disk_mib: u64,
     programs: Vec<Program>,
 }
 
@@ -94,6 +98,7 @@ impl Machine {
             request_queues: 1,
             restarts: false,
             shares: Vec::new(),
+            ext4_disk_mib: 0,
             programs: Vec::new(),
         }
     }
@@ -134,6 +139,12 @@ impl Machine {
         self
     }
 
+    /// Adds an empty disk, `/dev/vda` in the guest, and what it takes to have an ext4 file system on it.
+    pub fn ext4_disk_mib(mut self, size_mib: u64) -> Machine {
+        self.ext4_disk_mib = size_mib;
+        self.programs(&[Program::Mke2fs])
+    }
+
     /// Packs `programs` into the image.
     pub fn programs(mut self, programs: &[Program]) -> Machine {
         self.programs.extend_from_slice(programs);
@@ -147,7 +158,8 @@ impl Machine {
         let programs = programs::prepare(&self.programs)?;
         let folder = RunFolder::new(name)?;
         let initramfs = folder.path().join("initramfs");
-        image::write(&initramfs, parts, &kernel, &programs)?;
+        let modules: &[&str] = if self.ext4_disk_mib > 0 { &EXT4_MODULES } else { &[] };
+        image::write(&initramfs, parts, &kernel, modules, &programs)?;
         let accelerator = Accelerator::choose()?;
         let nonce = nonce()?;
         let agent_socket = folder.socket("agent");
@@ -165,6 +177,7 @@ impl Machine {
                 "-chardev",
                 &format!("socket,id=agent,path={},server=on,wait=off", agent_socket.display()),
             ])
+            .args(self.disk_arguments(folder.path())?)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&errors).with_context(|| format!("creating {}", errors.display()))?);
@@ -198,6 +211,22 @@ impl Machine {
                 Err(error.context(format!("booting a {:?} guest; QEMU said: {said:?}", self.board)))
             }
         }
+    }
+
+    /// The disk's file lies in `folder` and goes with it.
+    fn disk_arguments(&self, folder: &Path) -> Result<Vec<String>> {
+        if self.ext4_disk_mib == 0 {
+            return Ok(Vec::new());
+        }
+        let path = folder.join("disk");
+        let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+        file.set_len(self.ext4_disk_mib << 20).with_context(|| format!("sizing {}", path.display()))?;
+        let device = match self.board {
+            Board::MicroVm => "virtio-blk-device,drive=disk",
+            Board::Q35 => "virtio-blk-pci,drive=disk",
+        };
+        let drive = format!("if=none,id=disk,format=raw,cache=unsafe,file={}", path.display());
+        Ok(["-drive", &drive, "-device", device].map(str::to_owned).to_vec())
     }
 
     fn arguments(&self, accelerator: Accelerator) -> Vec<String> {

@@ -10,7 +10,7 @@ use crate::place::{Lock, cache};
 use crate::provision::{STATIC_FLAGS, STATIC_TARGET, Suite, cargo, library_path, once, output_of, packages};
 
 /// The packages that hold the programs, fetched together.
-const PACKAGES: [&str; 5] = ["acl", "fio", "git", "sqlite3", "tar"];
+const PACKAGES: [&str; 6] = ["acl", "e2fsprogs", "fio", "git", "sqlite3", "tar"];
 
 /// What a test can ask to be in the guest's `/bin`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Program {
     /// The file system exerciser, from crates.io.
     Fsx,
     Git,
+    /// Makes ext4 file systems.
+    Mke2fs,
     /// A suite of POSIX conformance tests, from crates.io.
     Pjdfstest,
     Sqlite3,
@@ -35,6 +37,7 @@ impl Program {
             Program::Fio => Source::Package(&["usr/bin/fio"]),
             Program::Fsx => Source::Crate { name: "fsx", version: "0.3.2" },
             Program::Git => Source::Package(&["usr/bin/git"]),
+            Program::Mke2fs => Source::Package(&["usr/sbin/mke2fs"]),
             Program::Pjdfstest => Source::Crate { name: "pjdfstest", version: "0.2.2" },
             Program::Sqlite3 => Source::Package(&["usr/bin/sqlite3"]),
             Program::Tar => Source::Package(&["usr/bin/tar"]),
@@ -86,7 +89,7 @@ fn add(program: Program, payload: &mut Payload) -> Result<()> {
     let first = payload.files.len();
     match program.source() {
         Source::Package(paths) => {
-            let root = packages("programs", &PACKAGES, Suite::Release)?;
+            let root = packages("test-packages", &PACKAGES, Suite::Release)?;
             for path in paths {
                 let file = in_merged_root(&root, path)?;
                 payload.libraries.extend(libraries(&root, &file)?);

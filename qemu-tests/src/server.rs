@@ -2,6 +2,7 @@
 //! `RINGFORT_PROGRAM` names a program to use in the place of the workspace's own build.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::content::content;
 use crate::provision::workspace_program;
 
 /// To open a volume, recovery included.
@@ -72,6 +74,11 @@ impl Volume {
         Ok(volume)
     }
 
+    /// A volume that is in `folder` already.
+    pub fn at(folder: &Path) -> Volume {
+        Volume { folder: folder.to_owned() }
+    }
+
     /// The volume's folder.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -98,6 +105,21 @@ impl Volume {
         let file =
             File::options().write(true).open(&path).with_context(|| format!("opening {}", path.display()))?;
         file.set_len(0).with_context(|| format!("emptying {}", path.display()))
+    }
+
+    /// Overwrites the whole file of component `index` with bytes that were never in it, label included.
+    pub fn spoil(&self, index: usize) -> Result<()> {
+        const PIECE_BYTES: u64 = 1 << 20;
+        let path = self.component(index);
+        let file =
+            File::options().write(true).open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let length_bytes = file.metadata().with_context(|| format!("looking at {}", path.display()))?.len();
+        let garbage = content(u64::MAX, PIECE_BYTES as usize);
+        for at in (0..length_bytes).step_by(garbage.len()) {
+            let piece = &garbage[..PIECE_BYTES.min(length_bytes - at) as usize];
+            file.write_all_at(piece, at).with_context(|| format!("spoiling {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// Puts a component back as it was when it was taken away.

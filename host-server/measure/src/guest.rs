@@ -113,7 +113,7 @@ fn describe(figures: &mut Figures, rounds: u32) -> Result<()> {
     );
     figures.condition(
         "virtiofsd_page_cache",
-        "the same without --allow-direct-io: what it reads is cached on the host",
+        "the same without --allow-direct-io: cached by the host, and no goal",
     );
     figures.condition(
         "program",

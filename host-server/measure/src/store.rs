@@ -14,13 +14,15 @@ use crate::load::{BLOCK_BYTES, DEPTH};
 use crate::ringfort;
 use crate::volume::{COMPONENTS, VolumeFiles};
 
-const SIZE_BYTES: u64 = 2 << 30;
-/// Room for the large file, and for that of small writes with as much again.
-const DEGRADED_SIZE_BYTES: u64 = 768 << 20;
-const CRASHED_SIZE_BYTES: u64 = 768 << 20;
-const BTRFS_DEVICE_BYTES: u64 = 640 << 20;
+/// Room for both files and for what a round overwrites.
+const SIZE_BYTES: u64 = 1280 << 20;
+/// Room for the large file.
+const DEGRADED_SIZE_BYTES: u64 = 640 << 20;
+/// Room for the file of small writes, twice.
+const CRASHED_SIZE_BYTES: u64 = 640 << 20;
+const BTRFS_DEVICE_BYTES: u64 = 512 << 20;
 /// What all files together take at most.
-const SCRATCH_BYTES: u64 = 14 << 30;
+const SCRATCH_BYTES: u64 = 8 << 30;
 const LOG_BYTES: u64 = 32 << 20;
 /// Four times the log: what it holds is written to stripes and truncated several times over.
 const SMALL_WRITES: u64 = 4 * LOG_BYTES / BLOCK_BYTES as u64;
@@ -41,7 +43,12 @@ pub fn measure(rounds: u32) -> Result<Figures> {
     check_space(folder.path())?;
     let contenders = Contenders::prepare(folder.path(), &mut figures)?;
     for round in 0..u64::from(rounds) {
-        contenders.take_turns(round, &mut figures)?;
+        let volume = fresh_volume(folder.path())?;
+        contenders.take_turns(&volume, round, &mut figures)?;
+    }
+    contenders.remove()?;
+    for round in 0..u64::from(rounds) {
+        recover(folder.path(), round, &mut figures)?;
     }
     figures.note(RINGFORT, "peak_rss_mib", "MiB", peak_rss_mib()?);
     set_goals(&mut figures);
@@ -87,7 +94,7 @@ fn check_space(folder: &Path) -> Result<()> {
 fn describe(figures: &mut Figures, rounds: u32) {
     figures.condition(
         "ringfort",
-        "data 4+2, metadata mirrored 3 ways, six files beside each other, 2 GiB, log 32 MiB; driven by filesystem \
+        "data 4+2, metadata mirrored 3 ways, six files beside each other, 1.25 GiB, log 32 MiB, made anew in each round; driven by filesystem \
          operations in this process (a channel on the host is not built yet)",
     );
     figures.condition(
@@ -105,29 +112,43 @@ fn describe(figures: &mut Figures, rounds: u32) {
     );
     figures.condition(
         "caches",
-        "none in the store beyond its banks; whatever lies below O_DIRECT serves everybody alike",
+        "the store has banks (20 MiB) and what it reads ahead (16 MiB, each byte once); below O_DIRECT everybody alike",
     );
-    figures.condition("rounds", format!("{rounds}, everybody in turn in each"));
+    figures
+        .condition("rounds", format!("{rounds}, everybody in turn in each; recovery in rounds of its own"));
 }
 
 /// Everybody's files.
 struct Contenders {
     folder: PathBuf,
-    volume: VolumeFiles,
     degraded: VolumeFiles,
     btrfs: Option<Btrfs>,
     raw: PlainFiles,
 }
 
+/// Makes an empty folder, in the place of what was there.
 fn make_folder(path: PathBuf) -> Result<PathBuf> {
+    remove_folder(&path)?;
     std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
     Ok(path)
 }
 
+fn remove_folder(path: &Path) -> Result<()> {
+    if path.exists() {
+        std::fs::remove_dir_all(path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// A volume with the file of small writes.
+fn fresh_volume(folder: &Path) -> Result<VolumeFiles> {
+    let volume = VolumeFiles::create(make_folder(folder.join(RINGFORT))?, SIZE_BYTES, LOG_BYTES)?;
+    volume.open(async |mounted| ringfort::prepare_small(mounted).await)?;
+    Ok(volume)
+}
+
 impl Contenders {
     fn prepare(folder: &Path, figures: &mut Figures) -> Result<Self> {
-        let volume = VolumeFiles::create(make_folder(folder.join(RINGFORT))?, SIZE_BYTES, LOG_BYTES)?;
-        volume.open(async |mounted| ringfort::prepare_small(mounted).await)?;
         let degraded =
             VolumeFiles::create(make_folder(folder.join("degraded"))?, DEGRADED_SIZE_BYTES, LOG_BYTES)?;
         degraded.open(async |mounted| ringfort::prepare_large(mounted).await)?;
@@ -147,12 +168,12 @@ impl Contenders {
                 None
             }
         };
-        Ok(Self { folder: folder.to_owned(), volume, degraded, btrfs, raw })
+        Ok(Self { folder: folder.to_owned(), degraded, btrfs, raw })
     }
 
     /// One round. What is compared with each other is measured within seconds of each other.
-    fn take_turns(&self, round: u64, figures: &mut Figures) -> Result<()> {
-        self.volume.open(async |mounted| {
+    fn take_turns(&self, volume: &VolumeFiles, round: u64, figures: &mut Figures) -> Result<()> {
+        volume.open(async |mounted| {
             ringfort::small_writes(&mounted, SMALL_WRITES, SMALL_WRITES_ALONE, round, figures).await?;
             mounted.shut_down().await
         })?;
@@ -164,7 +185,7 @@ impl Contenders {
             Ok(())
         })?;
 
-        self.volume.open(async |mounted| {
+        volume.open(async |mounted| {
             ringfort::large_writes(&mounted, figures).await?;
             mounted.shut_down().await
         })?;
@@ -173,7 +194,7 @@ impl Contenders {
             Ok(())
         })?;
 
-        self.volume.open(async |mounted| {
+        volume.open(async |mounted| {
             figures.note(RINGFORT, "seq_read_mb_s", "MB/s", ringfort::read_large(&mounted).await?);
             mounted.shut_down().await
         })?;
@@ -191,7 +212,7 @@ impl Contenders {
             figures.note(BTRFS, "degraded_seq_read_mb_s", "MB/s", rate);
         }
 
-        self.volume.open(async |mounted| {
+        volume.open(async |mounted| {
             ringfort::small_reads(&mounted, round, figures).await?;
             mounted.shut_down().await
         })?;
@@ -199,8 +220,12 @@ impl Contenders {
             let per_s = files.small_reads(DEPTH, RIVAL_DURATION, round)?;
             figures.note(subject, "rand_read_4k_qd16_per_s", "1/s", per_s);
             Ok(())
-        })?;
-        self.recover(round, figures)
+        })
+    }
+
+    /// Gives their space back.
+    fn remove(self) -> Result<()> {
+        [RINGFORT, "degraded", RAW, BTRFS].iter().try_for_each(|name| remove_folder(&self.folder.join(name)))
     }
 
     fn each_rival(&self, mut measure: impl FnMut(&PlainFiles, Subject) -> Result<()>) -> Result<()> {
@@ -210,32 +235,24 @@ impl Contenders {
         }
         measure(&self.raw, RAW)
     }
+}
 
-    fn recover(&self, round: u64, figures: &mut Figures) -> Result<()> {
-        let folder = make_folder(self.folder.join("crashed"))?;
-        let crashed = VolumeFiles::create(folder.clone(), CRASHED_SIZE_BYTES, ringfort::CRASHED_LOG_BYTES)?;
-        crashed.open(async |mounted| ringfort::prepare_small(mounted).await)?;
-        // Not closed: the volume is left as a killed process leaves it.
-        crashed.open(async |mounted| ringfort::fill_log(&mounted, round).await)?;
-        crashed.open(async |mounted| {
-            let replayed_bytes = mounted.store.recovery().replayed_log_bytes;
-            if replayed_bytes < ringfort::CRASHED_LIVE_BYTES {
-                bail!(
-                    "{replayed_bytes} bytes of log were live, {} are claimed",
-                    ringfort::CRASHED_LIVE_BYTES
-                );
-            }
-            figures.note(RINGFORT, "recovery_s", "s", mounted.opened_in.as_secs_f64());
-            figures.note(
-                RINGFORT,
-                "recovery_log_mib",
-                "MiB replayed",
-                replayed_bytes as f64 / (1 << 20) as f64,
-            );
-            mounted.shut_down().await
-        })?;
-        std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))
-    }
+fn recover(folder: &Path, round: u64, figures: &mut Figures) -> Result<()> {
+    let folder = make_folder(folder.join("crashed"))?;
+    let crashed = VolumeFiles::create(folder.clone(), CRASHED_SIZE_BYTES, ringfort::CRASHED_LOG_BYTES)?;
+    crashed.open(async |mounted| ringfort::prepare_small(mounted).await)?;
+    // Not closed: the volume is left as a killed process leaves it.
+    crashed.open(async |mounted| ringfort::fill_log(&mounted, round).await)?;
+    crashed.open(async |mounted| {
+        let replayed_bytes = mounted.store.recovery().replayed_log_bytes;
+        if replayed_bytes < ringfort::CRASHED_LIVE_BYTES {
+            bail!("{replayed_bytes} bytes of log were live, {} are claimed", ringfort::CRASHED_LIVE_BYTES);
+        }
+        figures.note(RINGFORT, "recovery_s", "s", mounted.opened_in.as_secs_f64());
+        figures.note(RINGFORT, "recovery_log_mib", "MiB replayed", replayed_bytes as f64 / (1 << 20) as f64);
+        mounted.shut_down().await
+    })?;
+    remove_folder(&folder)
 }
 
 fn peak_rss_mib() -> Result<f64> {

@@ -8,7 +8,7 @@ Examples:
 
 Exit codes:
   0  done
-  1  `volume check` found damage
+  1  `volume check` found damage, or `volume export` could not read all
   2  the command could not run: wrong flags, or a failure that the message explains
 
 The log goes to standard error. --log-level (or RINGFORT_LOG) says how much of it: a level, or a filter such as
@@ -73,6 +73,17 @@ Reads every structure and every block of a volume that is not being served, and 
 any time.
 
 Exit codes: 0 clean; 1 damage found; 2 could not run.";
+
+pub const EXPORT: &str = "\
+Examples:
+  ringfort volume export ./data | tar -x -C ./rescued
+  ringfort volume export ./data --output data.tar
+
+The volume is opened as `serve` opens it, recovery included; it must not be being served. Names, owners, modes, links,
+device nodes and extended attributes are kept (`tar --xattrs` restores those), times to the second. Holes are written as
+zeros; sockets are left out.
+
+Exit codes: 0 exported; 1 what could not be read is named, and is zeros or missing; 2 could not run.";
 
 pub const LIST: &str = "\
 Examples:

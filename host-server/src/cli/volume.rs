@@ -20,6 +20,9 @@ pub enum Volume {
     /// Verify every structure of a volume that is not being served.
     #[command(after_help = help::CHECK)]
     Check(Check),
+    /// Write all files of a volume that is not being served to a tar archive.
+    #[command(after_help = help::EXPORT)]
+    Export(Export),
     /// Find volumes and say how they are.
     #[command(after_help = help::LIST)]
     List(List),
@@ -72,6 +75,15 @@ pub struct Check {
     /// One JSON object on standard output.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Export {
+    /// Directory of the volume.
+    pub directory: PathBuf,
+    /// A file to be made; standard output where not given.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

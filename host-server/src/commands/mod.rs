@@ -1,12 +1,13 @@
 //! One file a command.
 //!
-//! Modules, lowest first: `describe` · `progress` · `confirm` · `check` · `create` · `watch` · `status` · `list` · `grow` ·
+//! Modules, lowest first: `describe` · `progress` · `confirm` · `check` · `create` · `export` · `watch` · `status` · `list` · `grow` ·
 //! `replace` · `serve`
 
 pub mod check;
 mod confirm;
 pub mod create;
 pub mod describe;
+pub mod export;
 pub mod grow;
 pub mod list;
 mod progress;

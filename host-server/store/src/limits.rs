@@ -58,8 +58,8 @@ pub const KEEP_HALF_BYTES: usize = 4 << 20;
 /// The shortest log that leaves every reserve a useful size.
 pub const LOG_BYTES_MIN: u64 = 1 << 20;
 
-/// Default log of a large volume: replaying it takes well under a second.
-pub const LOG_BYTES_DEFAULT_MAX: u64 = 256 << 20;
+/// Default log of a large volume: half of it, which is what a crash leaves to replay at most times, takes well under a second.
+pub const LOG_BYTES_DEFAULT_MAX: u64 = 512 << 20;
 
 /// Effects that a checkpoint merges before it lets other tasks run.
 pub const MERGE_SLICE: usize = 512;

@@ -20,7 +20,7 @@ fn wrong_flags_are_refused_with_the_right_form() {
 
 #[test]
 fn every_command_shows_examples_and_exit_codes() {
-    let commands: [&[&str]; 10] = [
+    let commands: [&[&str]; 11] = [
         &[],
         &["serve"],
         &["completions"],
@@ -28,6 +28,7 @@ fn every_command_shows_examples_and_exit_codes() {
         &["volume", "create"],
         &["volume", "status"],
         &["volume", "check"],
+        &["volume", "export"],
         &["volume", "list"],
         &["volume", "grow"],
         &["volume", "replace"],

@@ -2,16 +2,20 @@
 
 use crc_fast::{CrcAlgorithm, Digest, crc32_iscsi};
 
+use super::crc32c as vectors;
 use crate::address::BlockChecksum;
 
 /// Checksum of a block's contents.
 pub fn block_checksum(block: &[u8]) -> BlockChecksum {
-    BlockChecksum(crc32_iscsi(block))
+    BlockChecksum(crc32c(block))
 }
 
 /// CRC-32C of bytes that are not a block.
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc32_iscsi(bytes)
+    match vectors::update(!0, bytes) {
+        Some(state) => !state,
+        None => crc32_iscsi(bytes),
+    }
 }
 
 /// CRC-32C of pieces as if they were one.
@@ -26,6 +30,14 @@ pub fn crc32c_of_pieces(pieces: &[&[u8]]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_has_the_checksum_that_it_has_in_pieces() {
+        let block: Vec<u8> = (0..4096u32).map(|at| ((at * at) >> 7) as u8).collect();
+        let pieces: Vec<&[u8]> = block.chunks(100).collect();
+        assert_eq!(block_checksum(&block), BlockChecksum(crc32c_of_pieces(&pieces)));
+        assert_eq!(crc32c(&block), crc32_iscsi(&block));
+    }
 
     #[test]
     fn checksums_are_crc32c() {

@@ -3,12 +3,13 @@
 //! Everything little-endian, in zerocopy types with asserted sizes, with reserved space that is zero and checked.
 //! What a file or slot holds begins with an [`envelope`]; decoding validates every field and never panics.
 //!
-//! Modules, lowest first: `layout` · `checksum` · `envelope` · `component` · `page` · `map` · `segment` · `log` · `root` · `memory` ·
+//! Modules, lowest first: `layout` · `crc32c` · `checksum` · `envelope` · `component` · `page` · `map` · `segment` · `log` · `root` · `memory` ·
 //! `filesystem` · `acl`
 
 pub mod acl;
 pub mod checksum;
 pub mod component;
+mod crc32c;
 pub mod envelope;
 pub mod filesystem;
 pub mod layout;

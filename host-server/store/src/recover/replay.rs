@@ -7,12 +7,13 @@ use ringfort_engine::buffer::Slice;
 
 use super::RecoveryReport;
 use super::root::{check_root, find_root, page_allocator};
-use crate::address::{MiddleAddress, PhysicalBlock, SegmentId, VolumeId};
+use crate::address::{MiddleAddress, PhysicalBlock, SegmentId, StripeIndex, VolumeId};
 use crate::checkpoint::{Pages, decode_segment};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::log::Entry;
 use crate::format::root::Root;
 use crate::format::segment::StripeSummary;
+use crate::geometry::Geometry;
 use crate::limits::MIDDLE_RESERVE;
 use crate::log::replay::{Chain, FoundRecord, Replay};
 use crate::log::ring::Ring;
@@ -87,6 +88,20 @@ pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed
     Ok(Replayed { state, root, found, last, report })
 }
 
+/// Drops what was found of some stripes.
+fn forget(found: &mut Found, geometry: &Geometry, segment: SegmentId, first_stripe: u32, stripe_count: u32) {
+    // Entries that make no sense are refused when they are merged.
+    if segment.0 >= geometry.segment_count {
+        return;
+    }
+    let start = geometry.stripe_start(segment, StripeIndex(first_stripe));
+    let end = PhysicalBlock(start.0 + u64::from(stripe_count) * geometry.blocks_per_stripe());
+    let blocks: Vec<PhysicalBlock> = found.range(start..end).map(|(physical, _)| *physical).collect();
+    blocks.iter().for_each(|physical| {
+        found.remove(physical);
+    });
+}
+
 /// No run of the middle map leaves the data region.
 fn check_places(maps: &Maps, data_blocks: u64) -> Result<(), StoreError> {
     let mut fault = None;
@@ -151,15 +166,16 @@ impl State {
                 )));
             }
             for entry in entries {
-                if let Entry::Bank { segment, first_stripe, stripe_count } = entry {
+                match entry {
                     // What earlier lives of these stripes left in the log is nobody's.
-                    let stripes =
-                        u64::from(*first_stripe)..u64::from(*first_stripe) + u64::from(*stripe_count);
-                    let geometry = self.geometry;
-                    found.retain(|physical, _| {
-                        let place = geometry.locate(*physical);
-                        place.segment != *segment || !stripes.contains(&u64::from(place.stripe.0))
-                    });
+                    Entry::Bank { segment, first_stripe, stripe_count } => {
+                        forget(found, &self.geometry, *segment, *first_stripe, *stripe_count);
+                    }
+                    // Its blocks are on the devices: the log's copies need no memory any more.
+                    Entry::Stripe { segment, stripe, .. } => {
+                        forget(found, &self.geometry, *segment, *stripe, 1);
+                    }
+                    _ => {}
                 }
                 if let Entry::Write(run) = entry
                     && run.bank

@@ -1,10 +1,12 @@
 //! The program in the guest: as `/init`'s successor it runs what the host asks for; as a command it writes and verifies
 //! files byte by byte, so that what a test compares never left the guest.
-// Memory maps need it: `map.rs` alone may.
+// Memory maps need it: `map.rs` and `flip.rs` alone may.
 #![deny(unsafe_code)]
 
 mod bench;
+mod flip;
 mod ledger;
+mod lock;
 mod map;
 mod order;
 mod overwrite;
@@ -55,12 +57,21 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["order-verify", folder, seed, steps] => {
             order::verify(Path::new(folder), number(seed)?, number(steps)?)
         }
-        ["posix-check", folder] => posix::check(Path::new(folder)),
+        ["flip-write", folder, seed, rounds] => {
+            flip::write(Path::new(folder), number(seed)?, number(rounds)?)
+        }
+        ["flip-verify", folder, seed, rounds] => {
+            flip::verify(Path::new(folder), number(seed)?, number(rounds)?)
+        }
+        ["lock-hold", file, family, kind, patience] => lock::hold(Path::new(file), family, kind, patience),
+        ["posix-check", folder, without @ ..] => posix::check(Path::new(folder), without),
         ["map-read", file] => map::read(Path::new(file)),
         ["map-fill", file, byte] => map::fill(Path::new(file), u8::try_from(number(byte)?)?),
         _ => bail!(
             "usage: serve | bench-prepare MOUNT DATA_MIB | bench SEED MOUNT... | tree-make ROOT SEED FILES | tree-verify ROOT SEED FILES | ledger-write FOLDER SEED STEPS | \
-             ledger-verify FOLDER SEED ACKNOWLEDGED | (overwrite|order)-(write|verify), likewise | posix-check FOLDER | map-read FILE | map-fill FILE BYTE"
+             ledger-verify FOLDER SEED ACKNOWLEDGED | (overwrite|order)-(write|verify), likewise | \
+             flip-(write|verify) FOLDER SEED ROUNDS | lock-hold FILE flock|fcntl shared|exclusive wait|try | \
+             posix-check FOLDER [WITHOUT…] | map-read FILE | map-fill FILE BYTE"
         ),
     }
 }

@@ -13,7 +13,8 @@ use anyhow::{Context, Result, ensure};
 use crate::content::content;
 use crate::tree::sync_folder;
 
-const RECORD_BYTES: usize = 232;
+/// No record crosses a block's boundary, where a guest's kernel may cut a write in two.
+const RECORD_BYTES: usize = 256;
 /// Every `LARGE_EVERY`th step is a large one.
 const LARGE_EVERY: u64 = 8;
 const BLOCK_BYTES: usize = 4096;

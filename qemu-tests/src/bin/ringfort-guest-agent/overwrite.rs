@@ -12,8 +12,8 @@ use crate::content::{Stream, content};
 use crate::tree::sync_folder;
 
 const PAGES: u64 = 192;
-/// Whole blocks, and what is no multiple or fraction of them.
-const PAGE_BYTES: [usize; 2] = [4096, 1512];
+/// Whole blocks, and parts of blocks. None crosses a block's boundary, where a guest's kernel may cut a write in two.
+const PAGE_BYTES: [usize; 2] = [4096, 1024];
 const STEP_BYTES: usize = 8;
 
 /// Writes until killed, or until `steps` are done.
