@@ -61,8 +61,8 @@ impl<V: Volume> Mount<V> {
         .await
     }
 
-    /// Lets a range read as zeros. After a crash, a part of it may.
-    async fn zero(&self, inode: &Rc<Inode>, from_bytes: u64, to_bytes: u64) -> Result<()> {
+    /// Lets a range read as zeros; after a crash, a part of it may. The caller holds the lock exclusively.
+    pub async fn zero(&self, inode: &Rc<Inode>, from_bytes: u64, to_bytes: u64) -> Result<()> {
         let to_bytes = to_bytes.min(inode.metadata().end_block() * BLOCK_BYTES);
         if from_bytes >= to_bytes {
             return Ok(());

@@ -54,7 +54,7 @@ impl<V: Volume> Mount<V> {
         Ok(cut(pieces, (offset_bytes % BLOCK_BYTES) as usize, (end_bytes - offset_bytes) as usize))
     }
 
-    /// Writes at `offset_bytes`, or at the end with `append`. Returns the length written.
+    /// Writes at `offset_bytes`, or at the end with `append`. Returns the length written: less at the limit of a file.
     pub async fn write(
         &self,
         inode: &Rc<Inode>,
@@ -79,13 +79,36 @@ impl<V: Volume> Mount<V> {
         }
         require_present(inode)?;
         let offset_bytes = if append { inode.metadata().size_bytes } else { offset_bytes };
-        let end_bytes = offset_bytes.checked_add(len_bytes).filter(|&end| end <= FILE_BYTES_MAX);
-        let end_bytes = end_bytes.ok_or(Errno::EFBIG)?;
+        // As in Linux: what begins below the limit is cut short there.
+        let room_bytes = FILE_BYTES_MAX.saturating_sub(offset_bytes);
+        if room_bytes == 0 {
+            return Err(Errno::EFBIG.into());
+        }
         if !shared {
             self.finish_trim(inode).await?;
         }
         let capability = if takes_capabilities { self.find_capability(inode).await? } else { None };
+        if len_bytes > room_bytes {
+            let payload = payload.head(room_bytes as usize);
+            self.put(inode, offset_bytes, &payload, clear_set_id, capability).await?;
+        } else {
+            self.put(inode, offset_bytes, payload, clear_set_id, capability).await?;
+        }
+        drop(lock);
+        Ok(len_bytes.min(room_bytes) as u32)
+    }
 
+    /// Writes what is not empty and ends below the limit; `capability` is where the attribute lies that goes as well. The caller holds
+    /// the lock, exclusively if only parts of blocks are written or an attribute goes, and nothing is left to trim.
+    pub async fn put(
+        &self,
+        inode: &Rc<Inode>,
+        offset_bytes: u64,
+        payload: &Payload,
+        clear_set_id: bool,
+        capability: Option<u64>,
+    ) -> Result<()> {
+        let end_bytes = offset_bytes + payload.len_bytes() as u64;
         let first_block = offset_bytes / BLOCK_BYTES;
         let last_block = (end_bytes - 1) / BLOCK_BYTES;
         let len_blocks = last_block - first_block + 1;
@@ -118,8 +141,7 @@ impl<V: Volume> Mount<V> {
         }
         self.commit(batch)?;
         mapping_changed(inode);
-        drop(lock);
-        Ok(len_bytes as u32)
+        Ok(())
     }
 
     async fn lock(&self, inode: &Inode, shared: bool) -> LockGuard {
@@ -302,7 +324,7 @@ pub(crate) fn require_present(inode: &Inode) -> Result<()> {
 }
 
 /// Takes `skip_bytes` off the front of whole blocks and keeps `len_bytes`.
-fn cut(pieces: Vec<ReadPiece>, mut skip_bytes: usize, mut len_bytes: usize) -> Vec<DataPiece> {
+pub(crate) fn cut(pieces: Vec<ReadPiece>, mut skip_bytes: usize, mut len_bytes: usize) -> Vec<DataPiece> {
     let mut data = Vec::new();
     for piece in pieces {
         let piece_bytes = match &piece {

@@ -8,6 +8,7 @@ use ringfort_store::format::filesystem as format;
 use ringfort_store::volume::{Cost, Key, TreeId, Volume};
 
 use crate::advisory::{Claim, Holder};
+use crate::copy::At;
 use crate::errno::Errno;
 use crate::failure::{Failure, Result};
 use crate::handle::Handle;
@@ -256,6 +257,25 @@ impl<V: Volume> Mount<V> {
                 Reply::Opened(self.open_file(session, credentials, inode, flags).await?)
             }
             Operation::Create { new, flags } => self.create(session, credentials, &new, flags).await?,
+            Operation::CreateTemporary { new, flags, linkable } => {
+                let inode = self.make_temporary(session, credentials, &new, linkable).await?;
+                self.created(session, credentials, inode, OpenFlags { truncate: false, ..flags }).await?
+            }
+            Operation::CopyRange { from, from_bytes, to, to_bytes, len_bytes } => {
+                let from = self.file(session, from)?;
+                let to = self.writable_file(session, to)?;
+                if !from.flags.read || to.flags.append {
+                    return Err(Errno::EBADF.into());
+                }
+                let source = At { inode: &from.inode, offset_bytes: from_bytes };
+                let target = At { inode: &to.inode, offset_bytes: to_bytes };
+                let copied = self.copy_range(source, target, len_bytes, !credentials.is_exempt()).await?;
+                if to.flags.sync || to.flags.data_sync {
+                    self.volume.sync().await?;
+                }
+                // A request gets over less than 4 GiB.
+                Reply::Written { len_bytes: copied as u32 }
+            }
             Operation::Read { handle, offset_bytes, len_bytes } => {
                 let handle = self.file(session, handle)?;
                 if !handle.flags.read {
@@ -448,6 +468,17 @@ impl<V: Volume> Mount<V> {
             }
             break (inode, flags);
         };
+        self.created(session, credentials, inode, flags).await
+    }
+
+    /// Opens what was looked up for the caller.
+    async fn created(
+        &self,
+        session: SessionId,
+        credentials: &Credentials,
+        inode: Rc<Inode>,
+        flags: OpenFlags,
+    ) -> Result<Reply> {
         match self.open_file(session, credentials, Rc::clone(&inode), flags).await {
             Ok(handle) => Ok(Reply::Created { attributes: inode.attributes(), handle }),
             Err(failure) => {

@@ -204,6 +204,8 @@ pub(crate) struct Inode {
     gone: Cell<bool>,
     /// Blocks beyond the size may still be mapped, because freeing them failed half-way.
     pub trim_pending: Cell<bool>,
+    /// Has no name, never had one, and may get one.
+    pub linkable: Cell<bool>,
     /// Counts changes of which blocks are mapped.
     pub mapping_version: Cell<u64>,
     /// Used since the cache last looked.
@@ -217,6 +219,7 @@ impl Inode {
             metadata: RefCell::new(metadata),
             gone: Cell::new(false),
             trim_pending: Cell::new(false),
+            linkable: Cell::new(false),
             mapping_version: Cell::new(0),
             touched: Cell::new(true),
         }

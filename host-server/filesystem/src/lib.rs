@@ -7,7 +7,7 @@
 //!
 //! Modules, lowest first:
 //! `errno` · `operation` · `failure` · `hash` · `lock` · `advisory` · `acl` · `xattr_place` · `inode` · `permission` · `handle` · `mount` · `directory` · `payload` · `xattr` ·
-//! `extent` · `allocate` · `orphan` · `attribute` · `namespace` · `rename` · `filesystem` · `check`
+//! `extent` · `allocate` · `copy` · `orphan` · `attribute` · `namespace` · `rename` · `filesystem` · `check`
 #![forbid(unsafe_code)]
 
 mod acl;
@@ -15,6 +15,7 @@ mod advisory;
 mod allocate;
 mod attribute;
 pub mod check;
+mod copy;
 mod directory;
 pub mod errno;
 mod extent;

@@ -7,7 +7,7 @@
 //! Whoever takes several locks takes them in this order, or deadlocks:
 //! 1. the rename lock, for a rename between two directories;
 //! 2. directories, an ancestor before its descendants; two that are neither, in any order but under the rename lock;
-//! 3. what is no directory, one only.
+//! 3. what is no directory: one, or two in the order of their numbers.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};

@@ -214,6 +214,7 @@ impl<V: Volume> Mount<V> {
             updates: Vec::new(),
             created: Vec::new(),
             orphaned: Vec::new(),
+            adopted: Vec::new(),
             removed: Vec::new(),
         })
     }
@@ -231,6 +232,9 @@ impl<V: Volume> Mount<V> {
             self.inodes.insert(inode);
         }
         self.orphans.borrow_mut().extend(batch.orphaned);
+        for number in batch.adopted {
+            self.orphans.borrow_mut().remove(&number);
+        }
         for inode in batch.removed {
             inode.set_gone();
             self.inodes.remove(inode.number);
@@ -250,6 +254,7 @@ pub(crate) struct Batch<V: Volume> {
     updates: Vec<(Rc<Inode>, Metadata)>,
     created: Vec<Rc<Inode>>,
     orphaned: Vec<u64>,
+    adopted: Vec<u64>,
     removed: Vec<Rc<Inode>>,
 }
 
@@ -283,6 +288,14 @@ impl<V: Volume> Batch<V> {
     pub fn orphan(&mut self, number: u64) {
         self.transaction.put(format::ORPHANS, Key::new(number, 0), format::encode_orphan());
         self.orphaned.push(number);
+    }
+
+    /// Takes an inode that gets a first link off the list; one tree entry. An unfinished truncation keeps it there.
+    pub fn adopt(&mut self, inode: &Inode) {
+        if !inode.trim_pending.get() {
+            self.transaction.delete(format::ORPHANS, Key::new(inode.number, 0));
+        }
+        self.adopted.push(inode.number);
     }
 
     /// Removes an inode that nothing refers to from the volume and the orphan list; two tree entries.

@@ -108,12 +108,31 @@ impl<V: Volume> Mount<V> {
         if is_directory && parent.metadata().link_count >= LINKS_MAX {
             return Err(Errno::EMLINK.into());
         }
+        let kind = nature.kind;
         let number = self.new_number().await?;
         let mut batch = self.begin(0, MAKE_ENTRIES).await?;
+        let metadata = self.newborn(credentials, parent, new, nature);
+        batch.put_new_acls(self.hash_key, number, &metadata);
+        let now = metadata.changed;
+        let inode = batch.create(number, metadata);
+        batch.put_entry(parent.number, slot, &new.name, number, kind);
+        batch.update(parent, |metadata| {
+            metadata.size_bytes += 1;
+            metadata.link_count += u32::from(is_directory);
+            metadata.modified = now;
+            metadata.changed = now;
+        })?;
+        self.commit(batch)?;
+        Ok(inode)
+    }
+
+    /// What a new inode begins with; a transaction puts its access control lists as well.
+    fn newborn(&self, credentials: &Credentials, parent: &Inode, new: &NewNode, nature: Nature) -> Metadata {
         let now = self.now();
+        let is_directory = nature.kind == FileKind::Directory;
         let inherited = permission::inherit(credentials, &parent.metadata(), nature.kind, new);
         let acls = [&inherited.access_acl, &inherited.default_acl];
-        let metadata = Metadata {
+        Metadata {
             permissions: inherited.permissions,
             xattr_count: acls.into_iter().flatten().count() as u32,
             link_count: if is_directory { 2 } else { 1 },
@@ -130,17 +149,31 @@ impl<V: Volume> Mount<V> {
             access_acl: inherited.access_acl,
             default_acl: inherited.default_acl,
             ..Metadata::empty(nature.kind)
-        };
+        }
+    }
+
+    /// Makes a file without a name below `new.parent`, with a lookup counted.
+    pub async fn make_temporary(
+        &self,
+        session: SessionId,
+        credentials: &Credentials,
+        new: &NewNode,
+        linkable: bool,
+    ) -> Result<Rc<Inode>> {
+        let parent = self.node(new.parent).await?;
+        let _lock = self.locks.shared(parent.number).await;
+        require_searchable(credentials, &parent)?;
+        permission::require(credentials, &parent.metadata(), WRITE | EXECUTE)?;
+        let number = self.new_number().await?;
+        let mut batch = self.begin(0, MAKE_ENTRIES).await?;
+        let nature = Nature::of(FileKind::Regular);
+        let metadata = Metadata { link_count: 0, ..self.newborn(credentials, &parent, new, nature) };
         batch.put_new_acls(self.hash_key, number, &metadata);
         let inode = batch.create(number, metadata);
-        batch.put_entry(parent.number, slot, &new.name, number, nature.kind);
-        batch.update(parent, |metadata| {
-            metadata.size_bytes += 1;
-            metadata.link_count += u32::from(is_directory);
-            metadata.modified = now;
-            metadata.changed = now;
-        })?;
+        batch.orphan(number);
         self.commit(batch)?;
+        inode.linkable.set(linkable);
+        self.sessions.borrow_mut().count_lookup(session, number)?;
         Ok(inode)
     }
 
@@ -170,9 +203,13 @@ impl<V: Volume> Mount<V> {
         if inode.kind() == FileKind::Directory {
             return Err(Errno::EPERM.into());
         }
-        let mut batch = self.begin(0, 3).await?;
+        // A file that never had a name might be reclaimed at this moment.
+        let _inode_lock =
+            if inode.linkable.get() { Some(self.locks.exclusive(inode.number).await) } else { None };
+        let mut batch = self.begin(0, 4).await?;
         // Only now: the inode is not locked, and until here the last of its other names could go.
         match inode.metadata().link_count {
+            0 if inode.linkable.get() => batch.adopt(&inode),
             0 => return Err(Errno::ENOENT.into()),
             LINKS_MAX.. => return Err(Errno::EMLINK.into()),
             _ => {}
@@ -189,6 +226,7 @@ impl<V: Volume> Mount<V> {
             metadata.changed = now;
         })?;
         self.commit(batch)?;
+        inode.linkable.set(false);
         self.sessions.borrow_mut().count_lookup(session, inode.number)?;
         Ok(inode.attributes())
     }

@@ -150,6 +150,8 @@ pub enum RenameMode {
     NoReplace,
     /// `RENAME_EXCHANGE`
     Exchange,
+    /// `RENAME_WHITEOUT`, which is for the upper layers of union file systems: `EINVAL`.
+    Whiteout,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -296,11 +298,17 @@ pub enum Operation {
     Open { node: NodeId, flags: OpenFlags },
     /// Opens, making the file where it does not exist. → [`Reply::Created`], counted
     Create { new: NewNode, flags: OpenFlags },
+    /// Makes and opens a file without a name (`O_TMPFILE`), which goes with its last holder unless [`Operation::Link`] gives it a
+    /// name, as it may where it is `linkable`. The name in `new` means nothing. → [`Reply::Created`], counted
+    CreateTemporary { new: NewNode, flags: OpenFlags, linkable: bool },
     /// At most `len_bytes` from `offset_bytes`; short at the end of the file. → [`Reply::Data`]
     Read { handle: HandleId, offset_bytes: u64, len_bytes: u32 },
     /// → [`Reply::Written`]. Appends at the end, whatever the offset says, for a handle opened so or with `append` set.
     /// See [`Payload`] for the shape of `data`.
     Write { handle: HandleId, offset_bytes: u64, data: Payload, append: bool, clear_set_id: bool },
+    /// Copies from file to file, holes as holes: as many bytes as one request may, fewer at the end of the source. `EINVAL` where
+    /// both ranges are of one file and overlap. Not atomic. → [`Reply::Written`]
+    CopyRange { from: HandleId, from_bytes: u64, to: HandleId, to_bytes: u64, len_bytes: u64 },
     /// The handle was closed by one descriptor: range locks of `owner` on its file go. → [`Reply::Done`]
     Flush { handle: HandleId, owner: Option<LockOwner> },
     /// What keeps the range lock from being taken, if anything. → [`Reply::Lock`]
@@ -371,6 +379,8 @@ impl Operation {
             Self::Link { .. } => "link",
             Self::Open { .. } => "open",
             Self::Create { .. } => "create",
+            Self::CreateTemporary { .. } => "create temporary",
+            Self::CopyRange { .. } => "copy range",
             Self::Read { .. } => "read",
             Self::Write { .. } => "write",
             Self::Flush { .. } => "flush",
@@ -406,6 +416,19 @@ pub struct Payload {
 impl Payload {
     pub fn len_bytes(&self) -> usize {
         self.pieces.iter().map(|piece| piece.len()).sum()
+    }
+
+    /// The first `len_bytes`, or all where there are fewer.
+    pub(crate) fn head(&self, mut len_bytes: usize) -> Payload {
+        let mut pieces = Vec::new();
+        for piece in &self.pieces {
+            let part_bytes = piece.len().min(len_bytes);
+            if part_bytes > 0 {
+                pieces.push(piece.slice(0..part_bytes));
+            }
+            len_bytes -= part_bytes;
+        }
+        Payload { pieces }
     }
 
     /// Lengths of the head up to the first block boundary, of the whole blocks, and of the tail, for a write of `len_bytes` at

@@ -53,6 +53,9 @@ impl<V: Volume> Mount<V> {
         to: (NodeId, &Name),
         mode: RenameMode,
     ) -> Result<()> {
+        if mode == RenameMode::Whiteout {
+            return Err(Errno::EINVAL.into());
+        }
         let displaced = {
             let directories = self.lock_directories(from.0, to.0).await?;
             require_searchable(credentials, &directories.from)?;

@@ -4,6 +4,7 @@
 mod acl;
 mod attributes;
 mod concurrency;
+mod copying;
 mod crash;
 mod damage;
 mod data;

@@ -90,6 +90,9 @@ wire! {
         max_write: U32, time_gran: U32, max_pages: U16, map_alignment: U16, flags2: U32, unused: [U32; 7],
     }
     fuse_fallocate_in => FallocateIn(32) { fh: U64, offset: U64, length: U64, mode: U32, padding: U32 }
+    fuse_copy_file_range_in => CopyFileRangeIn(56) {
+        fh_in: U64, off_in: U64, nodeid_out: U64, fh_out: U64, off_out: U64, len: U64, flags: U64,
+    }
     fuse_dirent => Dirent(24) { ino: U64, off: U64, namelen: U32, r#type: U32 }
     fuse_lseek_in => LseekIn(24) { fh: U64, offset: U64, whence: U32, padding: U32 }
     fuse_file_lock => FileLock(24) { start: U64, end: U64, r#type: U32, pid: U32 }
@@ -186,7 +189,9 @@ constants! {
     FUSE_READDIRPLUS: u32 = 44;
     FUSE_RENAME2: u32 = 45;
     FUSE_LSEEK: u32 = 46;
+    FUSE_COPY_FILE_RANGE: u32 = 47;
     FUSE_SYNCFS: u32 = 50;
+    FUSE_TMPFILE: u32 = 51;
 }
 
 /// What an older kernel sends as `fuse_init_in`: without `flags2` and what follows.
@@ -216,6 +221,7 @@ pub mod linux {
 
     pub const RENAME_NOREPLACE: u32 = 1;
     pub const RENAME_EXCHANGE: u32 = 2;
+    pub const RENAME_WHITEOUT: u32 = 4;
 
     pub const XATTR_CREATE: u32 = 1;
     pub const XATTR_REPLACE: u32 = 2;

@@ -68,6 +68,7 @@ impl<'a> Body<'a> {
             0 => RenameMode::Replace,
             linux::RENAME_NOREPLACE => RenameMode::NoReplace,
             linux::RENAME_EXCHANGE => RenameMode::Exchange,
+            linux::RENAME_WHITEOUT => RenameMode::Whiteout,
             _ => return Err(Errno::EINVAL),
         };
         let (name, new_name) = (self.name()?, self.name()?);
@@ -195,6 +196,20 @@ pub fn allocate(allocate: &abi::FallocateIn) -> Result<Operation, Errno> {
     Ok(Operation::Allocate { handle: HandleId(allocate.fh.get()), offset_bytes, len_bytes, mode })
 }
 
+pub fn copy_range(copy: &abi::CopyFileRangeIn) -> Result<Operation, Errno> {
+    let (from_bytes, to_bytes) = (copy.off_in.get(), copy.off_out.get());
+    if copy.flags.get() != 0 || from_bytes.max(to_bytes) > OFFSET_MAX {
+        return Err(Errno::EINVAL);
+    }
+    Ok(Operation::CopyRange {
+        from: HandleId(copy.fh_in.get()),
+        from_bytes,
+        to: HandleId(copy.fh_out.get()),
+        to_bytes,
+        len_bytes: copy.len.get(),
+    })
+}
+
 /// `None` is to unlock.
 fn lock_mode(kind: u32) -> Result<Option<LockMode>, Errno> {
     Ok(match kind {
@@ -232,7 +247,8 @@ pub fn open_flags(flags: u32) -> Result<OpenFlags, Errno> {
         linux::O_RDONLY => (true, false),
         linux::O_WRONLY => (false, true),
         linux::O_RDWR => (true, true),
-        _ => return Err(Errno::EINVAL),
+        // As Linux has it: open, for neither.
+        _ => (false, false),
     };
     let sync = sync_writes(flags);
     Ok(OpenFlags {

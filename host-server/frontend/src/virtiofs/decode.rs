@@ -3,7 +3,9 @@
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Buffer};
 use ringfort_filesystem::errno::Errno;
-use ringfort_filesystem::operation::{HandleId, LockOwner, Name, NodeId, Operation, Payload, Whence};
+use ringfort_filesystem::operation::{
+    HandleId, LockOwner, Name, NewNode, NodeId, Operation, Payload, Whence,
+};
 use zerocopy::FromBytes;
 
 use super::abi::{self, linux};
@@ -128,6 +130,20 @@ fn decode(header: &Header, dialect: Dialect, bytes: &[u8]) -> Result<Request, Er
                 sync: body::sync_writes(create.flags.get()),
             };
             (Operation::Create { new, flags }, shape)
+        }
+        abi::FUSE_TMPFILE => {
+            let create = body.take::<abi::CreateIn>()?;
+            let flags = body::open_flags(create.flags.get())?;
+            // The kernel calls it `/`, which is no name.
+            body.string()?;
+            let permissions = (create.mode.get() & 0o7777) as u16;
+            let umask = (create.umask.get() & 0o777) as u16;
+            let new = NewNode { parent: node, name: Name::new(b"temporary")?, permissions, umask };
+            let shape = Shape::Create { clear_set_id: false, sync: body::sync_writes(create.flags.get()) };
+            (Operation::CreateTemporary { new, flags, linkable: !flags.exclusive }, shape)
+        }
+        abi::FUSE_COPY_FILE_RANGE => {
+            (body::copy_range(&body.take::<abi::CopyFileRangeIn>()?)?, Shape::Copied)
         }
         abi::FUSE_READ => {
             let read = body.take::<abi::ReadIn>()?;

@@ -63,7 +63,7 @@ pub fn room_bytes(shape: &Shape) -> usize {
         Shape::Open { .. } | Shape::OpenDirectory => size_of::<abi::OpenOut>(),
         Shape::Create { .. } => size_of::<abi::EntryOut>() + size_of::<abi::OpenOut>(),
         Shape::Data { len_bytes } => *len_bytes as usize,
-        Shape::Write { .. } => size_of::<abi::WriteOut>(),
+        Shape::Write { .. } | Shape::Copied => size_of::<abi::WriteOut>(),
         Shape::Statistics => size_of::<abi::KernelStatfs>(),
         Shape::Xattr { room_bytes: 0 } => size_of::<abi::GetxattrOut>(),
         Shape::Xattr { room_bytes } | Shape::Entries { room_bytes, .. } => *room_bytes as usize,

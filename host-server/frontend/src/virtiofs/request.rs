@@ -83,6 +83,7 @@ pub enum Shape {
     },
     Offset,
     Lock,
+    Copied,
     /// The handle is gone once this is done.
     Release {
         handle: HandleId,

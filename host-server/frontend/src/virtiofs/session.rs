@@ -302,6 +302,10 @@ impl<S: Service> Conversation<S> {
                 self.pack_entries(session, &entries, room_bytes as usize, plus).await
             }
             (Shape::Offset, Reply::Offset(offset_bytes)) => Ok(encode::offset(offset_bytes)),
+            (Shape::Copied, Reply::Written { len_bytes }) => {
+                self.metrics.written_bytes.add(u64::from(len_bytes));
+                Ok(encode::written(len_bytes))
+            }
             (Shape::Lock, Reply::Lock(held)) => Ok(encode::lock(held.as_ref())),
             _ => Err(mismatch("another kind of reply than the operation has")),
         }
@@ -372,6 +376,9 @@ fn of_writeback(operation: Operation) -> Operation {
     match operation {
         Operation::Open { node, flags } => Operation::Open { node, flags: readable(flags) },
         Operation::Create { new, flags } => Operation::Create { new, flags: readable(flags) },
+        Operation::CreateTemporary { new, flags, linkable } => {
+            Operation::CreateTemporary { new, flags: readable(flags), linkable }
+        }
         Operation::Write { handle, offset_bytes, data, append: _, clear_set_id } => {
             Operation::Write { handle, offset_bytes, data, append: false, clear_set_id }
         }
