@@ -582,3 +582,62 @@ fn a_hole_in_the_log_is_damage_and_not_its_end() {
         world.run(async move { check(engine, &components(), &mut |_| {}).await.map(|_| ()) }).done();
     assert_eq!(refused.unwrap_err().kind, ErrorKind::Device);
 }
+
+/// A component that gives nothing any more leaves after a bounded number of failed reads; one bad sector is made good.
+#[test]
+fn a_component_that_cannot_be_read_leaves_and_a_bad_sector_does_not_make_it() {
+    for (reads_fail, leaves) in [(everything(), true), ((3 << 20)..(3 << 20) + 4096, false)] {
+        let world = world_with(11, &create_options());
+        let (engine, controls) = (world.engine(), world.controls());
+        world
+            .run(async move {
+                let store = open(engine).await;
+                let contents: Vec<u64> = (1..=512).collect();
+                write(&store, 0, 0, &contents).await.unwrap();
+                store.checkpoint().await.unwrap();
+                controls.inject(&components()[4], Fault::ReadError(reads_fail));
+                for _ in 0..30 {
+                    for at in 0..64 {
+                        assert_eq!(read(&store, 0, at * 8, 8).await.unwrap().len(), 8);
+                    }
+                }
+                write(&store, 1, 0, &[1, 2, 3]).await.unwrap();
+                store.sync().await.unwrap();
+                assert_eq!(failed_positions(&store), if leaves { vec![4] } else { vec![] });
+                assert!(store.status().failed.is_none());
+            })
+            .done();
+        let engine = world.restart(CrashMode::PowerLoss, 3);
+        world
+            .run(async move {
+                let store = open(engine).await;
+                assert_eq!(read(&store, 0, 0, 512).await.unwrap().len(), 512);
+                assert_eq!(failed_positions(&store), if leaves { vec![4] } else { vec![] });
+            })
+            .done();
+    }
+}
+
+/// Of components that the volume cannot do without, none leaves for reads that fail.
+#[test]
+fn failing_reads_never_take_the_last_source_away() {
+    let world = world_with(12, &create_options());
+    let (engine, controls) = (world.engine(), world.controls());
+    world
+        .run(async move {
+            let store = open(engine).await;
+            let contents: Vec<u64> = (1..=512).collect();
+            write(&store, 0, 0, &contents).await.unwrap();
+            store.checkpoint().await.unwrap();
+            (2..6).for_each(|index| controls.inject(&components()[index], Fault::ReadError(everything())));
+            for at in 0..200 {
+                let _ = read(&store, 0, at % 64 * 8, 8).await;
+            }
+            assert_eq!(failed_positions(&store).len(), 2);
+            (2..6).for_each(|index| controls.heal(&components()[index]));
+            assert_eq!(read(&store, 0, 0, 512).await.unwrap().len(), 512);
+            put(&store, 1, 1).await.unwrap();
+            store.sync().await.unwrap();
+        })
+        .done();
+}

@@ -1,7 +1,7 @@
 //! Crashes at every persistence point: after recovery the volume is its log order cut at some point, and everything that
 //! was synced before the crash is inside the cut.
 //!
-//! `RINGFORT_CRASH_STRIDE` tests every n-th point only (default: chosen per workload so that the suite stays short);
+//! `RINGFORT_CRASH_STRIDE` tests every n-th point, 1 all of them (default: chosen per workload so that the suite stays short);
 //! `RINGFORT_CRASH_SEED` changes the history.
 
 #![allow(clippy::unwrap_used)]
@@ -13,10 +13,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
-use ringfort_engine::sim::{CrashMode, Random, SimWorld};
+use ringfort_engine::sim::{Controls, CrashMode, Fault, Random, SimWorld};
+use ringfort_engine::sync::join_all;
 use ringfort_store::address::{LogicalBlock, ObjectId};
 use ringfort_store::check::check;
 use ringfort_store::create::CreateOptions;
+use ringfort_store::error::ErrorKind;
 use ringfort_store::store::{OpenOptions, Store};
 use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume};
 
@@ -24,6 +26,10 @@ const TREE: TreeId = TreeId(16);
 const KEYS: u64 = 24;
 const OBJECTS: u64 = 3;
 const BLOCKS: u64 = 96;
+/// No workload writes further.
+const EXTENT_BLOCKS: u64 = 4096;
+/// Points of one workload that are tried unless told otherwise.
+const POINTS_AT_MOST: u64 = 150;
 
 /// What a volume should hold: entries, and the content number of each block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,17 +43,42 @@ struct Model {
 struct History {
     states: Vec<Model>,
     synced: usize,
+    next_content: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Step {
-    Put { key: u64 },
-    Delete { key: u64 },
-    Write { object: u64, start: u64, len: u64 },
-    Unmap { object: u64, start: u64, len: u64 },
+    Put {
+        key: u64,
+    },
+    Delete {
+        key: u64,
+    },
+    Write {
+        object: u64,
+        start: u64,
+        len: u64,
+    },
+    Unmap {
+        object: u64,
+        start: u64,
+        len: u64,
+    },
     Sync,
     Checkpoint,
-    Pause { ms: u64 },
+    Pause {
+        ms: u64,
+    },
+    /// Several writers at once, on overlapping ranges.
+    Together {
+        object: u64,
+        start: u64,
+        len: u64,
+    },
+    Fault {
+        component: usize,
+        fault: Fault,
+    },
 }
 
 fn components() -> Vec<PathBuf> {
@@ -75,63 +106,101 @@ fn blocks(contents: &[u64]) -> Vec<Slice> {
     contents.iter().map(|content| block(*content)).collect()
 }
 
+/// The newest state, changed.
+fn note(history: &RefCell<History>, change: impl FnOnce(&mut Model)) {
+    let mut history = history.borrow_mut();
+    let mut model = history.states.last().cloned().unwrap_or_default();
+    change(&mut model);
+    history.states.push(model);
+}
+
+/// Contents that were never used before.
+fn fresh(history: &RefCell<History>, len: u64) -> Vec<u64> {
+    let mut history = history.borrow_mut();
+    let first = history.next_content.max(1 + history.states.len() as u64 * 1000);
+    history.next_content = first + len;
+    (first..first + len).collect()
+}
+
+/// Writes blocks and, in the same transaction, an entry that tells which. A full volume is left as it is.
+async fn write(store: &Store, object: u64, start: u64, len: u64, history: &RefCell<History>) {
+    let cost = Cost { data_blocks: len, entries: 2, frees_space: false };
+    let mut transaction = match store.begin(cost).await {
+        Ok(transaction) => transaction,
+        Err(error) => {
+            assert_eq!(error.kind, ErrorKind::NoSpace, "{error}");
+            return;
+        }
+    };
+    let contents = fresh(history, len);
+    let staged = store.stage(&mut transaction, blocks(&contents)).await.unwrap();
+    let last = contents[contents.len() - 1];
+    transaction.write(ObjectId(object), LogicalBlock(start), staged);
+    transaction.put(TREE, Key::new(KEYS + object, 0), last.to_le_bytes().repeat(8));
+    store.apply(transaction).unwrap();
+    note(history, |model| {
+        model.entries.insert(KEYS + object, last);
+        let blocks = contents.iter().enumerate();
+        model.blocks.extend(blocks.map(|(index, content)| ((object, start + index as u64), *content)));
+    });
+}
+
+async fn sync(store: &Store, history: &RefCell<History>) {
+    let applied = history.borrow().states.len();
+    store.sync().await.unwrap();
+    let mut history = history.borrow_mut();
+    history.synced = history.synced.max(applied);
+}
+
 /// Runs steps, noting each state as it is applied.
-async fn work(store: &Store, steps: &[Step], history: &RefCell<History>) {
-    let mut model = history.borrow().states.last().cloned().unwrap_or_default();
-    let mut content = 1 + history.borrow().states.len() as u64 * 1000;
+async fn work(store: &Store, steps: &[Step], controls: &Controls, history: &RefCell<History>) {
     for step in steps {
-        let note = |model: &Model| history.borrow_mut().states.push(model.clone());
         match *step {
             Step::Put { key } => {
                 let cost = Cost { data_blocks: 0, entries: 1, frees_space: false };
                 let mut transaction = store.begin(cost).await.unwrap();
-                content += 1;
+                let content = fresh(history, 1)[0];
                 transaction.put(TREE, Key::new(key, 0), content.to_le_bytes().repeat(8));
                 store.apply(transaction).unwrap();
-                model.entries.insert(key, content);
-                note(&model);
+                note(history, |model| {
+                    model.entries.insert(key, content);
+                });
             }
             Step::Delete { key } => {
                 let cost = Cost { data_blocks: 0, entries: 1, frees_space: true };
                 let mut transaction = store.begin(cost).await.unwrap();
                 transaction.delete(TREE, Key::new(key, 0));
                 store.apply(transaction).unwrap();
-                model.entries.remove(&key);
-                note(&model);
+                note(history, |model| {
+                    model.entries.remove(&key);
+                });
             }
-            Step::Write { object, start, len } => {
-                let cost = Cost { data_blocks: len, entries: 2, frees_space: false };
-                let mut transaction = store.begin(cost).await.unwrap();
-                let contents: Vec<u64> = (0..len).map(|index| content + 1 + index).collect();
-                content += len;
-                let staged = store.stage(&mut transaction, blocks(&contents)).await.unwrap();
-                transaction.write(ObjectId(object), LogicalBlock(start), staged);
-                transaction.put(TREE, Key::new(KEYS + object, 0), content.to_le_bytes().repeat(8));
-                store.apply(transaction).unwrap();
-                model.entries.insert(KEYS + object, content);
-                for (index, content) in contents.iter().enumerate() {
-                    model.blocks.insert((object, start + index as u64), *content);
-                }
-                note(&model);
+            Step::Write { object, start, len } => write(store, object, start, len, history).await,
+            Step::Together { object, start, len } => {
+                // Overlapping, of different lengths, some of them synced: their order is that of their application.
+                let writers = (0..4).map(|task| async move {
+                    write(store, object, start + task * 2, 1 + len * task / 2, history).await;
+                    if task % 2 == 1 {
+                        sync(store, history).await;
+                    }
+                });
+                join_all(writers).await;
             }
             Step::Unmap { object, start, len } => {
                 let cost = Cost { data_blocks: 0, entries: 1, frees_space: true };
                 let mut transaction = store.begin(cost).await.unwrap();
                 transaction.unmap(ObjectId(object), LogicalBlock(start), len);
                 store.apply(transaction).unwrap();
-                (start..start + len).for_each(|at| {
-                    model.blocks.remove(&(object, at));
+                note(history, |model| {
+                    model.blocks.retain(|(of, at), _| *of != object || !(start..start + len).contains(at));
                 });
-                note(&model);
             }
-            Step::Sync => {
-                let applied = history.borrow().states.len();
-                store.sync().await.unwrap();
-                let mut history = history.borrow_mut();
-                history.synced = history.synced.max(applied);
-            }
+            Step::Sync => sync(store, history).await,
             Step::Checkpoint => store.checkpoint().await.unwrap(),
             Step::Pause { ms } => store.engine().sleep(Duration::from_millis(ms)).await,
+            Step::Fault { component, ref fault } => {
+                controls.inject(&components()[component], fault.clone());
+            }
         }
     }
 }
@@ -146,7 +215,7 @@ async fn read_all(store: &Store) -> Model {
     }
     for object in 0..OBJECTS {
         let mut at = 0;
-        for piece in store.read(ObjectId(object), LogicalBlock(0), BLOCKS * 2).await.unwrap() {
+        for piece in store.read(ObjectId(object), LogicalBlock(0), EXTENT_BLOCKS).await.unwrap() {
             match piece {
                 ReadPiece::Hole { len_blocks } => at += len_blocks,
                 ReadPiece::Data(slice) => {
@@ -159,7 +228,7 @@ async fn read_all(store: &Store) -> Model {
                 }
             }
         }
-        assert_eq!(at, BLOCKS * 2);
+        assert_eq!(at, EXTENT_BLOCKS);
     }
     model
 }
@@ -216,12 +285,12 @@ fn crash_everywhere(name: &str, steps: &[Step], mode: CrashMode) {
             world.crash_at_point(point);
         }
         let history = Rc::new(RefCell::new(History::default()));
-        let engine = world.engine();
+        let (engine, controls) = (world.engine(), world.controls());
         let outcome = world.run({
             let history = Rc::clone(&history);
             async move {
                 let store = open(engine).await;
-                work(&store, steps, &history).await;
+                work(&store, steps, &controls, &history).await;
                 store.close().await.unwrap();
                 if crash_at.is_none() {
                     let counters = store.status().counters;
@@ -237,7 +306,7 @@ fn crash_everywhere(name: &str, steps: &[Step], mode: CrashMode) {
     assert!(!history.borrow().states.is_empty());
     drop(world);
     let stride = std::env::var("RINGFORT_CRASH_STRIDE").ok().and_then(|stride| stride.parse().ok());
-    let stride = stride.unwrap_or(1).max(1);
+    let stride = stride.unwrap_or(points / POINTS_AT_MOST + 1).max(1);
     let mut lost_something = 0;
     for point in (1..=points).step_by(stride as usize) {
         let what = format!("{name}, seed {seed}, {mode:?} at point {point} of {points}");
@@ -276,7 +345,7 @@ fn crash_everywhere(name: &str, steps: &[Step], mode: CrashMode) {
         }
         // The recovered volume is a volume like any other: it takes writes and opens again.
         world.restart(CrashMode::PowerLoss, random.next_u64());
-        let engine = world.engine();
+        let (engine, controls) = (world.engine(), world.controls());
         let after = Rc::new(RefCell::new(History::default()));
         let base = if position == 0 { Model::default() } else { history.states[position - 1].clone() };
         after.borrow_mut().states.push(base);
@@ -285,7 +354,7 @@ fn crash_everywhere(name: &str, steps: &[Step], mode: CrashMode) {
             async move {
                 let store = open(engine).await;
                 let steps = [Step::Write { object: 1, start: 3, len: 20 }, Step::Put { key: 1 }, Step::Sync];
-                work(&store, &steps, &after).await;
+                work(&store, &steps, &controls, &after).await;
                 let found = read_all(&store).await;
                 store.close().await.unwrap();
                 found
@@ -388,3 +457,73 @@ workload!(everything_at_once, PowerLoss, {
         _ => small_write(random),
     })
 });
+workload!(writers_overlap_and_some_of_them_sync, PowerLoss, {
+    random_steps(13, 12, |random| Step::Together {
+        object: random.below(2),
+        start: random.below(40),
+        len: 1 + random.below(9),
+    })
+});
+workload!(files_are_cut_and_punched_under_writes, PowerLoss, {
+    random_steps(14, 36, |random| match random.below(6) {
+        0 => Step::Unmap { object: random.below(2), start: random.below(50), len: BLOCKS },
+        1 => unmap(random),
+        2 => Step::Together { object: random.below(2), start: random.below(40), len: 8 },
+        3 => Step::Sync,
+        4 => large_write(random),
+        _ => small_write(random),
+    })
+});
+workload!(a_mirror_is_lost_in_the_middle, PowerLoss, with_faults(15, &[(8, 1, Fault::Vanish)]));
+workload!(a_mirror_and_a_column_are_lost_one_after_the_other, PowerLoss, {
+    with_faults(16, &[(6, 0, Fault::Vanish), (16, 4, Fault::Vanish)])
+});
+workload!(a_flush_fails, PowerLoss, {
+    with_faults(17, &[(5, 2, Fault::NextFlushError), (15, 5, Fault::NextFlushError)])
+});
+workload!(a_write_fails_and_the_process_dies, ProcessDeath, {
+    with_faults(
+        18,
+        &[(7, 1, Fault::NextWriteError(0..u64::MAX)), (17, 3, Fault::NextWriteError(0..u64::MAX))],
+    )
+});
+workload!(a_component_is_slow, PowerLoss, {
+    with_faults(19, &[(3, 0, Fault::Slow(Duration::from_millis(40)))])
+});
+workload!(a_component_hangs_until_it_times_out, PowerLoss, with_faults(20, &[(6, 2, Fault::Hang)]));
+workload!(the_volume_runs_full_and_is_emptied, PowerLoss, {
+    let write = |at: u64| Step::Write { object: at % OBJECTS, start: at * 64, len: 64 };
+    let empty = |object| Step::Unmap { object, start: 0, len: 10_000 };
+    (0..40).map(write).chain([empty(0), Step::Sync, empty(1)]).chain((0..14).map(write)).collect::<Vec<_>>()
+});
+workload!(a_full_volume_is_rewritten_in_small_pieces, PowerLoss, {
+    let fill = (0..36).map(|at: u64| Step::Write { object: at % OBJECTS, start: at * 64, len: 64 });
+    let rewrite = (0..30).flat_map(|at: u64| {
+        [
+            Step::Unmap { object: at % OBJECTS, start: at * 64, len: 64 },
+            Step::Write { object: at % OBJECTS, start: at * 64, len: 3 },
+            Step::Sync,
+        ]
+    });
+    fill.chain(rewrite).collect::<Vec<_>>()
+});
+
+/// Random work, and faults before some of its steps.
+fn with_faults(seed: u64, faults: &[(usize, usize, Fault)]) -> Vec<Step> {
+    let steps = random_steps(seed, 24, |random| match random.below(6) {
+        0 => Step::Sync,
+        1 => Step::Checkpoint,
+        2 => large_write(random),
+        3 => unmap(random),
+        _ => small_write(random),
+    });
+    let mut with_faults = Vec::new();
+    for (index, step) in steps.into_iter().enumerate() {
+        let due = faults.iter().filter(|(at, ..)| *at == index);
+        with_faults.extend(
+            due.map(|(_, component, fault)| Step::Fault { component: *component, fault: fault.clone() }),
+        );
+        with_faults.push(step);
+    }
+    with_faults
+}

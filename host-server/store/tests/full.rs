@@ -6,8 +6,9 @@ mod scene;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
-use ringfort_engine::sim::CrashMode;
+use ringfort_engine::sim::{CrashMode, Fault};
 use ringfort_engine::sync::join_all;
 use ringfort_store::address::{LogicalBlock, ObjectId};
 use ringfort_store::error::ErrorKind;
@@ -177,7 +178,7 @@ fn what_has_begun_fits_into_the_log() {
                 let wanted = (0..64).map(|_| async {
                     let cost = Cost { data_blocks: 0, entries: 5, frees_space: false };
                     let begin = std::pin::pin!(store.begin(cost));
-                    let sleep = store.engine().sleep(std::time::Duration::from_secs(3));
+                    let sleep = store.engine().sleep(Duration::from_secs(3));
                     match futures_select(begin, sleep).await {
                         Some(transaction) => begun.borrow_mut().push(transaction.unwrap()),
                         None => refused.set(refused.get() + 1),
@@ -229,14 +230,14 @@ fn room_that_is_given_back_wakes_those_who_wait() {
                 store.sync().await.unwrap();
             };
             let give_up = async {
-                store.engine().sleep(std::time::Duration::from_secs(10)).await;
+                store.engine().sleep(Duration::from_secs(10)).await;
                 drop(first);
             };
             let small: std::pin::Pin<Box<dyn Future<Output = ()>>> = Box::pin(small);
             let limit = std::pin::pin!(async {
                 join_all([small, Box::pin(give_up)]).await;
             });
-            let late = store.engine().sleep(std::time::Duration::from_secs(600));
+            let late = store.engine().sleep(Duration::from_secs(600));
             assert!(futures_select(limit, late).await.is_some(), "nobody was woken");
             store.close().await.unwrap();
         })
@@ -252,7 +253,7 @@ fn a_transaction_that_can_never_fit_is_refused_at_once() {
             let store = open(engine).await;
             let cost = Cost { data_blocks: 0, entries: 1 << 20, frees_space: false };
             let begin = std::pin::pin!(store.begin(cost));
-            let late = store.engine().sleep(std::time::Duration::from_secs(600));
+            let late = store.engine().sleep(Duration::from_secs(600));
             let result = futures_select(begin, late).await.expect("begin hangs");
             assert_eq!(result.unwrap_err().kind, ErrorKind::Invalid);
             // One that writes more blocks than the log holds is nothing special.
@@ -282,7 +283,7 @@ fn nothing_waits_for_ever_on_a_closed_volume() {
                 let _ = clone.sync().await;
             };
             let late = std::pin::pin!(late);
-            let limit = clone.engine().sleep(std::time::Duration::from_secs(600));
+            let limit = clone.engine().sleep(Duration::from_secs(600));
             assert!(futures_select(late, limit).await.is_some(), "a late comer waits for ever");
         })
         .done();
@@ -376,5 +377,37 @@ fn a_volume_that_stopped_with_a_full_log_opens() {
             world.restart(CrashMode::PowerLoss, points);
             expect_clean(&world);
         }
+    }
+}
+
+/// The shortest log, a slow mirror, and many who sync every block: all of them get through.
+#[test]
+fn many_small_syncs_wait_for_a_slow_mirror_and_a_short_log() {
+    for slow in [0, 4] {
+        let world = world_with(9 + slow as u64, &create_options());
+        world.inject(&components()[slow], Fault::Slow(Duration::from_millis(30)));
+        let engine = world.engine();
+        let model = world
+            .run(async move {
+                let store = Rc::new(open(engine).await);
+                let model = RefCell::new(Model::default());
+                let tasks = (0..5_u64).map(|task| {
+                    let (store, model) = (Rc::clone(&store), &model);
+                    async move {
+                        for round in 0..200 {
+                            let content = 1 + task * 1000 + round;
+                            write(&store, task % OBJECTS, task * 50 + round % 45, &[content]).await.unwrap();
+                            model.borrow_mut().write(task % OBJECTS, task * 50 + round % 45, &[content]);
+                            store.sync().await.unwrap();
+                        }
+                    }
+                });
+                join_all(tasks).await;
+                let counters = store.status().counters;
+                assert!(counters.moves + counters.checkpoints > 3, "the log never ran full: {counters:?}");
+                model.into_inner()
+            })
+            .done();
+        expect_after_restart(&world, CrashMode::PowerLoss, &model, OBJECTS, BLOCKS);
     }
 }

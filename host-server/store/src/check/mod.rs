@@ -17,6 +17,7 @@ use crate::map::{Fate, tree};
 use crate::object::{Object, OpenReport};
 use crate::recover::replay;
 use crate::segment::summary::{Summaries, summary_of};
+use crate::segment::table::SegmentState;
 use crate::state::State;
 use crate::volume::{Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, Transaction, TreeId, Volume};
 
@@ -255,6 +256,10 @@ async fn check_stripes(
             }
         }
         report.stripes += stripes.len() as u64;
+        // It would hide the blocks of the segment's next life from recovery.
+        if state.segments.get(segment).state == SegmentState::Free && !stripes.is_empty() {
+            report.note(format!("segment {segment} is free, and {} stripes have summaries", stripes.len()));
+        }
         for (key, value) in stripes {
             check_summary(state, segment, StripeIndex(key.lo as u32), &value, report);
         }

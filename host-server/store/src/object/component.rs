@@ -66,6 +66,8 @@ pub(super) struct Component {
     metadata: Progress,
     data: Progress,
     counters: Cell<ComponentCounters>,
+    /// Reads that failed since one succeeded.
+    failed_reads: Cell<u32>,
     /// Failed or repaired reads that the log may have heard of.
     log_events: Cell<u64>,
 }
@@ -101,6 +103,7 @@ impl Component {
             metadata: Progress::default(),
             data: Progress::default(),
             counters: Cell::default(),
+            failed_reads: Cell::new(0),
             log_events: Cell::new(0),
         }
     }
@@ -157,6 +160,17 @@ impl Component {
         self.last_counters.set(Some(device.counters()));
         self.failure.replace(Some(error.to_string().into()));
         true
+    }
+
+    pub(super) fn note_read(&self) {
+        self.failed_reads.set(0);
+    }
+
+    /// Counts a read that failed; returns how many have failed in a row.
+    pub(super) fn note_failed_read(&self) -> u32 {
+        self.count(|counters| counters.read_errors += 1);
+        self.failed_reads.set(self.failed_reads.get().saturating_add(1));
+        self.failed_reads.get()
     }
 
     pub(super) fn failure(&self) -> Option<Box<str>> {

@@ -7,12 +7,16 @@
 
 use ringfort_engine::buffer::Slice;
 use ringfort_engine::completion::Completion;
+use ringfort_engine::error::EngineError;
 
 use super::Object;
 use super::component::{Component, Part};
 use crate::address::ComponentPosition;
 use crate::error::{ErrorKind, StoreError};
 use crate::format::component::{Label, Member, MemberState};
+
+/// More than the bad sectors that one request for reading is likely to meet when it is repeated block by block.
+const FAILED_READS_MAX: u32 = 64;
 
 /// The tree as the newest durable labels tell it.
 #[derive(Clone, Debug)]
@@ -86,7 +90,7 @@ impl Object {
     }
 
     /// Takes a component out of use. Callers go on to [`settle`](Self::settle).
-    pub(super) fn expel(&self, component: &Component, error: &ringfort_engine::error::EngineError) {
+    pub(super) fn expel(&self, component: &Component, error: &EngineError) {
         if component.expel(error) {
             self.expelled_count.set(self.expelled_count.get() + 1);
             tracing::error!(
@@ -98,6 +102,26 @@ impl Object {
                  put a new component in its place with `ringfort volume replace`"
             );
         }
+    }
+
+    /// A read has failed. A bad sector is made good by writing what other components give; a component of which so many
+    /// reads fail one after the other is of no use as a source and leaves, unless the volume cannot do without it. That it has left
+    /// becomes durable before the next write is answered.
+    pub(super) fn note_read_error(&self, component: &Component, error: &EngineError) {
+        if component.note_failed_read() < FAILED_READS_MAX || !self.writable || self.needs(component) {
+            return;
+        }
+        self.expel(component, error);
+    }
+
+    /// Whether the others could not serve alone.
+    fn needs(&self, component: &Component) -> bool {
+        let others = |holds: &dyn Fn(ComponentPosition) -> bool| {
+            let live = self.components.iter().filter(|other| other.is_live() && holds(other.position));
+            live.filter(|other| other.position != component.position).count()
+        };
+        others(&|position| self.geometry.holds_columns(position)) < usize::from(self.geometry.data_columns)
+            || others(&|position| self.geometry.mirror_of(position).is_some()) == 0
     }
 
     /// Waits for submitted writes, one a component; a component that failed its write is expelled.
@@ -149,11 +173,17 @@ impl Object {
                 member.state = MemberState::Failed { since_sequence: next.sequence };
             }
         }
+        self.write_labels(&next).await;
+        self.membership.replace(next);
+    }
+
+    /// Makes the labels of one membership durable on every component in use; one that fails is expelled.
+    pub(super) async fn write_labels(&self, membership: &Membership) {
         let writes: Vec<_> = self
             .components
             .iter()
             .filter_map(|component| {
-                let label = self.label(&next, component.position);
+                let label = self.label(membership, component.position);
                 let write = component.write(label.slot(), vec![Slice::copy_of(&label.encode())])?;
                 Some((component, write))
             })
@@ -171,7 +201,6 @@ impl Object {
                 Err(error) => self.expel(component, &error),
             }
         }
-        self.membership.replace(next);
     }
 
     fn label(&self, membership: &Membership, position: ComponentPosition) -> Label {

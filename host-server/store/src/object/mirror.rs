@@ -112,6 +112,7 @@ impl Object {
             let Some(read) = component.read(offset_bytes, len_bytes) else { continue };
             match read.await {
                 Ok(buffer) if verify(&buffer) => {
+                    component.note_read();
                     let good = buffer.freeze();
                     self.repair_mirrors(bad, offset_bytes, &good).await;
                     return Ok(good);
@@ -121,7 +122,7 @@ impl Object {
                     bad.push((component, "wrong contents".to_owned()));
                 }
                 Err(error) => {
-                    component.count(|counters| counters.read_errors += 1);
+                    self.note_read_error(component, &error);
                     bad.push((component, error.to_string()));
                 }
             }
@@ -185,9 +186,12 @@ impl Object {
             ));
         };
         match read.await {
-            Ok(buffer) => Ok(buffer.freeze()),
+            Ok(buffer) => {
+                component.note_read();
+                Ok(buffer.freeze())
+            }
             Err(error) => {
-                component.count(|counters| counters.read_errors += 1);
+                self.note_read_error(component, &error);
                 Err(error.into())
             }
         }

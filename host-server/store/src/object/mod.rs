@@ -7,6 +7,7 @@
 //! * A component that failed a write or a flush, or was missing when the object was opened for writing, is out of use until it
 //!   is replaced. No write or flush that it missed is answered before the labels of every remaining component durably say so.
 //! * A failed flush is never tried again.
+//! * A component that fails many reads in a row leaves as well, where the others can do without it.
 //! * Stripes are written whole; parity is never updated in place.
 //! * No data block is returned that fails its checksum.
 //! * Where too few components are left, nothing is written any more, labels included.

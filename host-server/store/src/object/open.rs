@@ -141,8 +141,13 @@ impl Object {
     }
 
     /// Goes two sequence numbers ahead, with missing members marked as failed. A crash on the way leaves members one number
-    /// apart, never more, so that whoever is two behind is known to be an old copy.
+    /// apart, never more, so that whoever is two behind is known to be an old copy. For that those whom an earlier crash has left one
+    /// behind come level first.
     pub(super) async fn begin_session(&self) -> Result<(), StoreError> {
+        let found = self.membership.borrow().clone();
+        if found.sequence > 0 {
+            self.write_labels(&found).await;
+        }
         self.advance_labels().await;
         self.advance_labels().await;
         self.settle().await

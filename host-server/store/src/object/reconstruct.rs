@@ -124,10 +124,13 @@ impl Reading<'_> {
             .collect();
         for (column, rows, read) in reads {
             match read.await {
-                Ok(buffer) => self.images.push(Image { column, rows, bytes: buffer.freeze() }),
+                Ok(buffer) => {
+                    self.component(column).note_read();
+                    self.images.push(Image { column, rows, bytes: buffer.freeze() });
+                }
                 Err(error) => {
                     let component = self.component(column);
-                    component.count(|counters| counters.read_errors += 1);
+                    self.object.note_read_error(component, &error);
                     if let Some(events) = component.log_turn() {
                         tracing::warn!(
                             volume = %self.object.volume,

@@ -1,12 +1,13 @@
 //! Contents on their way into a transaction: what fills stripes is written at once.
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
+use ringfort_engine::sync::oneshot;
 
 use super::Store;
 use super::admit::Obstacle;
-use crate::error::StoreError;
+use crate::error::{ErrorKind, StoreError};
 use crate::format::segment::StripeSummary;
-use crate::segment::table::{Class, StripeRange};
+use crate::segment::table::{Class, SegmentPin, StripeRange};
 use crate::state::{Reservation, checksums_of};
 use crate::volume::{StagedBlocks, StagedPiece, WrittenRun};
 
@@ -55,10 +56,29 @@ impl Store {
         Ok(pieces)
     }
 
+    /// Writes stripes in a task of their own: a caller that goes away in the middle takes neither the pin along, for the segment must
+    /// not be reused while writes are on their way to it, nor the attention that a component needs which fails one.
     async fn write_large(&self, range: StripeRange, blocks: &[Slice]) -> Result<WrittenRun, StoreError> {
+        let (store, blocks) = (self.clone(), blocks.to_vec());
+        let pin = self.core.state().segments.pin(range.segment);
+        let (sender, receiver) = oneshot::channel();
+        self.core.engine.spawn(Box::pin(async move {
+            sender.send(store.write_pinned(range, pin, &blocks).await);
+        }));
+        receiver.await.unwrap_or_else(|| {
+            let place = format!("volume {}", self.core.volume);
+            Err(StoreError::new(ErrorKind::Invalid, "write to", place, "it is being closed"))
+        })
+    }
+
+    async fn write_pinned(
+        &self,
+        range: StripeRange,
+        pin: SegmentPin,
+        blocks: &[Slice],
+    ) -> Result<WrittenRun, StoreError> {
         let core = &self.core;
         let geometry = core.object.geometry();
-        let pin = core.state().segments.pin(range.segment);
         let middle = core.state_mut().take_middles(blocks.len() as u64);
         let checksums = checksums_of(blocks);
         let parity = core.object.write_stripes(range.segment, range.first, blocks.to_vec()).await?;

@@ -1,4 +1,4 @@
-use ringfort_engine::sim::Fault;
+use ringfort_engine::sim::{CrashMode, Fault};
 
 use super::*;
 use crate::error::ErrorKind;
@@ -369,4 +369,23 @@ fn creation_overwrites_nothing() {
             assert!(error.to_string().contains("device0: component 0 of volume"), "{error}");
         })
         .done();
+}
+
+/// Two openings in a row are cut short while they write labels: nobody who missed nothing is taken for an old copy.
+#[test]
+fn openings_that_are_cut_short_one_after_the_other_leave_every_member_in_use() {
+    let geometry = geometry(4, 2);
+    for first in 1..60 {
+        for second in (1..60).step_by(3) {
+            let world = world_with_object(first, geometry);
+            for (turn, point) in [first, second].into_iter().enumerate() {
+                let engine = world.restart(CrashMode::PowerLoss, point * 100 + turn as u64);
+                world.crash_at_point(point);
+                let _ = world.run(async move { drop(open(&engine, &geometry, WRITE).await) });
+            }
+            let engine = world.restart(CrashMode::PowerLoss, first * 1000 + second);
+            let (_, report) = world.run(async { open(&engine, &geometry, WRITE).await.unwrap() }).done();
+            assert_eq!(report.missing_count, 0, "points {first} and {second}: {:?}", report.findings);
+        }
+    }
 }
