@@ -357,7 +357,14 @@ mod tests {
             let mut buffer = Buffer::zeroed(bytes.len().next_multiple_of(4096));
             buffer[..bytes.len()].copy_from_slice(bytes);
             let data = Payload { pieces: vec![buffer.freeze().slice(0..bytes.len())] };
-            let write = Operation::Write { handle, offset_bytes, data, append: false, clear_set_id: false };
+            let write = Operation::Write {
+                handle,
+                offset_bytes,
+                data,
+                append: false,
+                clear_set_id: false,
+                write_back: false,
+            };
             self.0.execute(write).await.unwrap();
             self.0.execute(Operation::Release { handle }).await.unwrap();
             node

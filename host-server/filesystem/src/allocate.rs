@@ -12,6 +12,7 @@ use crate::failure::Result;
 use crate::inode::{BLOCK_BYTES, FILE_BYTES_MAX, Inode};
 use crate::mount::{Mount, object};
 use crate::operation::{AllocateMode, Whence};
+use crate::permission::without_set_id;
 
 impl<V: Volume> Mount<V> {
     /// `fallocate(2)`. A log-structured volume writes elsewhere each time, so space for later writes cannot be set aside here:
@@ -22,6 +23,7 @@ impl<V: Volume> Mount<V> {
         offset_bytes: u64,
         len_bytes: u64,
         mode: AllocateMode,
+        clear_set_id: bool,
     ) -> Result<()> {
         if len_bytes == 0 || offset_bytes > i64::MAX as u64 || len_bytes > i64::MAX as u64 {
             return Err(Errno::EINVAL.into());
@@ -51,9 +53,13 @@ impl<V: Volume> Mount<V> {
         let size_bytes = inode.metadata().size_bytes;
         let grown_bytes = if keeps_size { size_bytes } else { size_bytes.max(end_bytes) };
         let changes_data = grown_bytes != size_bytes || !matches!(mode, AllocateMode::Allocate { .. });
+        let capability = self.find_capability(inode).await?;
         let now = self.now();
-        self.resize(inode, grown_bytes, None, |metadata| {
+        self.resize(inode, grown_bytes, capability, |metadata| {
             metadata.changed = now;
+            if clear_set_id {
+                metadata.permissions = without_set_id(metadata.kind, metadata.permissions);
+            }
             if changes_data {
                 metadata.modified = now;
             }

@@ -27,7 +27,7 @@ impl<V: Volume> Mount<V> {
         let resized_by_stranger = change.size_bytes.is_some() && !credentials.is_exempt();
         let takes_set_id = change.clear_set_id || changes_owner || resized_by_stranger;
         let now = self.now();
-        let takes_capability = takes_set_id && inode.metadata().xattr_count > 0;
+        let takes_capability = (takes_set_id || change.size_bytes.is_some()) && inode.may_have_capability();
         // A list that a mode stands for must not come or go between looking and changing.
         let needs_lock = change.size_bytes.is_some() || takes_capability || change.permissions.is_some();
         let _lock = if needs_lock { Some(self.locks.exclusive(inode.number).await) } else { None };

@@ -57,7 +57,7 @@ impl<V: Volume> Mount<V> {
         if len_bytes == 0 {
             return Err(Errno::EFBIG.into());
         }
-        let capability = if clear_set_id { self.find_capability(to.inode).await? } else { None };
+        let capability = self.find_capability(to.inode).await?;
         let copied_bytes = self.copy_pieces(from, to, len_bytes).await?;
         let size_bytes = to.inode.metadata().size_bytes.max(to.offset_bytes + copied_bytes);
         let now = self.now();

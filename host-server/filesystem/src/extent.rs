@@ -24,7 +24,7 @@ use crate::lock::LockGuard;
 use crate::mount::{Mount, object};
 use crate::operation::{DataPiece, Payload};
 use crate::payload::assemble;
-use crate::permission::without_set_id;
+use crate::permission::{Clears, without_set_id};
 
 /// The most mapped blocks that one transaction frees, 4 MiB: in the worst case each is an entry of its own, and the room for a
 /// change of so many must be had even where the log is as short as a volume may have it.
@@ -61,7 +61,7 @@ impl<V: Volume> Mount<V> {
         offset_bytes: u64,
         payload: &Payload,
         append: bool,
-        clear_set_id: bool,
+        clears: Clears,
     ) -> Result<u32> {
         let len_bytes = payload.len_bytes() as u64;
         if len_bytes == 0 {
@@ -69,7 +69,8 @@ impl<V: Volume> Mount<V> {
         }
         let whole_blocks =
             offset_bytes.is_multiple_of(BLOCK_BYTES) && len_bytes.is_multiple_of(BLOCK_BYTES) && !append;
-        let takes_capabilities = clear_set_id && inode.metadata().xattr_count > 0;
+        let takes_capabilities = clears != Clears::Nothing && inode.may_have_capability();
+        let clear_set_id = clears == Clears::SetIdAndCapability;
         let mut shared = whole_blocks && !takes_capabilities;
         let mut lock = self.lock(inode, shared).await;
         if shared && inode.trim_pending.get() {

@@ -19,7 +19,7 @@ use crate::operation::{
     Credentials, FileKind, HandleId, LockFamily, Name, NewNode, NodeId, OpenFlags, Operation, Reply,
     SessionId, SetAttributes, Statistics, Timestamp,
 };
-use crate::permission::{self, READ, WRITE};
+use crate::permission::{self, Clears, READ, WRITE};
 
 /// The first inode number that files get; those below are the root's and for later use.
 const FIRST_NUMBER: u64 = 16;
@@ -283,11 +283,15 @@ impl<V: Volume> Mount<V> {
                 }
                 Reply::Data(self.read(&handle.inode, offset_bytes, len_bytes).await?)
             }
-            Operation::Write { handle, offset_bytes, data, append, clear_set_id } => {
+            Operation::Write { handle, offset_bytes, data, append, clear_set_id, write_back } => {
                 let handle = self.writable_file(session, handle)?;
                 let append = append || handle.flags.append;
-                let clear_set_id = clear_set_id || !credentials.is_exempt();
-                let len_bytes = self.write(&handle.inode, offset_bytes, &data, append, clear_set_id).await?;
+                let clears = match clear_set_id || !credentials.is_exempt() {
+                    true => Clears::SetIdAndCapability,
+                    false if write_back => Clears::Nothing,
+                    false => Clears::Capability,
+                };
+                let len_bytes = self.write(&handle.inode, offset_bytes, &data, append, clears).await?;
                 if handle.flags.sync || handle.flags.data_sync {
                     self.volume.sync().await?;
                 }
@@ -335,7 +339,8 @@ impl<V: Volume> Mount<V> {
             }
             Operation::Allocate { handle, offset_bytes, len_bytes, mode } => {
                 let handle = self.writable_file(session, handle)?;
-                self.allocate(&handle.inode, offset_bytes, len_bytes, mode).await?;
+                let clear_set_id = !credentials.is_exempt();
+                self.allocate(&handle.inode, offset_bytes, len_bytes, mode, clear_set_id).await?;
                 Reply::Done
             }
             Operation::OpenDirectory { node } => {

@@ -206,6 +206,8 @@ pub(crate) struct Inode {
     pub trim_pending: Cell<bool>,
     /// Has no name, never had one, and may get one.
     pub linkable: Cell<bool>,
+    /// Found to have no capabilities, and was given none since.
+    pub no_capability: Cell<bool>,
     /// Counts changes of which blocks are mapped.
     pub mapping_version: Cell<u64>,
     /// Used since the cache last looked.
@@ -220,6 +222,7 @@ impl Inode {
             gone: Cell::new(false),
             trim_pending: Cell::new(false),
             linkable: Cell::new(false),
+            no_capability: Cell::new(false),
             mapping_version: Cell::new(0),
             touched: Cell::new(true),
         }
@@ -236,6 +239,11 @@ impl Inode {
 
     pub fn attributes(&self) -> Attributes {
         self.metadata.borrow().attributes(self.number)
+    }
+
+    /// Whether it is worth to look for the attribute that holds a program's capabilities.
+    pub fn may_have_capability(&self) -> bool {
+        self.metadata.borrow().xattr_count > 0 && !self.no_capability.get()
     }
 
     pub fn is_gone(&self) -> bool {

@@ -304,8 +304,16 @@ pub enum Operation {
     /// At most `len_bytes` from `offset_bytes`; short at the end of the file. → [`Reply::Data`]
     Read { handle: HandleId, offset_bytes: u64, len_bytes: u32 },
     /// → [`Reply::Written`]. Appends at the end, whatever the offset says, for a handle opened so or with `append` set.
-    /// See [`Payload`] for the shape of `data`.
-    Write { handle: HandleId, offset_bytes: u64, data: Payload, append: bool, clear_set_id: bool },
+    /// See [`Payload`] for the shape of `data`. Takes the capabilities of a program away, unless it is a `write_back` of what the
+    /// guest's cache took in earlier, perhaps before they were given.
+    Write {
+        handle: HandleId,
+        offset_bytes: u64,
+        data: Payload,
+        append: bool,
+        clear_set_id: bool,
+        write_back: bool,
+    },
     /// Copies from file to file, holes as holes: as many bytes as one request may, fewer at the end of the source. `EINVAL` where
     /// both ranges are of one file and overlap. Not atomic. → [`Reply::Written`]
     CopyRange { from: HandleId, from_bytes: u64, to: HandleId, to_bytes: u64, len_bytes: u64 },

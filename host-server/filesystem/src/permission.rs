@@ -81,6 +81,14 @@ pub(crate) fn require_removable(
     }
 }
 
+/// What a change of contents takes from a program. Its capabilities go whoever changes it; set-id bits stay for who may keep them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Clears {
+    Nothing,
+    Capability,
+    SetIdAndCapability,
+}
+
 /// Permissions after a change of contents or owner: set-uid goes, set-gid where it means execution.
 pub(crate) fn without_set_id(kind: FileKind, permissions: u16) -> u16 {
     if kind == FileKind::Directory {

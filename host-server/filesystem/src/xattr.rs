@@ -110,7 +110,11 @@ impl<V: Volume> Mount<V> {
             metadata.xattr_count += u32::from(is_new);
         })?;
         batch.put_xattr(inode.number, slot, name, value);
-        self.commit(batch)
+        self.commit(batch)?;
+        if name == CAPABILITY {
+            inode.no_capability.set(false);
+        }
+        Ok(())
     }
 
     /// Sets a list, and with the access list the mode that stands for it; None takes the list away and leaves the mode.
@@ -198,10 +202,11 @@ impl<V: Volume> Mount<V> {
     /// Where the capabilities of an executable lie, if it has any. The caller holds the inode's lock, exclusively if it means to
     /// take them away.
     pub async fn find_capability(&self, inode: &Rc<Inode>) -> Result<Option<u64>> {
-        if inode.metadata().xattr_count == 0 {
+        if !inode.may_have_capability() {
             return Ok(None);
         }
         let found = self.find_xattr(inode.number, CAPABILITY).await?;
+        inode.no_capability.set(found.slot.is_none());
         Ok(found.slot.map(|(slot, _)| slot))
     }
 

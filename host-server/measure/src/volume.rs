@@ -171,7 +171,14 @@ impl Mounted {
     pub async fn write(&self, handle: HandleId, offset_bytes: u64, data: Slice) -> Result<()> {
         let expected = data.len();
         let data = Payload { pieces: vec![data] };
-        let operation = Operation::Write { handle, offset_bytes, data, append: false, clear_set_id: false };
+        let operation = Operation::Write {
+            handle,
+            offset_bytes,
+            data,
+            append: false,
+            clear_set_id: false,
+            write_back: false,
+        };
         match self.execute(operation).await? {
             Reply::Written { len_bytes } if len_bytes as usize == expected => Ok(()),
             other => bail!("write of {expected} bytes answered with {other:?}"),

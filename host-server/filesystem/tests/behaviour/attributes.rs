@@ -107,6 +107,7 @@ fn set_id_bits_go_with_a_change_of_owner_or_contents() {
             data: payload(0, b"z"),
             append: false,
             clear_set_id,
+            write_back: false,
         };
         guest.execute(write(true)).await.unwrap();
         assert_eq!(bits().await, 0o755);
@@ -276,15 +277,24 @@ fn capabilities_of_a_program_do_not_outlive_its_contents() {
         let capability = b"security.capability";
         let change = SetAttributes { clear_set_id: true, size_bytes: Some(1), ..Default::default() };
         guest.put("/f", b"program").await.unwrap();
-        for round in 0..3 {
+        for round in 0..6 {
             guest.set("/f", capability, b"caps", SetXattrMode::Any).await.unwrap();
             match round {
                 0 => drop(guest.change("/f", change.clone()).await.unwrap()),
                 1 => drop(guest.chown("/f", Some(3), None).await.unwrap()),
-                _ => guest.user(0, 0).put("/f", b"p").await.unwrap(),
+                2 => drop(guest.truncate("/f", 2).await.unwrap()),
+                // Root's too.
+                3 => guest.user(0, 0).put("/f", b"p").await.unwrap(),
+                4 => {
+                    let handle = guest.open("/f", "w").await.unwrap();
+                    let mode = AllocateMode::PunchHole;
+                    let punch = Operation::Allocate { handle, offset_bytes: 0, len_bytes: 1, mode };
+                    guest.done(punch).await.unwrap();
+                }
+                _ => drop(guest.chmod("/f", 0o700).await.unwrap()),
             }
             let left = guest.xattr("/f", capability).await;
-            assert_eq!(left.is_ok(), round == 2, "round {round}");
+            assert_eq!(left.is_ok(), round == 5, "round {round}");
         }
         let node = guest.resolve("/f").await.unwrap();
         let Reply::Opened(handle) = guest.execute(Operation::Open { node, flags: flags("w") }).await.unwrap()
@@ -292,8 +302,14 @@ fn capabilities_of_a_program_do_not_outlive_its_contents() {
             panic!()
         };
         let data = payload(0, &[0; 4096]);
-        let write = Operation::Write { handle, offset_bytes: 0, data, append: false, clear_set_id: true };
-        guest.execute(write).await.unwrap();
+        let write = |clear_set_id, write_back| {
+            let data = data.clone();
+            Operation::Write { handle, offset_bytes: 0, data, append: false, clear_set_id, write_back }
+        };
+        // Written into the guest's cache before the capabilities were given, it may be.
+        guest.execute(write(false, true)).await.unwrap();
+        assert!(guest.xattr("/f", capability).await.is_ok());
+        guest.execute(write(false, false)).await.unwrap();
         assert_eq!(guest.xattr("/f", capability).await, Err(Errno::ENODATA));
     });
 }

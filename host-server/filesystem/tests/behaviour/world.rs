@@ -355,7 +355,14 @@ impl<V: Volume> Guest<V> {
 
     pub async fn write_at(&self, handle: HandleId, offset_bytes: u64, bytes: &[u8]) -> Answer<u32> {
         let data = payload(offset_bytes, bytes);
-        let write = Operation::Write { handle, offset_bytes, data, append: false, clear_set_id: false };
+        let write = Operation::Write {
+            handle,
+            offset_bytes,
+            data,
+            append: false,
+            clear_set_id: false,
+            write_back: false,
+        };
         match self.execute(write).await? {
             Reply::Written { len_bytes } => Ok(len_bytes),
             other => panic!("{other:?}"),

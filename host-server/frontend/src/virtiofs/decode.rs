@@ -265,6 +265,7 @@ fn write(header: &Header, input: &mut Input<'_>) -> Result<Request, Errno> {
         data,
         append: flags & linux::O_APPEND != 0,
         clear_set_id: write.write_flags.get() & abi::FUSE_WRITE_KILL_SUIDGID != 0,
+        write_back: !own,
     };
     Ok(Request::Operation { operation, shape: Shape::Write { handle, sync: body::sync_writes(flags) } })
 }

@@ -379,8 +379,8 @@ fn of_writeback(operation: Operation) -> Operation {
         Operation::CreateTemporary { new, flags, linkable } => {
             Operation::CreateTemporary { new, flags: readable(flags), linkable }
         }
-        Operation::Write { handle, offset_bytes, data, append: _, clear_set_id } => {
-            Operation::Write { handle, offset_bytes, data, append: false, clear_set_id }
+        Operation::Write { handle, offset_bytes, data, append: _, clear_set_id, write_back } => {
+            Operation::Write { handle, offset_bytes, data, append: false, clear_set_id, write_back }
         }
         other => other,
     }
