@@ -47,7 +47,7 @@ fn the_suite_of_our_own_holds_on_a_recent_kernel_with_two_queues() {
     let server = scene.serve_with(1, &["--cache", "auto"]).unwrap();
     let machine = Machine::new(Board::MicroVm).kernel(Kernel::Recent).processors(2).request_queues(2);
     let guest = scene.boot(&machine, 0).unwrap();
-    guest.run(&[AGENT, "posix-check", &format!("{MOUNTED}/posix"), "nameless"], SUITE_TIMEOUT).unwrap();
+    guest.run(&[AGENT, "posix-check", &format!("{MOUNTED}/posix")], SUITE_TIMEOUT).unwrap();
     scene.end(server, guest).unwrap();
 }
 

@@ -71,3 +71,37 @@ fn reboots_and_machines_that_are_killed_leave_no_session_behind() {
     assert_eq!(scene.volume.guest_counter("malformed_requests").unwrap(), 0);
     scene.end(server, guest).unwrap();
 }
+
+#[test]
+fn two_guests_that_cache_see_at_open_what_the_other_closed() {
+    let scene = Scene::new("to-and-fro", "1GiB").unwrap();
+    let server = scene.serve_with(2, &["--cache", "auto"]).unwrap();
+    let guests = [scene.guest(0).unwrap(), scene.guest(1).unwrap()];
+    let mut expected = String::new();
+    for round in 0..8 {
+        let (writer, reader) = (&guests[round % 2], &guests[(round + 1) % 2]);
+        // The reader has name, attributes and contents of the letter in its cache, younger than it may believe attributes.
+        if round > 0 {
+            assert_eq!(reader.must(&format!("cat {MOUNTED}/letter")).unwrap(), expected);
+        }
+        let line = format!("round {round} {}\n", "x".repeat(1 + round * 700));
+        if round % 3 == 2 {
+            // Another file under the same name.
+            expected = line.clone();
+            writer
+                .must(&format!("cd {MOUNTED} && echo '{}' > new && mv new letter", line.trim_end()))
+                .unwrap();
+        } else {
+            expected.push_str(&line);
+            writer.must(&format!("echo '{}' >> {MOUNTED}/letter", line.trim_end())).unwrap();
+        }
+        assert_eq!(reader.must(&format!("cat {MOUNTED}/letter")).unwrap(), expected, "round {round}");
+        assert_eq!(
+            reader.must(&format!("stat -c %s {MOUNTED}/letter")).unwrap(),
+            format!("{}\n", expected.len())
+        );
+    }
+    let [one, two] = guests;
+    two.shut_down().unwrap();
+    scene.end(server, one).unwrap();
+}

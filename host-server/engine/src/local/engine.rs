@@ -179,7 +179,8 @@ impl Driver for LocalEngine {
     fn park(&self, ready: &ReadyQueue) {
         let Some(idle_since) = self.look_for_work(ready) else { return };
         if !self.sources.arm() && ready.prepare_park() {
-            let limit = self.next_deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let limit =
+                self.next_deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
             self.transfers.wait(limit);
             ready.unpark();
             self.window.slept_at_the_end_of(idle_since.elapsed());
