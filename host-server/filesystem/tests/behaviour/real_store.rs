@@ -93,7 +93,7 @@ fn synced_files_survive_a_power_loss_at_any_moment() {
         let world = SimWorld::new(seed);
         create(&world);
         let engine = world.restart(CrashMode::ProcessDeath, seed);
-        world.crash_at_point(60 + seed * 37);
+        world.crash_at_point(120 + seed * 37);
         let synced = Rc::new(RefCell::new(Vec::new()));
         let record = Rc::clone(&synced);
         let outcome = world.run(async move {
@@ -114,7 +114,7 @@ fn synced_files_survive_a_power_loss_at_any_moment() {
                 }
             }
         });
-        assert!(outcome.is_crashed() && !synced.borrow().is_empty());
+        assert!(outcome.is_crashed() && !synced.borrow().is_empty(), "seed {seed}: no power loss after a sync");
         let engine = world.restart(CrashMode::PowerLoss, seed + 100);
         world
             .run(async move {
