@@ -49,7 +49,7 @@ impl Qemu {
 pub enum Kernel {
     /// The release's own. Debian 12's 6.1 uses one request queue, whatever a device offers.
     Release,
-    /// [`RECENT_LEAST`] or newer, from the release's backports where the release itself is older: several request queues.
+    /// Linux 6.11 or newer, from the release's backports where the release itself is older: several request queues.
     Recent,
 }
 

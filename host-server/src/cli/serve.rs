@@ -48,7 +48,7 @@ pub struct Serve {
     /// Bound of the memory for the volume's maps; the volume's own setting where not given.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
-    /// Serve Prometheus metrics there, at /metrics: unix:PATH, 127.0.0.1:PORT or [::1]:PORT.
+    /// Serve Prometheus metrics there, at /metrics: unix:PATH, 127.0.0.1:PORT or `[::1]:PORT`.
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<MetricsAddress>,
     /// Serve although members of the newest label are missing that could be serving elsewhere. Only when you know that
