@@ -114,7 +114,10 @@ fn synced_files_survive_a_power_loss_at_any_moment() {
                 }
             }
         });
-        assert!(outcome.is_crashed() && !synced.borrow().is_empty(), "seed {seed}: no power loss after a sync");
+        assert!(
+            outcome.is_crashed() && !synced.borrow().is_empty(),
+            "seed {seed}: no power loss after a sync"
+        );
         let engine = world.restart(CrashMode::PowerLoss, seed + 100);
         world
             .run(async move {
