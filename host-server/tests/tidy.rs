@@ -39,6 +39,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("host-server/measure/src/isal.rs", "calls a rival's C functions"),
     ("host-server/store/src/format/crc32c.rs", "processor instructions for checksums"),
     ("host-server/store/src/object/galois.rs", "processor instructions for field arithmetic"),
+    ("protocol/src/ring/memory.rs", "memory that another process or machine writes"),
     ("qemu-tests/src/tsc.rs", "reads the time-stamp counter"),
     ("qemu-tests/src/bin/ringfort-guest-agent/flip.rs", "a write's buffer that another thread changes"),
     ("qemu-tests/src/bin/ringfort-guest-agent/map.rs", "files through memory maps"),

@@ -1,0 +1,184 @@
+//! Words and bytes in mapped memory that another process, or another machine, may write at any moment.
+//!
+//! No reference into this memory ever exists: words go through atomic loads and stores, bytes through copies by raw pointer. What is read may be
+//! anything; what is copied out does not change afterwards.
+
+use std::any::Any;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use super::words::{WORD_BYTES, Words};
+
+/// Pages of equal size, anywhere in this address space, which together are one range of shared memory.
+///
+/// A word never lies across two pages. Clones share the pages and what keeps them mapped.
+#[derive(Clone)]
+pub struct SharedMemory {
+    pages: Arc<[NonNull<u8>]>,
+    page_bytes: u64,
+    page_shift: u32,
+    /// Keeps the pages mapped.
+    _mapping: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the pages are only reached through atomic words and raw copies that expect other writers; the mapping is `Send + Sync`.
+unsafe impl Send for SharedMemory {}
+// SAFETY: as above; there is no state that is not shared memory or constant.
+unsafe impl Sync for SharedMemory {}
+
+impl SharedMemory {
+    /// # Safety
+    /// Each of `pages` begins a range of `1 << page_shift` bytes that is mapped readable and writable as long as `mapping` lives, and
+    /// that nobody holds a Rust reference to.
+    ///
+    /// # Panics
+    /// Where a page is smaller than a word's alignment allows, or not aligned to words.
+    pub unsafe fn new(pages: Vec<NonNull<u8>>, page_shift: u32, mapping: Arc<dyn Any + Send + Sync>) -> Self {
+        assert!((3..48).contains(&page_shift), "pages of 2^{page_shift} bytes");
+        assert!(pages.iter().all(|page| page.cast::<AtomicU64>().is_aligned()), "pages are aligned to words");
+        Self { pages: pages.into(), page_bytes: 1 << page_shift, page_shift, _mapping: mapping }
+    }
+
+    pub fn len_bytes(&self) -> u64 {
+        (self.pages.len() as u64) << self.page_shift
+    }
+
+    pub fn page_bytes(&self) -> u64 {
+        self.page_bytes
+    }
+
+    /// Copies bytes out, once. None where the range leaves the memory.
+    #[must_use]
+    pub fn read(&self, start: u64, into: &mut [u8]) -> Option<()> {
+        let mut done = 0;
+        self.each_run(start, into.len(), |run, len_bytes| {
+            // SAFETY: `each_run` gives mapped runs; `into` has as many bytes left, and is not shared memory, to which nobody holds
+            // references.
+            unsafe { run.copy_to_nonoverlapping(NonNull::from(&mut into[done..]).cast(), len_bytes) };
+            done += len_bytes;
+        })
+    }
+
+    /// Copies bytes in. None, and nothing copied, where the range leaves the memory.
+    #[must_use]
+    pub fn write(&self, start: u64, from: &[u8]) -> Option<()> {
+        let mut done = 0;
+        self.each_run(start, from.len(), |run, len_bytes| {
+            // SAFETY: `each_run` gives mapped runs; `from` has as many bytes left, and is not shared memory.
+            unsafe { run.copy_from_nonoverlapping(NonNull::from(&from[done..]).cast(), len_bytes) };
+            done += len_bytes;
+        })
+    }
+
+    /// Fills with zeros. None, and nothing written, where the range leaves the memory.
+    #[must_use]
+    pub fn clear(&self, start: u64, len_bytes: usize) -> Option<()> {
+        // SAFETY: `each_run` gives mapped runs.
+        self.each_run(start, len_bytes, |run, len_bytes| unsafe { run.write_bytes(0, len_bytes) })
+    }
+
+    /// Calls `act` with each run of neighbouring bytes, in order.
+    fn each_run(&self, start: u64, len_bytes: usize, mut act: impl FnMut(NonNull<u8>, usize)) -> Option<()> {
+        let Range { mut start, end } = start..start.checked_add(len_bytes as u64)?;
+        if end > self.len_bytes() {
+            return None;
+        }
+        while start < end {
+            let into = start & (self.page_bytes - 1);
+            let run_bytes = (self.page_bytes - into).min(end - start);
+            let page = self.pages[(start >> self.page_shift) as usize];
+            // SAFETY: `into` is below the page's size, and the page is mapped whole.
+            act(unsafe { page.add(into as usize) }, run_bytes as usize);
+            start += run_bytes;
+        }
+        Some(())
+    }
+
+    fn word(&self, index: u64) -> &AtomicU64 {
+        let at = index * WORD_BYTES;
+        let page = self.pages[(at >> self.page_shift) as usize];
+        // SAFETY: the page is mapped for as long as `self` lives, `into` is below its size and a multiple of the word's, so that the
+        // word is aligned and inside; an atomic may be written by others at any time.
+        unsafe { page.add((at & (self.page_bytes - 1)) as usize).cast::<AtomicU64>().as_ref() }
+    }
+}
+
+impl Words for SharedMemory {
+    fn count(&self) -> u64 {
+        self.len_bytes() / WORD_BYTES
+    }
+
+    fn load(&self, index: u64) -> u64 {
+        self.word(index).load(Ordering::Relaxed)
+    }
+
+    fn load_acquire(&self, index: u64) -> u64 {
+        self.word(index).load(Ordering::Acquire)
+    }
+
+    fn store(&self, index: u64, value: u64) {
+        self.word(index).store(value, Ordering::Relaxed);
+    }
+
+    fn store_release(&self, index: u64, value: u64) {
+        self.word(index).store(value, Ordering::Release);
+    }
+
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Memory of pages that lie in reverse order.
+    fn memory(page_count: usize, page_shift: u32) -> SharedMemory {
+        let words = (page_count << page_shift) / 8;
+        let block: Arc<Box<[AtomicU64]>> = Arc::new((0..words).map(|_| AtomicU64::new(0)).collect());
+        let base = NonNull::from(&block[0]).cast::<u8>();
+        let pages = (0..page_count).rev();
+        // SAFETY: the pages lie inside `block`, which lives as long as the memory and is only used through atomics.
+        unsafe {
+            let pages = pages.map(|page| base.add(page << page_shift)).collect();
+            SharedMemory::new(pages, page_shift, block)
+        }
+    }
+
+    #[test]
+    fn bytes_cross_pages_and_stay_inside() {
+        let memory = memory(4, 6);
+        let bytes: Vec<u8> = (1..=200).collect();
+        assert_eq!(memory.write(31, &bytes), Some(()));
+        let mut back = vec![0; 200];
+        assert_eq!(memory.read(31, &mut back), Some(()));
+        assert_eq!(back, bytes);
+        assert_eq!(memory.clear(60, 8), Some(()));
+        assert_eq!(memory.read(31, &mut back), Some(()));
+        assert_eq!(back[28..38], [29, 0, 0, 0, 0, 0, 0, 0, 0, 38]);
+        assert_eq!(memory.read(0, &mut []), Some(()));
+        assert_eq!(memory.read(57, &mut back), None);
+        assert_eq!(memory.write(256, &[1]), None);
+        assert_eq!(memory.write(u64::MAX, &[1]), None);
+        assert_eq!(memory.clear(u64::MAX - 3, 8), None);
+    }
+
+    #[test]
+    fn words_and_bytes_are_the_same_memory() {
+        let memory = memory(2, 6);
+        memory.store(9, 0x0102_0304_0506_0708);
+        let mut bytes = [0; 8];
+        assert_eq!(memory.read(72, &mut bytes), Some(()));
+        assert_eq!(u64::from_ne_bytes(bytes), memory.load_acquire(9));
+        assert_eq!(memory.count(), 16);
+    }
+
+    #[test]
+    #[should_panic(expected = "out of bounds")]
+    fn a_word_beyond_the_memory_is_a_fault_of_the_caller() {
+        memory(2, 6).load(16);
+    }
+}
