@@ -10,5 +10,5 @@ use ringfort_protocol::version::{Range, Version};
 
 /// The protocol versions that this library speaks.
 pub fn versions() -> Option<Range> {
-    Range::new(Version::ENVELOPE, Version::LATEST)
+    Range::new(Version::CHANNEL, Version::LATEST)
 }

@@ -11,8 +11,11 @@ impl Version {
     /// 0: the envelope of control messages; no message is defined, and no release speaks it.
     pub const ENVELOPE: Version = Version(0);
 
+    /// 1: the channel. Rings, commands and completions, and the messages that begin and end them.
+    pub const CHANNEL: Version = Version(1);
+
     /// The newest that this crate knows.
-    pub const LATEST: Version = Version::ENVELOPE;
+    pub const LATEST: Version = Version::CHANNEL;
 }
 
 /// What one side speaks, both ends included.

@@ -5,8 +5,8 @@
 //! of the length that the envelope states.
 
 use zerocopy::little_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::layout::record;
 use crate::version::Version;
 
 /// Begins every control message: `RfCt`.
@@ -15,54 +15,37 @@ pub const MAGIC: [u8; 4] = *b"RfCt";
 /// The longest body, in bytes: what either side buffers for the other at most.
 pub const BODY_BYTES_MAX: u32 = 64 << 10;
 
-/// What precedes the body of a control message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub struct Envelope {
-    pub magic: [u8; 4],
-    /// The version that kind and body belong to.
-    pub version: U16,
-    /// What the body is.
-    pub kind: U16,
-    /// Length of the body.
-    pub body_bytes: U32,
-    /// Zero.
-    pub reserved: U32,
-}
-
-const _: () = assert!(size_of::<Envelope>() == 16);
-
-/// Why an envelope was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EnvelopeError {
-    /// The peer speaks something else.
-    Magic([u8; 4]),
-    /// Newer than this side knows.
-    Version(Version),
-    /// Longer than [`BODY_BYTES_MAX`].
-    BodyBytes(u32),
-    /// Reserved space is not zero.
-    Reserved(u32),
-}
-
-impl std::fmt::Display for EnvelopeError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Magic(found) => {
-                write!(f, "control message begins with {found:02x?}, expected {MAGIC:02x?}")
-            }
-            Self::Version(Version(found)) => {
-                write!(f, "control message of version {found}; this side knows {}", Version::LATEST.0)
-            }
-            Self::BodyBytes(found) => {
-                write!(f, "control message with a body of {found} bytes; at most {BODY_BYTES_MAX} are taken")
-            }
-            Self::Reserved(found) => write!(f, "control message with reserved bytes {found:#x}, expected 0"),
-        }
+record! {
+    /// What precedes the body of a control message.
+    pub struct Envelope: 16 {
+        pub magic: [u8; 4],
+        /// The version that kind and body belong to.
+        pub version: U16,
+        /// What the body is.
+        pub kind: U16,
+        /// Length of the body.
+        pub body_bytes: U32,
+        /// Zero.
+        pub reserved: U32,
     }
 }
 
-impl std::error::Error for EnvelopeError {}
+/// Why an envelope was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    /// The peer speaks something else.
+    #[error("control message begins with {0:02x?}, expected {MAGIC:02x?}")]
+    Magic([u8; 4]),
+    /// Newer than this side knows.
+    #[error("control message of version {}; this side knows {}", .0.0, Version::LATEST.0)]
+    Version(Version),
+    /// Longer than [`BODY_BYTES_MAX`].
+    #[error("control message with a body of {0} bytes; at most {BODY_BYTES_MAX} are taken")]
+    BodyBytes(u32),
+    /// Reserved space is not zero.
+    #[error("control message with reserved bytes {0:#x}, expected 0")]
+    Reserved(u32),
+}
 
 impl Envelope {
     pub fn new(version: Version, kind: u16, body_bytes: u32) -> Self {
@@ -97,12 +80,14 @@ impl Envelope {
 
 #[cfg(test)]
 mod tests {
+    use zerocopy::IntoBytes;
+
     use super::*;
 
     #[test]
     fn an_envelope_has_the_bytes_of_its_golden_file() {
         let envelope = Envelope::new(Version::ENVELOPE, 0x0102, 0x0304);
-        assert_eq!(envelope.as_bytes(), include_bytes!("../tests/golden/envelope.bin"));
+        assert_eq!(envelope.as_bytes(), include_bytes!("../../tests/golden/envelope.bin"));
         assert_eq!(envelope.check(), Ok(()));
     }
 
