@@ -41,6 +41,22 @@ impl SharedMemory {
         Self { pages: pages.into(), page_bytes: 1 << page_shift, page_shift, _mapping: mapping }
     }
 
+    /// Zeros in memory of this process, for both ends of a ring in one process. `len_bytes` is a multiple of 4096.
+    pub fn in_process(len_bytes: u64) -> Self {
+        const PAGE_SHIFT: u32 = 12;
+        const PAGE_BYTES: u64 = 1 << PAGE_SHIFT;
+        assert!(len_bytes > 0 && len_bytes.is_multiple_of(PAGE_BYTES), "memory of {len_bytes} bytes");
+        let words: Box<[AtomicU64]> = (0..len_bytes / WORD_BYTES).map(|_| AtomicU64::new(0)).collect();
+        let words = Arc::new(words);
+        let base = NonNull::from(&words[..]).cast::<u8>();
+        // SAFETY: each page is part of `words`, which the memory keeps, which nobody else reaches, and which may be written through
+        // shared references.
+        unsafe {
+            let pages = (0..len_bytes).step_by(PAGE_BYTES as usize).map(|start| base.add(start as usize));
+            Self::new(pages.collect(), PAGE_SHIFT, words)
+        }
+    }
+
     pub fn len_bytes(&self) -> u64 {
         (self.pages.len() as u64) << self.page_shift
     }
@@ -135,50 +151,38 @@ impl Words for SharedMemory {
 mod tests {
     use super::*;
 
-    /// Memory of pages that lie in reverse order.
-    fn memory(page_count: usize, page_shift: u32) -> SharedMemory {
-        let words = (page_count << page_shift) / 8;
-        let block: Arc<Box<[AtomicU64]>> = Arc::new((0..words).map(|_| AtomicU64::new(0)).collect());
-        let base = NonNull::from(&block[0]).cast::<u8>();
-        let pages = (0..page_count).rev();
-        // SAFETY: the pages lie inside `block`, which lives as long as the memory and is only used through atomics.
-        unsafe {
-            let pages = pages.map(|page| base.add(page << page_shift)).collect();
-            SharedMemory::new(pages, page_shift, block)
-        }
-    }
-
     #[test]
     fn bytes_cross_pages_and_stay_inside() {
-        let memory = memory(4, 6);
-        let bytes: Vec<u8> = (1..=200).collect();
+        let memory = SharedMemory::in_process(3 * 4096);
+        let bytes: Vec<u8> = (0..9000).map(|index| (index % 251) as u8).collect();
         assert_eq!(memory.write(31, &bytes), Some(()));
-        let mut back = vec![0; 200];
+        let mut back = vec![0; 9000];
         assert_eq!(memory.read(31, &mut back), Some(()));
         assert_eq!(back, bytes);
-        assert_eq!(memory.clear(60, 8), Some(()));
+        assert_eq!(memory.clear(4092, 8), Some(()));
         assert_eq!(memory.read(31, &mut back), Some(()));
-        assert_eq!(back[28..38], [29, 0, 0, 0, 0, 0, 0, 0, 0, 38]);
+        assert_eq!(back[4061..4069], [0; 8]);
+        assert_eq!((&back[..4061], &back[4069..]), (&bytes[..4061], &bytes[4069..]));
         assert_eq!(memory.read(0, &mut []), Some(()));
-        assert_eq!(memory.read(57, &mut back), None);
-        assert_eq!(memory.write(256, &[1]), None);
+        assert_eq!(memory.read(3289, &mut back), None);
+        assert_eq!(memory.write(3 * 4096, &[1]), None);
         assert_eq!(memory.write(u64::MAX, &[1]), None);
         assert_eq!(memory.clear(u64::MAX - 3, 8), None);
     }
 
     #[test]
     fn words_and_bytes_are_the_same_memory() {
-        let memory = memory(2, 6);
-        memory.store(9, 0x0102_0304_0506_0708);
+        let memory = SharedMemory::in_process(8192);
+        memory.store(513, 0x0102_0304_0506_0708);
         let mut bytes = [0; 8];
-        assert_eq!(memory.read(72, &mut bytes), Some(()));
-        assert_eq!(u64::from_ne_bytes(bytes), memory.load_acquire(9));
-        assert_eq!(memory.count(), 16);
+        assert_eq!(memory.read(513 * 8, &mut bytes), Some(()));
+        assert_eq!(u64::from_ne_bytes(bytes), memory.load_acquire(513));
+        assert_eq!(memory.count(), 1024);
     }
 
     #[test]
     #[should_panic(expected = "out of bounds")]
     fn a_word_beyond_the_memory_is_a_fault_of_the_caller() {
-        memory(2, 6).load(16);
+        SharedMemory::in_process(4096).load(512);
     }
 }

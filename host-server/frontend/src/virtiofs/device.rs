@@ -20,9 +20,8 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::task::{Context, Waker};
 
-use ringfort_engine::engine::{Engine, Task};
+use ringfort_engine::engine::Engine;
 use ringfort_engine::mailbox::Receiver;
 use ringfort_engine::source::Source;
 use ringfort_filesystem::errno::Errno;
@@ -36,6 +35,7 @@ use super::session::{CachePolicy, Caching, Conversation};
 use crate::metrics::Metrics;
 use crate::rate_limit::GuestLog;
 use crate::service::Service;
+use crate::task;
 
 /// Chains that are taken from one queue before others have their turn: a guest that never pauses holds up nobody.
 const BATCH_CHAINS: usize = 64;
@@ -234,7 +234,7 @@ impl<S: Service> Device<S> {
         self.queues.iter().for_each(|queue| queue.stopped_at.set(None));
         let device = Rc::clone(self);
         // No request of the new driver meets the old session: it is taken away before this returns.
-        self.begin(Box::pin(async move { device.conversation.end().await }));
+        task::begin(&*self.engine, Box::pin(async move { device.conversation.end().await }));
     }
 
     /// Answers when nothing taken from the queue is under way.
@@ -366,14 +366,17 @@ impl<S: Service> Device<S> {
         match request.and_then(|request| flight.check_room(&header, request)) {
             Ok(request) => {
                 let device = Rc::clone(self);
-                self.begin(Box::pin(async move {
-                    let answer = device.conversation.answer(&header, request);
-                    let answer = match device.queues.get(index) {
-                        Some(queue) if header.may_wait() => queue.wait(answer).await,
-                        _ => answer.await,
-                    };
-                    device.finish(&header, flight, answer);
-                }));
+                task::begin(
+                    &*self.engine,
+                    Box::pin(async move {
+                        let answer = device.conversation.answer(&header, request);
+                        let answer = match device.queues.get(index) {
+                            Some(queue) if header.may_wait() => queue.wait(answer).await,
+                            _ => answer.await,
+                        };
+                        device.finish(&header, flight, answer);
+                    }),
+                );
             }
             Err(errno) => {
                 if !may_be_a_programs(errno) {
@@ -384,15 +387,6 @@ impl<S: Service> Device<S> {
                 let answer = if header.is_silent() { None } else { Some(Err(errno)) };
                 self.finish(&header, flight, answer);
             }
-        }
-    }
-
-    /// Carries a task as far as it goes at once. One that has to wait goes on among the engine's tasks, where its first poll
-    /// gives it a waker.
-    fn begin(&self, mut task: Task) {
-        let mut context = Context::from_waker(Waker::noop());
-        if task.as_mut().poll(&mut context).is_pending() {
-            self.engine.spawn(task);
         }
     }
 

@@ -1,0 +1,293 @@
+//! A ring of a client, served on the thread that owns the volume.
+//!
+//! The thread looks at the ring between its tasks, and in a window before it sleeps ([`Source`]). What is done at once completes at once; what has
+//! to wait goes on as a task, and completions come in any order. Invariants:
+//! * At most as many commands are under way as the ring has slots, those of a chain that is not whole yet included, and at most one in four of
+//!   them waits for what other clients do.
+//! * After [`RingServer::halt`] nothing of the ring's memory is read or written.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::{Rc, Weak};
+use std::task::Poll;
+
+use ringfort_engine::engine::Engine;
+use ringfort_engine::source::{Source, Watch};
+use ringfort_engine::sync::Notify;
+use ringfort_filesystem::errno::Errno;
+use ringfort_filesystem::operation::Credentials;
+use ringfort_protocol::command::{Command, CommandError, Flags, Opcode};
+use ringfort_protocol::completion::Completion;
+use ringfort_protocol::ring::memory::SharedMemory;
+use ringfort_protocol::ring::responder::Responder;
+
+use super::data::DataArea;
+use super::session::Session;
+use crate::pending::Pending;
+use crate::service::Service;
+use crate::task;
+
+/// Commands that are taken from one ring before others have their turn: a client that never pauses holds up nobody.
+const BATCH_COMMANDS: usize = 32;
+
+/// Of a ring's commands, those that may wait for what other clients do: one in so many.
+const WAITING_SHARE: u32 = 4;
+
+/// The identities of a client, by the numbers that its commands name.
+pub type CredentialTable = Rc<RefCell<HashMap<u32, Rc<Credentials>>>>;
+
+/// Wakes the client.
+pub trait Doorbell {
+    fn ring(&self);
+}
+
+/// What a ring is served with.
+pub struct RingParts<S: Service> {
+    pub session: Rc<Session<S>>,
+    pub credentials: CredentialTable,
+    pub slot_count: u32,
+    pub data: DataArea,
+    pub doorbell: Box<dyn Doorbell>,
+}
+
+/// A ring under service.
+pub struct RingServer<S: Service> {
+    this: Weak<Self>,
+    engine: Rc<dyn Engine>,
+    parts: RingParts<S>,
+    responder: RefCell<Responder<SharedMemory>>,
+    /// The client's doorbell for us.
+    watch: RefCell<Option<Watch>>,
+    running: Cell<bool>,
+    /// The client was asked to ring.
+    armed: Cell<bool>,
+    /// There are completions that the client may have to be woken for.
+    unsaid: Cell<bool>,
+    /// Commands of a chain whose end was not seen yet.
+    chain: RefCell<Vec<Taken>>,
+    pending: Pending,
+    waiting: Cell<u32>,
+    /// How to end the waiting of commands, by their tags.
+    cancels: RefCell<HashMap<u64, Rc<Notify>>>,
+    stopping: Notify,
+}
+
+type Taken = Result<Command, CommandError>;
+
+impl<S: Service> RingServer<S> {
+    /// Begins to serve.
+    pub fn start(
+        engine: Rc<dyn Engine>,
+        parts: RingParts<S>,
+        responder: Responder<SharedMemory>,
+        watch: Option<Watch>,
+    ) -> Rc<Self> {
+        let server = Rc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            engine: Rc::clone(&engine),
+            parts,
+            responder: RefCell::new(responder),
+            watch: RefCell::new(watch),
+            running: Cell::new(true),
+            armed: Cell::new(false),
+            unsaid: Cell::new(false),
+            chain: RefCell::default(),
+            pending: Pending::default(),
+            waiting: Cell::new(0),
+            cancels: RefCell::default(),
+            stopping: Notify::new(),
+        });
+        let source: Weak<dyn Source> = Rc::downgrade(&server) as _;
+        engine.attend(source);
+        server
+    }
+
+    /// Takes no more, ends what waits for other clients, and resolves when nothing is under way.
+    pub async fn halt(&self) {
+        self.running.set(false);
+        self.watch.take();
+        self.stopping.notify_all();
+        self.pending.idle().await;
+        self.ring_doorbell();
+    }
+
+    /// Takes a batch. True where there was any command.
+    fn look(self: &Rc<Self>) -> bool {
+        if !self.running.get() {
+            return false;
+        }
+        if self.armed.take() {
+            self.responder.borrow().finish_sleep();
+        }
+        for taken in 0..BATCH_COMMANDS {
+            let slot = self.responder.borrow_mut().take();
+            let Some(slot) = slot else { return taken > 0 };
+            self.accept(Command::decode(slot));
+        }
+        true
+    }
+
+    fn accept(self: &Rc<Self>, taken: Taken) {
+        let goes_on = taken.as_ref().is_ok_and(|command| links(command.flags));
+        match taken {
+            // What most commands are: alone, and not kept anywhere.
+            Ok(command) if !goes_on && self.chain.borrow().is_empty() => self.begin_one(command),
+            taken => {
+                self.chain.borrow_mut().push(taken);
+                if !goes_on {
+                    let chain = self.chain.take();
+                    let server = Rc::clone(self);
+                    let under_way = self.pending.enter();
+                    let task = Box::pin(async move {
+                        server.carry_out_chain(chain).await;
+                        drop(under_way);
+                    });
+                    task::begin(&*self.engine, task);
+                }
+            }
+        }
+    }
+
+    fn begin_one(self: &Rc<Self>, command: Command) {
+        let server = Rc::clone(self);
+        let under_way = self.pending.enter();
+        let task = Box::pin(async move {
+            let completion = server.carry_out(&command).await;
+            server.complete(&completion);
+            drop(under_way);
+        });
+        task::begin(&*self.engine, task);
+    }
+
+    async fn carry_out_chain(&self, chain: Vec<Taken>) {
+        let (mut goes_on, mut opened) = (true, None);
+        for taken in chain {
+            let (completion, flags) = match taken {
+                Ok(command) if !goes_on => (failed(command.tag, Errno::ECANCELED), command.flags),
+                Ok(mut command) => {
+                    let completion = match (command.flags.has(Flags::OPENED), opened) {
+                        (true, None) => failed(command.tag, Errno::ECANCELED),
+                        (wants_opened, handle) => {
+                            if let (true, Some(handle)) = (wants_opened, handle) {
+                                command.target = handle;
+                            }
+                            self.carry_out(&command).await
+                        }
+                    };
+                    if command.opcode == Opcode::Open && completion.status == 0 {
+                        opened = Some(completion.value);
+                    }
+                    (completion, command.flags)
+                }
+                Err(error) => (refused(&error), Flags::default()),
+            };
+            goes_on = completion.status == 0 || flags.has(Flags::LINK_ALWAYS);
+            self.complete(&completion);
+        }
+    }
+
+    async fn carry_out(&self, command: &Command) -> Completion {
+        let credentials = self.parts.credentials.borrow().get(&command.credential).cloned();
+        let Some(credentials) = credentials else { return failed(command.tag, Errno::EPERM) };
+        let parts = &self.parts;
+        match command.opcode {
+            Opcode::Cancel => {
+                let cancel = self.cancels.borrow_mut().remove(&command.operand);
+                let found = cancel.inspect(|cancel| cancel.notify_all()).is_some();
+                Completion { tag: command.tag, value: found.into(), ..Completion::default() }
+            }
+            Opcode::SetLock => {
+                let answer = parts.session.carry_out(command, &credentials, &parts.data);
+                self.wait(command.tag, answer).await
+            }
+            _ => parts.session.carry_out(command, &credentials, &parts.data).await,
+        }
+    }
+
+    /// Lets `answer` wait for what other clients do, unless too many do so already, until the command is cancelled or the ring stops.
+    async fn wait(&self, tag: u64, answer: impl Future<Output = Completion>) -> Completion {
+        let mut answer = pin!(answer);
+        let first = poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await;
+        if let Poll::Ready(completion) = first {
+            return completion;
+        }
+        if self.waiting.get() >= self.parts.slot_count / WAITING_SHARE {
+            return failed(tag, Errno::ENOLCK);
+        }
+        self.waiting.set(self.waiting.get() + 1);
+        let cancel = Rc::new(Notify::new());
+        self.cancels.borrow_mut().insert(tag, Rc::clone(&cancel));
+        let completion = {
+            let mut cancelled = pin!(cancel.notified());
+            let mut stopping = pin!(self.stopping.notified());
+            poll_fn(|context| {
+                if let Poll::Ready(completion) = answer.as_mut().poll(context) {
+                    return Poll::Ready(completion);
+                }
+                let ended = cancelled.as_mut().poll(context).is_ready();
+                match ended | stopping.as_mut().poll(context).is_ready() {
+                    true => Poll::Ready(failed(tag, Errno::ECANCELED)),
+                    false => Poll::Pending,
+                }
+            })
+            .await
+        };
+        let mut cancels = self.cancels.borrow_mut();
+        // A client may have given the tag to another command since.
+        if cancels.get(&tag).is_some_and(|held| Rc::ptr_eq(held, &cancel)) {
+            cancels.remove(&tag);
+        }
+        self.waiting.set(self.waiting.get() - 1);
+        completion
+    }
+
+    fn complete(&self, completion: &Completion) {
+        self.responder.borrow_mut().complete(&completion.encode());
+        self.unsaid.set(true);
+    }
+
+    /// Wakes the client for what was completed, where it sleeps.
+    fn ring_doorbell(&self) {
+        if self.unsaid.take() && self.responder.borrow().wants_doorbell() {
+            self.parts.doorbell.ring();
+        }
+    }
+}
+
+impl<S: Service> Source for RingServer<S> {
+    fn poll(&self) -> bool {
+        let Some(this) = self.this.upgrade() else { return false };
+        let any = this.look();
+        // Also for what tasks have completed since the last time.
+        self.ring_doorbell();
+        any
+    }
+
+    fn arm(&self) -> bool {
+        if !self.running.get() {
+            return false;
+        }
+        let idle = self.responder.borrow().prepare_sleep();
+        self.armed.set(idle);
+        !idle
+    }
+}
+
+fn links(flags: Flags) -> bool {
+    flags.has(Flags::LINK) || flags.has(Flags::LINK_ALWAYS)
+}
+
+fn failed(tag: u64, errno: Errno) -> Completion {
+    Completion { tag, status: errno.raw().unsigned_abs(), ..Completion::default() }
+}
+
+/// What a slot that is no command is answered with.
+fn refused(error: &CommandError) -> Completion {
+    let errno = match error {
+        CommandError::Opcode { .. } => Errno::ENOSYS,
+        CommandError::Flags { .. } | CommandError::Unused { .. } => Errno::EINVAL,
+    };
+    failed(error.tag(), errno)
+}
