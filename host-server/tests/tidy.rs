@@ -36,6 +36,8 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("host-server/engine/src/local/uring.rs", "memory lent to the kernel"),
     ("host-server/engine/src/local/threads.rs", "memory lent to the pool's threads"),
     ("host-server/engine/src/local/mapping.rs", "mapped memory files"),
+    ("host-server/frontend/src/channel/peer.rs", "asks the kernel for the groups of a peer"),
+    ("host-server/frontend/src/channel/region.rs", "memory of clients on this host"),
     ("host-server/measure/src/isal.rs", "calls a rival's C functions"),
     ("host-server/store/src/format/crc32c.rs", "processor instructions for checksums"),
     ("host-server/store/src/object/galois.rs", "processor instructions for field arithmetic"),

@@ -5,7 +5,7 @@
 //!
 //! Modules, lowest first: `listen` · `rate_limit` · `metrics` · `pending` · `service` · `task` · `virtiofs` · `channel`
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod channel;
 pub mod listen;

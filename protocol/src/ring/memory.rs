@@ -17,8 +17,8 @@ use super::words::{WORD_BYTES, Words};
 #[derive(Clone)]
 pub struct SharedMemory {
     pages: Arc<[NonNull<u8>]>,
-    page_bytes: u64,
     page_shift: u32,
+    len_bytes: u64,
     /// Keeps the pages mapped.
     _mapping: Arc<dyn Any + Send + Sync>,
 }
@@ -38,7 +38,29 @@ impl SharedMemory {
     pub unsafe fn new(pages: Vec<NonNull<u8>>, page_shift: u32, mapping: Arc<dyn Any + Send + Sync>) -> Self {
         assert!((3..48).contains(&page_shift), "pages of 2^{page_shift} bytes");
         assert!(pages.iter().all(|page| page.cast::<AtomicU64>().is_aligned()), "pages are aligned to words");
-        Self { pages: pages.into(), page_bytes: 1 << page_shift, page_shift, _mapping: mapping }
+        let len_bytes = (pages.len() as u64) << page_shift;
+        Self { pages: pages.into(), page_shift, len_bytes, _mapping: mapping }
+    }
+
+    /// Memory that is mapped in one piece.
+    ///
+    /// # Safety
+    /// `start` begins a range of `len_bytes` that is mapped readable and writable as long as `mapping` lives, and that nobody holds a
+    /// Rust reference to.
+    ///
+    /// # Panics
+    /// Where the range does not begin, or end, at a multiple of a word's size.
+    pub unsafe fn from_mapping(
+        start: NonNull<u8>,
+        len_bytes: u64,
+        mapping: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        assert!(len_bytes.is_multiple_of(WORD_BYTES), "memory of {len_bytes} bytes");
+        // One page, as large as need be.
+        let page_shift = len_bytes.next_power_of_two().trailing_zeros().max(3);
+        // SAFETY: the caller's promise; what of the page lies behind the range is cut off below, before anybody can reach it.
+        let memory = unsafe { Self::new(vec![start], page_shift, mapping) };
+        Self { len_bytes, ..memory }
     }
 
     /// Zeros in memory of this process, for both ends of a ring in one process. `len_bytes` is a multiple of 4096.
@@ -58,11 +80,11 @@ impl SharedMemory {
     }
 
     pub fn len_bytes(&self) -> u64 {
-        (self.pages.len() as u64) << self.page_shift
+        self.len_bytes
     }
 
-    pub fn page_bytes(&self) -> u64 {
-        self.page_bytes
+    fn page_bytes(&self) -> u64 {
+        1 << self.page_shift
     }
 
     /// Copies bytes out, once. None where the range leaves the memory.
@@ -98,12 +120,12 @@ impl SharedMemory {
     /// Calls `act` with each run of neighbouring bytes, in order.
     fn each_run(&self, start: u64, len_bytes: usize, mut act: impl FnMut(NonNull<u8>, usize)) -> Option<()> {
         let Range { mut start, end } = start..start.checked_add(len_bytes as u64)?;
-        if end > self.len_bytes() {
+        if end > self.len_bytes {
             return None;
         }
         while start < end {
-            let into = start & (self.page_bytes - 1);
-            let run_bytes = (self.page_bytes - into).min(end - start);
+            let into = start & (self.page_bytes() - 1);
+            let run_bytes = (self.page_bytes() - into).min(end - start);
             let page = self.pages[(start >> self.page_shift) as usize];
             // SAFETY: `into` is below the page's size, and the page is mapped whole.
             act(unsafe { page.add(into as usize) }, run_bytes as usize);
@@ -113,11 +135,12 @@ impl SharedMemory {
     }
 
     fn word(&self, index: u64) -> &AtomicU64 {
-        let at = index * WORD_BYTES;
+        let at = index.saturating_mul(WORD_BYTES);
+        assert!(at < self.len_bytes, "word {index} of {} bytes: out of bounds", self.len_bytes);
         let page = self.pages[(at >> self.page_shift) as usize];
         // SAFETY: the page is mapped for as long as `self` lives, `into` is below its size and a multiple of the word's, so that the
         // word is aligned and inside; an atomic may be written by others at any time.
-        unsafe { page.add((at & (self.page_bytes - 1)) as usize).cast::<AtomicU64>().as_ref() }
+        unsafe { page.add((at & (self.page_bytes() - 1)) as usize).cast::<AtomicU64>().as_ref() }
     }
 }
 

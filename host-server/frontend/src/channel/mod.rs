@@ -1,15 +1,28 @@
 //! The channel: commands and completions in memory that a client shares with the server.
 //!
-//! What travels is laid out in `ringfort-protocol`; this is the server's side of it. A client's memory is reached through `data` alone, for the
-//! areas of its commands, and through the protocol's rings. `walk` follows paths, `session` carries commands out, `ring` takes
-//! them from rings on the volume's thread.
+//! What travels is laid out in `ringfort-protocol`; this is the server's side of it. `server` listens, `connection` hears messages, `control` decides
+//! about them; all three run beside the volume's thread. On that thread `clients` has the sessions and rings that were begun, `ring`
+//! takes commands, `session` carries them out, and `walk` follows their paths. A client's memory is reached through `data` alone,
+//! for the areas of its commands, and through the protocol's rings.
 //!
-//! Modules, lowest first: `data` · `record` · `walk` · `session` · `ring`
+//! Modules, lowest first: `data` · `record` · `walk` · `session` · `ring` · `region` · `control` · `peer` · `connection` ·
+//! `clients` · `server`
 
+mod clients;
+mod connection;
+mod control;
 mod data;
+#[allow(unsafe_code)]
+mod peer;
 mod record;
+#[allow(unsafe_code)]
+mod region;
 mod ring;
+mod server;
 mod session;
 #[cfg(test)]
 mod tests;
 mod walk;
+
+pub use control::Limits;
+pub use server::{ChannelServer, StartError};

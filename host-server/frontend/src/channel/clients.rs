@@ -1,0 +1,172 @@
+//! The clients of a channel, on the thread that owns the volume.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::mpsc;
+
+use nix::sys::socket::{MsgFlags, send};
+use ringfort_engine::engine::Engine;
+use ringfort_engine::mailbox::Receiver;
+use ringfort_filesystem::operation::Credentials;
+use ringfort_protocol::control::message::Reason;
+use ringfort_protocol::ring::responder::Responder;
+use std::os::fd::AsRawFd;
+
+use super::control::{Refusal, RingAttachment};
+use super::data::DataArea;
+use super::ring::{CredentialTable, Doorbell, RingParts, RingServer};
+use super::session::Session;
+use crate::service::Service;
+
+/// A region of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientId {
+    pub connection: u64,
+    pub region: u32,
+}
+
+/// Where the answer to an event goes. Dropping it says that the volume is gone.
+pub type Answer = mpsc::Sender<Result<(), Refusal>>;
+
+/// What happens to clients, in order.
+pub enum Event {
+    Credential {
+        client: ClientId,
+        number: u32,
+        credentials: Credentials,
+        answer: Answer,
+    },
+    Attach {
+        client: ClientId,
+        ring: u32,
+        attachment: Box<RingAttachment>,
+        answer: Answer,
+    },
+    /// Answered when nothing of the ring, or of the client where none is named, is under way.
+    Detach {
+        client: ClientId,
+        ring: Option<u32>,
+        answer: Answer,
+    },
+}
+
+struct Client<S: Service> {
+    session: Rc<Session<S>>,
+    credentials: CredentialTable,
+    rings: HashMap<u32, Rc<RingServer<S>>>,
+}
+
+impl<S: Service> Client<S> {
+    async fn end(self) {
+        for ring in self.rings.into_values() {
+            ring.halt().await;
+        }
+        self.session.end().await;
+    }
+}
+
+/// Rings a client through a socket, without waiting for it.
+struct SocketDoorbell(OwnedFd);
+
+impl Doorbell for SocketDoorbell {
+    fn ring(&self) {
+        // A socket that is full rings already, and one that is closed has nobody to wake.
+        let _ = send(self.0.as_raw_fd(), &[1], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+    }
+}
+
+/// Serves events until every sender is gone.
+pub async fn run<S: Service>(engine: Rc<dyn Engine>, service: Rc<S>, mut events: Receiver<Event>) {
+    let clients: RefCell<HashMap<ClientId, Client<S>>> = RefCell::default();
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Credential { client, number, credentials, answer } => {
+                begin(&clients, client, &service).await;
+                if let Some(client) = clients.borrow().get(&client) {
+                    client.credentials.borrow_mut().insert(number, Rc::new(credentials));
+                }
+                reply(&answer, Ok(()));
+            }
+            Event::Attach { client, ring, attachment, answer } => {
+                begin(&clients, client, &service).await;
+                let attached = match clients.borrow_mut().get_mut(&client) {
+                    Some(client) => attach(&engine, client, ring, *attachment),
+                    None => Err(Refusal::new(Reason::Unknown, "the client is gone")),
+                };
+                reply(&answer, attached);
+            }
+            Event::Detach { client, ring, answer } => {
+                let ended = match ring {
+                    None => clients.borrow_mut().remove(&client).map(Ended::Client),
+                    Some(ring) => {
+                        let mut clients = clients.borrow_mut();
+                        clients
+                            .get_mut(&client)
+                            .and_then(|client| client.rings.remove(&ring))
+                            .map(Ended::Ring)
+                    }
+                };
+                // Others are served while what is under way ends.
+                engine.spawn(Box::pin(async move {
+                    match ended {
+                        Some(Ended::Client(client)) => client.end().await,
+                        Some(Ended::Ring(ring)) => ring.halt().await,
+                        None => {}
+                    }
+                    reply(&answer, Ok(()));
+                }));
+            }
+        }
+    }
+    for client in clients.take().into_values() {
+        client.end().await;
+    }
+}
+
+enum Ended<S: Service> {
+    Client(Client<S>),
+    Ring(Rc<RingServer<S>>),
+}
+
+fn reply(answer: &Answer, what: Result<(), Refusal>) {
+    // The connection may have given up waiting.
+    let _ = answer.send(what);
+}
+
+/// Begins a client where it is new.
+async fn begin<S: Service>(clients: &RefCell<HashMap<ClientId, Client<S>>>, id: ClientId, service: &Rc<S>) {
+    if clients.borrow().contains_key(&id) {
+        return;
+    }
+    let session = Rc::new(Session::begin(Rc::clone(service)).await);
+    let client = Client { session, credentials: Rc::default(), rings: HashMap::new() };
+    clients.borrow_mut().insert(id, client);
+}
+
+fn attach<S: Service>(
+    engine: &Rc<dyn Engine>,
+    client: &mut Client<S>,
+    ring: u32,
+    attachment: RingAttachment,
+) -> Result<(), Refusal> {
+    let RingAttachment { memory, layout, data, command_bytes_max, doorbell, wake } = attachment;
+    let data = DataArea::new(memory.clone(), data, command_bytes_max)
+        .ok_or_else(|| Refusal::new(Reason::Layout, "the data area leaves the region"))?;
+    let watch = engine.watch(Box::new(doorbell)).ok_or_else(|| {
+        let text = "this server cannot be rung by clients: it runs without io_uring";
+        Refusal::new(Reason::Limit, text)
+    })?;
+    let parts = RingParts {
+        session: Rc::clone(&client.session),
+        credentials: Rc::clone(&client.credentials),
+        slot_count: layout.slot_count(),
+        data,
+        doorbell: Box::new(SocketDoorbell(wake)),
+    };
+    let responder = Responder::new(memory, layout);
+    let server = RingServer::start(Rc::clone(engine), parts, responder, Some(watch));
+    client.rings.insert(ring, server);
+    Ok(())
+}
