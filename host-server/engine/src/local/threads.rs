@@ -166,8 +166,6 @@ impl Transfers for Pool {
             };
         }
         outbox.kicked = false;
-        drop(outbox);
-        self.turn();
     }
 
     fn expire(&self, now: Instant) {
@@ -191,6 +189,7 @@ impl Drop for Pool {
         self.turn();
         while !self.table.borrow().is_empty() && Instant::now() < give_up {
             self.wait(Some(Duration::from_millis(100)));
+            self.turn();
         }
         lock(&self.shared.inbox).closed = true;
         self.shared.work.notify_all();

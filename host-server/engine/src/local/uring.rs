@@ -416,8 +416,6 @@ impl Transfers for Ring {
         if state.wake_armed && state.waiting.is_empty() && state.watches.changes.is_empty() {
             state.enter(Some(limit));
         }
-        state.reap();
-        state.turn();
     }
 
     fn expire(&self, now: Instant) {
