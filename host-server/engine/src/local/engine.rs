@@ -353,7 +353,6 @@ mod tests {
 
     use super::{Entropy, LocalEngine, Ring, Transfers, Window};
     use crate::buffer::{BLOCK_BYTES, Buffer};
-    use crate::engine::Engine;
     use crate::executor::{Executor, Kick};
     use crate::local::threads::Pool;
     use crate::local::uring::Flavour;
