@@ -269,6 +269,16 @@ impl LocalDevice {
         }
         Err(EngineError::new(ErrorKind::Denied, "write", self.name(), "opened for reading only"))
     }
+
+    fn start_write(&self, offset_bytes: u64, data: Vec<Slice>, durably: bool) -> Completion<()> {
+        let len_bytes = match self.check_writable().and_then(|()| check_write(self, offset_bytes, &data)) {
+            Ok(len_bytes) => len_bytes,
+            Err(error) => return Completion::ready(Err(error)),
+        };
+        let (done, completion) = completion();
+        self.start(Request::Write { offset_bytes, data, durably, done: Some(done) }, len_bytes);
+        completion
+    }
 }
 
 impl Device for LocalDevice {
@@ -291,13 +301,11 @@ impl Device for LocalDevice {
     }
 
     fn write(&self, offset_bytes: u64, data: Vec<Slice>) -> Completion<()> {
-        let len_bytes = match self.check_writable().and_then(|()| check_write(self, offset_bytes, &data)) {
-            Ok(len_bytes) => len_bytes,
-            Err(error) => return Completion::ready(Err(error)),
-        };
-        let (done, completion) = completion();
-        self.start(Request::Write { offset_bytes, data, done: Some(done) }, len_bytes);
-        completion
+        self.start_write(offset_bytes, data, false)
+    }
+
+    fn write_durably(&self, offset_bytes: u64, data: Vec<Slice>) -> Completion<()> {
+        self.start_write(offset_bytes, data, true)
     }
 
     fn flush(&self) -> Completion<()> {

@@ -99,6 +99,9 @@ fn perform(job: &Job) -> io::Result<usize> {
         match job.kind {
             Kind::Read => libc::preadv(job.fd, job.parts.as_ptr(), part_count, offset),
             Kind::Write => libc::pwritev(job.fd, job.parts.as_ptr(), part_count, offset),
+            Kind::DurableWrite => {
+                libc::pwritev2(job.fd, job.parts.as_ptr(), part_count, offset, libc::RWF_DSYNC)
+            }
             Kind::Flush => libc::fdatasync(job.fd) as isize,
         }
     };
