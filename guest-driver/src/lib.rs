@@ -1,14 +1,29 @@
-//! Client library for programs in a guest.
+//! Client library: files of a Ringfort volume through shared memory, without the kernel.
 //!
-//! It will carry a program's file operations over the shared-memory channel, whose rings are not built yet; guests mount a
-//! volume with the kernel's virtio-fs and need nothing from this crate. What exists is the range of protocol versions that
-//! it is going to offer.
+//! Processes on the host connect to the Unix socket of `ringfort serve --channel-socket`. Calls block, and poll for their answer before they sleep;
+//! any number of threads may share a [`Volume`], each call uses one of its rings.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), ringfort_guest::Error> {
+//! let volume = ringfort_guest::connect("/run/ringfort/data.ctl".as_ref())?;
+//! let file = volume.create("/hello", 0o644)?;
+//! file.write_at(b"hello", 0)?;
+//! file.sync()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Modules, lowest first:
+//! `error` · `memory` · `control` · `ring` · `volume`
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
-use ringfort_protocol::version::{Range, Version};
+mod control;
+mod error;
+#[allow(unsafe_code)]
+mod memory;
+mod ring;
+mod volume;
 
-/// The protocol versions that this library speaks.
-pub fn versions() -> Option<Range> {
-    Range::new(Version::CHANNEL, Version::LATEST)
-}
+pub use error::Error;
+pub use volume::{Attributes, DirectoryEntry, File, FileKind, Open, Options, Volume, connect, connect_with};

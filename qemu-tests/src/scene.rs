@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::agent::AGENT;
 use crate::machine::{Board, Guest, Machine};
@@ -77,6 +77,29 @@ impl Scene {
         let server = self.serve(1)?;
         let guest = self.guest(0)?;
         Ok((server, guest))
+    }
+
+    /// Shared maps show what was written, and what is written through them is read, at once in this guest and after its caches
+    /// are gone. For mounts that cache.
+    pub fn require_shared_maps(&self, guest: &Guest) -> Result<()> {
+        let said = guest.must(&format!(
+            "cd {MOUNTED} && head -c 700001 /dev/urandom > map && sha256sum < map && {AGENT} map-read map | sha256sum &&
+             sync && echo 3 > /proc/sys/vm/drop_caches && {AGENT} map-read map | sha256sum"
+        ))?;
+        let sums: Vec<&str> = said.lines().collect();
+        ensure!(sums.len() == 3 && sums[0] == sums[1] && sums[1] == sums[2], "{said}");
+        let said = guest.must(&format!(
+            "cd {MOUNTED} && {AGENT} map-mix map && sha256sum < map && echo 3 > /proc/sys/vm/drop_caches && sha256sum < map"
+        ))?;
+        let sums: Vec<&str> = said.lines().collect();
+        ensure!(sums.len() == 2 && sums[0] == sums[1], "{said}");
+        let said = guest.must(&format!(
+            "cd {MOUNTED} && {AGENT} map-fill map 120 && echo 3 > /proc/sys/vm/drop_caches && wc -c < map && tr -d x < map | wc -c;
+             {AGENT} map-read-beyond map; echo $?; wc -c < map; rm map"
+        ))?;
+        // 128 and the number of SIGBUS.
+        ensure!(said.starts_with("700001\n0\n") && said.ends_with("135\n4096\n"), "{said}");
+        Ok(())
     }
 
     /// Ends a guest and its server cleanly, and checks the volume.

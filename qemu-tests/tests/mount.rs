@@ -27,21 +27,6 @@ fn require_posix(scene: &Scene, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// Shared maps show what was written, and what is written through them is read.
-fn require_shared_maps(guest: &Guest) -> Result<()> {
-    let said = guest.must(&format!(
-        "cd {MOUNTED} && head -c 700001 /dev/urandom > map && sha256sum < map && {AGENT} map-read map | sha256sum &&
-         echo 3 > /proc/sys/vm/drop_caches && {AGENT} map-read map | sha256sum"
-    ))?;
-    let sums: Vec<&str> = said.lines().collect();
-    ensure!(sums.len() == 3 && sums[0] == sums[1] && sums[1] == sums[2], "{said}");
-    let said = guest.must(&format!(
-        "cd {MOUNTED} && {AGENT} map-fill map 120 && echo 3 > /proc/sys/vm/drop_caches && wc -c < map && tr -d x < map | wc -c && rm map"
-    ))?;
-    ensure!(said == "700001\n0\n", "{said}");
-    Ok(())
-}
-
 #[test]
 fn without_a_cache_each_guest_sees_at_once_what_another_wrote() {
     let scene = Scene::new("never", "1GiB").unwrap();
@@ -86,7 +71,7 @@ fn with_all_cached_a_second_read_costs_the_server_nothing_and_sigterm_loses_noth
     assert!(first_bytes >= LENGTH_BYTES, "{first_bytes} bytes were sent for the first read");
     assert_eq!(second_bytes, 0);
     assert_eq!(again, sum);
-    require_shared_maps(&guest).unwrap();
+    scene.require_shared_maps(&guest).unwrap();
     require_posix(&scene, &guest).unwrap();
 
     // The guest stays, has a file open, and has synced nothing of this.
@@ -110,7 +95,7 @@ fn two_devices_in_one_guest_come_and_go_and_an_unlinked_file_is_gone_after_sigki
     let machine = Machine::new(Board::MicroVm).share(SECOND, &scene.socket(1));
     let guest = scene.boot(&machine, 0).unwrap();
     guest.mount(SECOND).unwrap();
-    require_shared_maps(&guest).unwrap();
+    scene.require_shared_maps(&guest).unwrap();
     require_posix(&scene, &guest).unwrap();
     guest.must(&format!("echo first > {MOUNTED}/letter")).unwrap();
     assert_eq!(guest.must(&format!("cat /mnt/{SECOND}/letter")).unwrap(), "first\n");

@@ -37,6 +37,7 @@ fn a_recent_kernel_spreads_requests_over_several_queues_and_writes_back() {
              [ \"$(stat -c %y part | cut -c1-10)\" = 2001-02-03 ]"
         ))
         .unwrap();
+    scene.require_shared_maps(&guest).unwrap();
     scene.end(server, guest).unwrap();
 }
 

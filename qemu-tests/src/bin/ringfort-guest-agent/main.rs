@@ -66,12 +66,15 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["lock-hold", file, family, kind, patience] => lock::hold(Path::new(file), family, kind, patience),
         ["posix-check", folder, without @ ..] => posix::check(Path::new(folder), without),
         ["map-read", file] => map::read(Path::new(file)),
+        ["map-mix", file] => map::mix(Path::new(file)),
+        ["map-read-beyond", file] => map::read_beyond(Path::new(file)),
         ["map-fill", file, byte] => map::fill(Path::new(file), u8::try_from(number(byte)?)?),
         _ => bail!(
             "usage: serve | bench-prepare MOUNT DATA_MIB | bench SEED MOUNT... | tree-make ROOT SEED FILES | tree-verify ROOT SEED FILES | ledger-write FOLDER SEED STEPS | \
              ledger-verify FOLDER SEED ACKNOWLEDGED | (overwrite|order)-(write|verify), likewise | \
              flip-(write|verify) FOLDER SEED ROUNDS | lock-hold FILE flock|fcntl shared|exclusive wait|try | \
-             posix-check FOLDER [WITHOUT…] | map-read FILE | map-fill FILE BYTE"
+             posix-check FOLDER [WITHOUT…] | map-read FILE | map-fill FILE BYTE | \
+             map-mix FILE | map-read-beyond FILE"
         ),
     }
 }

@@ -1,0 +1,60 @@
+//! What can go wrong, and what to do then.
+
+use std::io;
+use std::path::PathBuf;
+
+use ringfort_protocol::control::message::{MessageError, Reason};
+
+/// A call that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The server answered with an error number of Linux.
+    #[error("{operation} {path}: {}", io::Error::from_raw_os_error(*errno))]
+    Refused { operation: &'static str, path: String, errno: i32 },
+    /// The server did not begin, or ended, the channel, and said why.
+    #[error("the server refuses: {text}")]
+    Ended { reason: Option<Reason>, text: String },
+    #[error(
+        "connect to {path}: {source}; is `ringfort serve` running with this socket, and may this user connect?"
+    )]
+    Connect { path: PathBuf, source: io::Error },
+    #[error("{tried}: {source}")]
+    System { tried: &'static str, source: io::Error },
+    /// The server said something that is not in the protocol.
+    #[error("the server said what this library does not understand: {found}")]
+    Protocol { found: String },
+    /// More than a call takes.
+    #[error("{operation}: {found} bytes; at most {most} are taken at a time")]
+    TooLong { operation: &'static str, found: usize, most: usize },
+}
+
+impl Error {
+    /// The error number of Linux that says it best.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Refused { errno, .. } => *errno,
+            Self::Connect { source, .. } | Self::System { source, .. } => {
+                source.raw_os_error().unwrap_or(libc::EIO)
+            }
+            Self::Ended { .. } => libc::ENOTCONN,
+            Self::Protocol { .. } => libc::EPROTO,
+            Self::TooLong { .. } => libc::E2BIG,
+        }
+    }
+
+    pub(crate) fn system(tried: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::System { tried, source }
+    }
+}
+
+impl From<MessageError> for Error {
+    fn from(error: MessageError) -> Self {
+        Self::Protocol { found: error.to_string() }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        io::Error::other(error)
+    }
+}

@@ -1,0 +1,45 @@
+//! Memory to share with the server.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use ringfort_protocol::ring::memory::SharedMemory;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+struct Mapping {
+    start: NonNull<c_void>,
+    len_bytes: usize,
+}
+
+// SAFETY: a mapping is an address range; whoever reaches into it does so through `SharedMemory`.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is the one that was mapped, and the memory made of it is gone, since it holds this.
+        let _ = unsafe { munmap(self.start.as_ptr(), self.len_bytes) };
+    }
+}
+
+/// Zeros of this process, and a descriptor by which another process maps the same. It cannot shrink.
+pub fn shareable(len_bytes: u64) -> io::Result<(SharedMemory, OwnedFd)> {
+    let descriptor = memfd_create("ringfort", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&descriptor, len_bytes)?;
+    fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let mapped_bytes = usize::try_from(len_bytes).map_err(io::Error::other)?;
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: the kernel chooses the address, so that no memory in use is replaced.
+    let start =
+        unsafe { mmap(std::ptr::null_mut(), mapped_bytes, protection, MapFlags::SHARED, &descriptor, 0) }?;
+    let Some(start) = NonNull::new(start) else { return Err(io::ErrorKind::OutOfMemory.into()) };
+    let mapping = Arc::new(Mapping { start, len_bytes: mapped_bytes });
+    // SAFETY: the range is mapped readable and writable while `mapping` lives, and is reached through the memory alone.
+    let memory = unsafe { SharedMemory::from_mapping(start.cast(), len_bytes, mapping) };
+    Ok((memory, descriptor))
+}
