@@ -15,6 +15,7 @@ mod model;
 mod model_contents;
 mod model_marks;
 mod namespace;
+mod power;
 mod ranges;
 mod real_store;
 mod reference;
