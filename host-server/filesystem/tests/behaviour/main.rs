@@ -3,6 +3,7 @@
 
 mod acl;
 mod attributes;
+mod big_directory;
 mod concurrency;
 mod copying;
 mod crash;
