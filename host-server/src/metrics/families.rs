@@ -272,6 +272,20 @@ fn state(page: &mut Exposition, status: &Status) {
             .sample(&[("state", "cached")], inodes.cached)
             .sample(&[("state", "held")], inodes.held)
             .sample(&[("state", "unlinked")], inodes.unlinked);
+        ones.extend([
+            (
+                "ringfort_unreclaimed_inodes",
+                Gauge,
+                "Files without names or holders whose space has not come back yet.",
+                inodes.unreclaimed,
+            ),
+            (
+                "ringfort_reclaim_failures_total",
+                Counter,
+                "Attempts to give space of deleted files back that failed; they are repeated.",
+                inodes.reclaim_failures,
+            ),
+        ]);
     }
     if let Some(recovery) = &status.recovery {
         page.family("ringfort_recovery_duration_seconds", Gauge, "What opening the volume took.")

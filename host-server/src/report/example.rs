@@ -22,7 +22,7 @@ pub fn served() -> Status {
             expelled: 1,
             findings: Vec::new(),
         },
-        inodes: Some(Inodes { cached: 9, held: 4, unlinked: 1 }),
+        inodes: Some(Inodes { cached: 9, held: 4, unlinked: 1, unreclaimed: 0, reclaim_failures: 2 }),
         space: Some(Space {
             total_bytes: 1 << 30,
             free_bytes: 1 << 29,

@@ -152,6 +152,12 @@ pub struct Inodes {
     pub held: u64,
     /// Without links, waiting for their last holder.
     pub unlinked: u64,
+    /// Of these, the ones that nobody holds: the space that they take is about to come back.
+    #[serde(default)]
+    pub unreclaimed: u64,
+    /// Attempts to give such space back that failed; they are repeated.
+    #[serde(default)]
+    pub reclaim_failures: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -212,7 +212,11 @@ impl Volume for Store {
         self.core.wait_durable(last).await
     }
 
+    fn entry_count(&self, tree: TreeId) -> u64 {
+        self.core.state().maps.entry_count(tree)
+    }
+
     fn space(&self) -> SpaceReport {
-        self.core.state_mut().space()
+        self.core.state_mut().space(self.core.memory_bytes)
     }
 }
