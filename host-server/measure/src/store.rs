@@ -69,6 +69,7 @@ fn set_goals(figures: &mut Figures) {
     for (name, least, rival) in times {
         figures.goal(RINGFORT, name, Goal::TimesAtLeast(least, rival));
     }
+    figures.goal(RINGFORT, "degraded_seq_read_mb_s", Goal::TimesOwnAtLeast(0.85, "seq_read_mb_s"));
     let most = [
         ("device_bytes_per_user_byte_small", 4.8),
         ("device_bytes_per_user_byte_small_with_maps", 5.5),
