@@ -13,7 +13,7 @@ use ringfort_filesystem::operation::{
     Credentials, DataPiece, HandleId, Name, NewNode, NodeId, OpenFlags, Operation, Payload, Reply, SessionId,
 };
 use ringfort_filesystem::{Filesystem, FilesystemOptions};
-use ringfort_store::create::CreateOptions;
+use ringfort_store::create::{CreateOptions, Preallocation};
 use ringfort_store::status::StatusReport;
 use ringfort_store::store::{OpenOptions, Store};
 
@@ -30,6 +30,8 @@ impl VolumeFiles {
         let files = Self { folder };
         let options = CreateOptions {
             log_bytes: Some(log_bytes),
+            // As the rivals' files are.
+            preallocation: Preallocation::Full,
             ..CreateOptions::new(files.components(), size_bytes)
         };
         on_engine(async |engine| {

@@ -53,6 +53,7 @@ pub use galois::Kernel;
 pub use open::{ComponentSpec, OpenOptions, OpenReport};
 pub use reconstruct::ChecksumSource;
 pub use scrub::StripeFault;
+pub use stripe::StripeWrite;
 pub use survey::{Finding, FindingKind};
 pub use tree::{ComponentReport, Health, TreeReport};
 

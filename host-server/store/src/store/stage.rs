@@ -80,8 +80,11 @@ impl Store {
         let core = &self.core;
         let geometry = core.object.geometry();
         let middle = core.state_mut().take_middles(blocks.len() as u64);
+        let writing = core.object.begin_stripes(range.segment, range.first, blocks.to_vec()).await?;
+        // What was submitted last is on its way as well when the checksums are computed.
+        core.engine.yield_now().await;
         let checksums = checksums_of(blocks);
-        let parity = core.object.write_stripes(range.segment, range.first, blocks.to_vec()).await?;
+        let parity = writing.finish().await?;
         let mut state = core.state_mut();
         core.count_stripes(&mut state, u64::from(range.count));
         state.counters.large_stripes += u64::from(range.count);
