@@ -454,13 +454,6 @@ fn any_mirror_may_go_right_after_a_recovery() {
     }
 }
 
-/// Where the log lies on a component that mirrors the metadata.
-fn log_region() -> std::ops::Range<u64> {
-    let plan = ringfort_store::create::plan(&create_options()).unwrap();
-    let start = plan.geometry.metadata_base() + ringfort_store::format::root::LOG_START.0;
-    start..start + plan.log_bytes
-}
-
 /// Puts with a sync each, until the crash: every record is one sector, so it is on a mirror as a whole or not at all.
 fn puts_until_crash(world: &SimWorld, point: u64) {
     world.crash_at_point(point);

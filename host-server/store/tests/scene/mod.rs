@@ -11,8 +11,9 @@ use ringfort_engine::engine::Engine;
 use ringfort_engine::sim::{CrashMode, SimWorld};
 use ringfort_store::address::{LogicalBlock, ObjectId};
 use ringfort_store::check::check;
-use ringfort_store::create::CreateOptions;
+use ringfort_store::create::{CreateOptions, plan};
 use ringfort_store::error::StoreError;
+use ringfort_store::format::root::LOG_START;
 use ringfort_store::store::{OpenOptions, Store};
 use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume};
 
@@ -49,6 +50,13 @@ pub fn create_options() -> CreateOptions {
         unit_bytes: Some(8192),
         ..CreateOptions::new(components(), 8 << 20)
     }
+}
+
+/// Where the log lies on a component that mirrors the metadata.
+pub fn log_region() -> std::ops::Range<u64> {
+    let plan = plan(&create_options()).unwrap();
+    let start = plan.geometry.metadata_base() + LOG_START.0;
+    start..start + plan.log_bytes
 }
 
 pub fn block(content: u64) -> Slice {
