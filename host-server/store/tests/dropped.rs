@@ -4,9 +4,6 @@
 
 mod scene;
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use ringfort_engine::sim::{Controls, CrashMode, Fault};
@@ -17,21 +14,6 @@ use scene::*;
 
 /// Longer than anything of a test takes, and less than a request may take.
 const SLOW: Duration = Duration::from_secs(20);
-
-/// Polls a future until it has waited so many times, then drops it. What it gave by then.
-async fn drop_after<F: Future>(waits: u32, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut left = waits;
-    poll_fn(|context| match future.as_mut().poll(context) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending if left == 0 => Poll::Ready(None),
-        Poll::Pending => {
-            left -= 1;
-            Poll::Pending
-        }
-    })
-    .await
-}
 
 /// Calls with 0, 1, 2 … until it returns true, at most so often; how often that was.
 fn at_every_wait(waits_max: u32, mut is_done_after: impl FnMut(u32) -> bool) -> u32 {

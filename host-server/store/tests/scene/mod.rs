@@ -3,8 +3,11 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
 use ringfort_engine::engine::Engine;
@@ -127,6 +130,21 @@ pub async fn read(
     }
     assert_eq!(at, start + len);
     Ok(found)
+}
+
+/// Polls a future until it has waited so many times, then drops it. What it gave by then.
+pub async fn drop_after<F: Future>(waits: u32, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = waits;
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if left == 0 => Poll::Ready(None),
+        Poll::Pending => {
+            left -= 1;
+            Poll::Pending
+        }
+    })
+    .await
 }
 
 /// Everything a volume holds. Panics where a block is neither zero nor what some write put there.
