@@ -1,16 +1,19 @@
-//! Holes: making them, looking for them, and the check for room that stands for filling them.
+//! `fallocate(2)` and the search for holes: the check for room that stands for filling them, making them, taking ranges out and putting
+//! holes in between.
 
 use std::rc::Rc;
 
 use ringfort_engine::buffer::Slice;
 use ringfort_store::address::LogicalBlock;
+use ringfort_store::format::filesystem as format;
+use ringfort_store::format::filesystem::{Shift, ShiftDirection};
 use ringfort_store::volume::{ReadPiece, Volume};
 
+use crate::blocks::{mapping_changed, require_present};
 use crate::errno::Errno;
-use crate::extent::{mapping_changed, require_present};
 use crate::failure::Result;
 use crate::inode::{BLOCK_BYTES, FILE_BYTES_MAX, Inode};
-use crate::mount::{Mount, object};
+use crate::mount::{Mount, object, shift_key};
 use crate::operation::{AllocateMode, Whence};
 use crate::permission::without_set_id;
 
@@ -32,7 +35,7 @@ impl<V: Volume> Mount<V> {
         let end_bytes = end_bytes.ok_or(Errno::EFBIG)?;
         let _lock = self.locks.exclusive(inode.number).await;
         require_present(inode)?;
-        self.finish_trim(inode).await?;
+        self.settle(inode).await?;
         let keeps_size = match mode {
             AllocateMode::Allocate { keep_size } => {
                 let wanted = len_bytes.div_ceil(BLOCK_BYTES);
@@ -44,6 +47,12 @@ impl<V: Volume> Mount<V> {
             AllocateMode::PunchHole => {
                 self.zero(inode, offset_bytes, end_bytes).await?;
                 true
+            }
+            AllocateMode::CollapseRange => {
+                return self.collapse(inode, offset_bytes, len_bytes, clear_set_id).await;
+            }
+            AllocateMode::InsertRange => {
+                return self.insert(inode, offset_bytes, len_bytes, clear_set_id).await;
             }
             AllocateMode::ZeroRange { keep_size } => {
                 self.zero(inode, offset_bytes, end_bytes).await?;
@@ -65,6 +74,83 @@ impl<V: Volume> Mount<V> {
             }
         })
         .await
+    }
+
+    /// Takes a range out of a file. The caller holds the lock exclusively, of a settled inode.
+    async fn collapse(
+        &self,
+        inode: &Rc<Inode>,
+        offset_bytes: u64,
+        len_bytes: u64,
+        clear_set_id: bool,
+    ) -> Result<()> {
+        require_whole_blocks(offset_bytes, len_bytes)?;
+        let size_bytes = inode.metadata().size_bytes;
+        // What reaches the end is a truncation's to do.
+        if offset_bytes + len_bytes >= size_bytes {
+            return Err(Errno::EINVAL.into());
+        }
+        let (at_block, len_blocks) = (offset_bytes / BLOCK_BYTES, len_bytes / BLOCK_BYTES);
+        let next_block = at_block + len_blocks;
+        let shift = Shift { direction: ShiftDirection::Down, at_block, len_blocks, next_block };
+        // The size falls with the last step.
+        self.start_shift(inode, shift, size_bytes, clear_set_id).await
+    }
+
+    /// Puts a range of holes into a file. The caller holds the lock exclusively, of a settled inode.
+    async fn insert(
+        &self,
+        inode: &Rc<Inode>,
+        offset_bytes: u64,
+        len_bytes: u64,
+        clear_set_id: bool,
+    ) -> Result<()> {
+        require_whole_blocks(offset_bytes, len_bytes)?;
+        let (size_bytes, next_block) = {
+            let metadata = inode.metadata();
+            (metadata.size_bytes, metadata.end_block())
+        };
+        if len_bytes > FILE_BYTES_MAX.saturating_sub(size_bytes) {
+            return Err(Errno::EFBIG.into());
+        }
+        if offset_bytes >= size_bytes {
+            return Err(Errno::EINVAL.into());
+        }
+        let (at_block, len_blocks) = (offset_bytes / BLOCK_BYTES, len_bytes / BLOCK_BYTES);
+        let shift = Shift { direction: ShiftDirection::Up, at_block, len_blocks, next_block };
+        self.start_shift(inode, shift, size_bytes + len_bytes, clear_set_id).await
+    }
+
+    /// Notes a shift, with everything that changes of the inode but its size at the end, and carries it out. Should that fail on the way,
+    /// whoever uses the file next finishes it.
+    async fn start_shift(
+        &self,
+        inode: &Rc<Inode>,
+        shift: Shift,
+        size_bytes: u64,
+        clear_set_id: bool,
+    ) -> Result<()> {
+        let capability = self.find_capability(inode).await?;
+        let mut batch = match shift.direction {
+            ShiftDirection::Down => self.begin_freeing(0, 3).await?,
+            ShiftDirection::Up => self.begin(0, 3).await?,
+        };
+        batch.transaction.put(format::ORPHANS, shift_key(inode.number), shift.encode());
+        let now = self.now();
+        batch.update(inode, |metadata| {
+            metadata.size_bytes = size_bytes;
+            metadata.modified = now;
+            metadata.changed = now;
+            if clear_set_id {
+                metadata.permissions = without_set_id(metadata.kind, metadata.permissions);
+            }
+        })?;
+        if let Some(slot) = capability {
+            batch.delete_xattr(inode, slot)?;
+        }
+        self.commit(batch)?;
+        inode.shift.set(Some(shift));
+        self.finish_shift(inode).await
     }
 
     /// Lets a range read as zeros; after a crash, a part of it may. The caller holds the lock exclusively.
@@ -106,7 +192,7 @@ impl<V: Volume> Mount<V> {
 
     /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`.
     pub async fn seek(&self, inode: &Rc<Inode>, offset_bytes: u64, whence: Whence) -> Result<u64> {
-        let _lock = self.locks.shared(inode.number).await;
+        let _lock = self.lock_whole(inode).await?;
         require_present(inode)?;
         let size_bytes = inode.metadata().size_bytes;
         if offset_bytes >= size_bytes {
@@ -127,4 +213,10 @@ impl<V: Volume> Mount<V> {
             }
         }
     }
+}
+
+/// Ranges go and come in whole blocks only.
+fn require_whole_blocks(offset_bytes: u64, len_bytes: u64) -> Result<()> {
+    let whole = offset_bytes.is_multiple_of(BLOCK_BYTES) && len_bytes.is_multiple_of(BLOCK_BYTES);
+    if whole { Ok(()) } else { Err(Errno::EINVAL.into()) }
 }

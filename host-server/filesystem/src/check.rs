@@ -14,6 +14,7 @@ use crate::hash::{SLOTS_PER_HASH, first_slot};
 use crate::inode::{Metadata, kind_from_number};
 use crate::mount::{INODE_LIMIT_KEY, PROPERTIES_KEY, object};
 use crate::operation::{FileKind, Name, NodeId};
+use crate::orphan;
 
 /// Faults told in words; beyond it they are counted.
 const TOLD_MAX: usize = 1000;
@@ -159,13 +160,21 @@ impl<V: Volume> Walk<'_, V> {
     async fn read_orphans(&mut self) -> Result<(), StoreError> {
         self.scan(format::ORPHANS, |walk, key, value| {
             walk.report.unfinished += 1;
-            if let Err(error) = format::decode_orphan(value) {
+            let shift = orphan::decode(key, value).unwrap_or_else(|error| {
                 walk.report.fault(format!("orphan {}: {error}", key.hi));
+                None
+            });
+            let Some(seen) = walk.inodes.get(&key.hi) else {
+                return walk.report.fault(format!("orphan {}: there is no such inode", key.hi));
+            };
+            match shift {
+                None => drop(walk.orphans.insert(key.hi)),
+                Some(shift) if !orphan::fits(&shift, seen.metadata.size_bytes) => {
+                    let size_bytes = seen.metadata.size_bytes;
+                    walk.report.fault(format!("orphan {}: {shift:?} in {size_bytes} bytes", key.hi));
+                }
+                Some(_) => {}
             }
-            if !walk.inodes.contains_key(&key.hi) {
-                walk.report.fault(format!("orphan {}: there is no such inode", key.hi));
-            }
-            walk.orphans.insert(key.hi);
         })
         .await
     }

@@ -6,8 +6,9 @@ use ringfort_engine::buffer::Slice;
 use ringfort_store::address::LogicalBlock;
 use ringfort_store::volume::Volume;
 
+use crate::blocks::require_present;
 use crate::errno::Errno;
-use crate::extent::{cut, require_present};
+use crate::extent::cut;
 use crate::failure::Result;
 use crate::inode::{BLOCK_BYTES, FILE_BYTES_MAX, Inode};
 use crate::lock::LockGuard;
@@ -39,10 +40,10 @@ impl<V: Volume> Mount<V> {
         len_bytes: u64,
         clear_set_id: bool,
     ) -> Result<u64> {
-        let _locks = self.lock_for_copy(from.inode, to.inode).await;
+        let _locks = self.lock_for_copy(from.inode, to.inode).await?;
         require_present(from.inode)?;
         require_present(to.inode)?;
-        self.finish_trim(to.inode).await?;
+        self.settle(to.inode).await?;
         let left_bytes = from.inode.metadata().size_bytes.saturating_sub(from.offset_bytes);
         let len_bytes = len_bytes.min(left_bytes);
         let apart_bytes = from.offset_bytes.abs_diff(to.offset_bytes);
@@ -72,16 +73,23 @@ impl<V: Volume> Mount<V> {
         Ok(copied_bytes)
     }
 
-    async fn lock_for_copy(&self, from: &Inode, to: &Inode) -> Vec<LockGuard> {
-        let mut locks = Vec::new();
-        if from.number < to.number {
-            locks.push(self.locks.shared(from.number).await);
+    /// Both locks, the lower number first, with the source whole.
+    async fn lock_for_copy(&self, from: &Rc<Inode>, to: &Rc<Inode>) -> Result<Vec<LockGuard>> {
+        loop {
+            let mut locks = Vec::new();
+            if from.number < to.number {
+                locks.push(self.locks.shared(from.number).await);
+            }
+            locks.push(self.locks.exclusive(to.number).await);
+            if from.number > to.number {
+                locks.push(self.locks.shared(from.number).await);
+            }
+            if from.number == to.number || from.shift.get().is_none() {
+                return Ok(locks);
+            }
+            drop(locks);
+            self.make_whole(from).await?;
         }
-        locks.push(self.locks.exclusive(to.number).await);
-        if from.number > to.number {
-            locks.push(self.locks.shared(from.number).await);
-        }
-        locks
     }
 
     async fn copy_pieces(&self, from: At<'_>, to: At<'_>, len_bytes: u64) -> Result<u64> {

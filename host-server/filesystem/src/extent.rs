@@ -1,9 +1,8 @@
-//! File data: reading, writing, and giving blocks back.
+//! File data: reading, writing, and setting the size.
 //!
 //! # Invariants
 //! * Bytes between the end of a file and the end of its last block are zero, and no block wholly beyond the end is mapped: a file
-//!   grows by a change of its size alone. Where freeing blocks is interrupted, the inode is on the orphan list, and
-//!   [`Inode::trim_pending`] says so in memory; the work is finished before the file grows.
+//!   grows by a change of its size alone. [`crate::blocks`] says how that holds where freeing is interrupted.
 //! * `allocated_blocks` of the inode counts its mapped blocks.
 //!
 //! # Locks
@@ -17,6 +16,7 @@ use ringfort_store::address::LogicalBlock;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::volume::{Key, ReadPiece, Volume};
 
+use crate::blocks::{mapping_changed, require_present};
 use crate::errno::Errno;
 use crate::failure::Result;
 use crate::inode::{BLOCK_BYTES, FILE_BYTES_MAX, Inode, Metadata};
@@ -26,22 +26,10 @@ use crate::operation::{DataPiece, Payload};
 use crate::payload::assemble;
 use crate::permission::{Clears, without_set_id};
 
-/// The most mapped blocks that one transaction frees, 4 MiB: in the worst case each is an entry of its own, and the room for a
-/// change of so many must be had even where the log is as short as a volume may have it.
-const FREED_BLOCKS_MAX: u64 = 1024;
-
-/// A mapped part of a file that one transaction can free.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Freeable {
-    pub start: u64,
-    pub len_blocks: u64,
-    pub mapped_blocks: u64,
-}
-
 impl<V: Volume> Mount<V> {
     /// Bytes from `offset_bytes` on, short at the end of the file.
     pub async fn read(&self, inode: &Rc<Inode>, offset_bytes: u64, len_bytes: u32) -> Result<Vec<DataPiece>> {
-        let _lock = self.locks.shared(inode.number).await;
+        let _lock = self.lock_whole(inode).await?;
         require_present(inode)?;
         let size_bytes = inode.metadata().size_bytes;
         let end_bytes = offset_bytes.saturating_add(u64::from(len_bytes)).min(size_bytes);
@@ -73,7 +61,7 @@ impl<V: Volume> Mount<V> {
         let clear_set_id = clears == Clears::SetIdAndCapability;
         let mut shared = whole_blocks && !takes_capabilities;
         let mut lock = self.lock(inode, shared).await;
-        if shared && inode.trim_pending.get() {
+        if shared && inode.is_unsettled() {
             drop(lock);
             shared = false;
             lock = self.lock(inode, shared).await;
@@ -86,7 +74,7 @@ impl<V: Volume> Mount<V> {
             return Err(Errno::EFBIG.into());
         }
         if !shared {
-            self.finish_trim(inode).await?;
+            self.settle(inode).await?;
         }
         let capability = if takes_capabilities { self.find_capability(inode).await? } else { None };
         if len_bytes > room_bytes {
@@ -100,7 +88,7 @@ impl<V: Volume> Mount<V> {
     }
 
     /// Writes what is not empty and ends below the limit; `capability` is where the attribute lies that goes as well. The caller holds
-    /// the lock, exclusively if only parts of blocks are written or an attribute goes, and nothing is left to trim.
+    /// the lock, exclusively if only parts of blocks are written or an attribute goes, and nothing is left to settle.
     pub async fn put(
         &self,
         inode: &Rc<Inode>,
@@ -182,49 +170,6 @@ impl<V: Volume> Mount<V> {
         }
     }
 
-    /// The first mapped part of blocks `from..to` that one transaction can free. The caller holds the lock exclusively.
-    pub async fn next_freeable(&self, inode: &Rc<Inode>, from: u64, to: u64) -> Result<Option<Freeable>> {
-        let mut found: Option<Freeable> = None;
-        let mut from = from;
-        while from < to {
-            let Some(extent) = self.volume.next_extent(object(inode.number), LogicalBlock(from)).await?
-            else {
-                break;
-            };
-            let start = extent.start.0;
-            if start >= to {
-                break;
-            }
-            let room = FREED_BLOCKS_MAX - found.map_or(0, |found| found.mapped_blocks);
-            let len_blocks = extent.len_blocks.min(to - start).min(room);
-            let end = start + len_blocks;
-            let freeable = found.get_or_insert(Freeable { start, len_blocks: 0, mapped_blocks: 0 });
-            freeable.len_blocks = end - freeable.start;
-            freeable.mapped_blocks += len_blocks;
-            if freeable.mapped_blocks == FREED_BLOCKS_MAX {
-                break;
-            }
-            from = end;
-        }
-        Ok(found)
-    }
-
-    /// Frees blocks `from..to`, a transaction at a time. The caller holds the lock exclusively.
-    pub async fn free_blocks(&self, inode: &Rc<Inode>, from: u64, to: u64) -> Result<()> {
-        while let Some(freeable) = self.next_freeable(inode, from, to).await? {
-            let mut batch = self.begin_freeing(0, freeable.mapped_blocks + 1).await?;
-            batch.transaction.unmap(object(inode.number), LogicalBlock(freeable.start), freeable.len_blocks);
-            batch.update(inode, |metadata| {
-                metadata.allocated_blocks = metadata.allocated_blocks.saturating_sub(freeable.mapped_blocks);
-            })?;
-            self.commit(batch)?;
-            mapping_changed(inode);
-            // A big file takes many transactions; other guests have their turn between them.
-            self.engine.yield_now().await;
-        }
-        Ok(())
-    }
-
     /// Sets the size and lets `also` change more, in one transaction. `capability` is where the attribute lies that goes as
     /// well. The caller holds the lock exclusively.
     pub async fn resize(
@@ -238,7 +183,7 @@ impl<V: Volume> Mount<V> {
         if size_bytes > FILE_BYTES_MAX {
             return Err(Errno::EFBIG.into());
         }
-        self.finish_trim(inode).await?;
+        self.settle(inode).await?;
         let old_bytes = inode.metadata().size_bytes;
         if size_bytes >= old_bytes {
             let mut batch = self.begin(0, 2).await?;
@@ -295,33 +240,6 @@ impl<V: Volume> Mount<V> {
         }
         Ok(())
     }
-
-    /// Frees what a truncation left beyond the end. The caller holds the lock exclusively.
-    pub async fn finish_trim(&self, inode: &Rc<Inode>) -> Result<()> {
-        if !inode.trim_pending.get() {
-            return Ok(());
-        }
-        let end_block = inode.metadata().end_block();
-        self.free_blocks(inode, end_block, u64::MAX).await?;
-        let mut batch = self.begin_freeing(0, 1).await?;
-        // Without links it stays on the list until it is reclaimed.
-        if inode.metadata().link_count > 0 {
-            batch.transaction.delete(format::ORPHANS, Key::new(inode.number, 0));
-        }
-        self.commit(batch)?;
-        inode.trim_pending.set(false);
-        Ok(())
-    }
-}
-
-/// To be called after every transaction that maps or unmaps blocks, before anything suspends.
-pub(crate) fn mapping_changed(inode: &Inode) {
-    inode.mapping_version.set(inode.mapping_version.get().wrapping_add(1));
-}
-
-/// `ESTALE` where the inode was reclaimed while the caller waited for its lock.
-pub(crate) fn require_present(inode: &Inode) -> Result<()> {
-    if inode.is_gone() { Err(Errno::ESTALE.into()) } else { Ok(()) }
 }
 
 /// Takes `skip_bytes` off the front of whole blocks and keeps `len_bytes`.

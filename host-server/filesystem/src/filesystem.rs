@@ -341,6 +341,9 @@ impl<V: Volume> Mount<V> {
                 let handle = self.writable_file(session, handle)?;
                 let clear_set_id = !credentials.is_exempt();
                 self.allocate(&handle.inode, offset_bytes, len_bytes, mode, clear_set_id).await?;
+                if handle.flags.sync || handle.flags.data_sync {
+                    self.volume.sync().await?;
+                }
                 Reply::Done
             }
             Operation::OpenDirectory { node } => {
@@ -441,7 +444,7 @@ impl<V: Volume> Mount<V> {
 
     fn open_handle(&self, session: SessionId, handle: Handle) -> Result<HandleId> {
         // It may have been reclaimed since it was found; what is open stays.
-        crate::extent::require_present(&handle.inode)?;
+        crate::blocks::require_present(&handle.inode)?;
         let handles_max = self.options.handles_per_session_max;
         Ok(self.sessions.borrow_mut().open_handle(session, handle, handles_max)?)
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use ringfort_store::format::filesystem as format;
-use ringfort_store::format::filesystem::ValueError;
+use ringfort_store::format::filesystem::{Shift, ValueError};
 
 use crate::acl::{Acl, AclKind};
 use crate::operation::{Attributes, FileKind, NodeId, Timestamp};
@@ -206,6 +206,8 @@ pub(crate) struct Inode {
     pub trim_pending: Cell<bool>,
     /// Has no name, never had one, and may get one.
     pub linkable: Cell<bool>,
+    /// Set while blocks are on their way to another place in the file: see [`crate::blocks`].
+    pub shift: Cell<Option<Shift>>,
     /// Found to have no capabilities, and was given none since.
     pub no_capability: Cell<bool>,
     /// Counts changes of which blocks are mapped.
@@ -221,6 +223,7 @@ impl Inode {
             metadata: RefCell::new(metadata),
             gone: Cell::new(false),
             trim_pending: Cell::new(false),
+            shift: Cell::new(None),
             linkable: Cell::new(false),
             no_capability: Cell::new(false),
             mapping_version: Cell::new(0),
@@ -246,12 +249,18 @@ impl Inode {
         self.metadata.borrow().xattr_count > 0 && !self.no_capability.get()
     }
 
+    /// Whether an earlier operation left something undone.
+    pub fn is_unsettled(&self) -> bool {
+        self.trim_pending.get() || self.shift.get().is_some()
+    }
+
     pub fn is_gone(&self) -> bool {
         self.gone.get()
     }
 
     pub(super) fn set_gone(&self) {
         self.gone.set(true);
+        self.shift.set(None);
     }
 
     /// After the transaction that stores `metadata` was applied.
@@ -300,7 +309,7 @@ impl InodeCache {
             }
             let Some(number) = state.queue.pop_front() else { return };
             let Some(inode) = state.inodes.get(&number) else { continue };
-            if Rc::strong_count(inode) > 1 || inode.touched.take() || inode.trim_pending.get() {
+            if Rc::strong_count(inode) > 1 || inode.touched.take() || inode.is_unsettled() {
                 state.queue.push_back(number);
             } else {
                 state.inodes.remove(&number);

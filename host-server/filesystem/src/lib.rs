@@ -7,13 +7,14 @@
 //!
 //! Modules, lowest first:
 //! `errno` · `operation` · `failure` · `hash` · `lock` · `advisory` · `acl` · `xattr_place` · `inode` · `permission` · `handle` · `mount` · `directory` · `payload` · `xattr` ·
-//! `extent` · `allocate` · `copy` · `orphan` · `attribute` · `namespace` · `rename` · `filesystem` · `check`
+//! `blocks` · `extent` · `allocate` · `copy` · `orphan` · `attribute` · `namespace` · `rename` · `filesystem` · `check`
 #![forbid(unsafe_code)]
 
 mod acl;
 mod advisory;
 mod allocate;
 mod attribute;
+mod blocks;
 pub mod check;
 mod copy;
 mod directory;

@@ -298,12 +298,20 @@ impl<V: Volume> Batch<V> {
         self.adopted.push(inode.number);
     }
 
-    /// Removes an inode that nothing refers to from the volume and the orphan list; two tree entries.
+    /// Removes an inode that nothing refers to from the volume and the orphan list; three tree entries.
     pub fn remove(&mut self, inode: &Rc<Inode>) {
         self.transaction.delete(format::INODES, Key::new(inode.number, 0));
         self.transaction.delete(format::ORPHANS, Key::new(inode.number, 0));
+        if inode.shift.get().is_some() {
+            self.transaction.delete(format::ORPHANS, shift_key(inode.number));
+        }
         self.removed.push(Rc::clone(inode));
     }
+}
+
+/// Where it is noted, beside the orphans, that a file's blocks are on their way.
+pub(crate) fn shift_key(number: u64) -> Key {
+    Key::new(number, 1)
 }
 
 /// A file's data has the number of its inode.

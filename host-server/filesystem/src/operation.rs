@@ -172,6 +172,12 @@ pub enum AllocateMode {
     PunchHole,
     /// Read as zeros.
     ZeroRange { keep_size: bool },
+    /// Takes the range out: what is behind it moves down. Whole blocks that end before the end of the file; else `EINVAL`. Not for guest
+    /// kernels, whose caches would not know of it.
+    CollapseRange,
+    /// Puts a range of holes in: what is there and behind moves up. Whole blocks, before the end of the file, else `EINVAL`; `EFBIG`
+    /// where the file would become too big. Not for guest kernels either.
+    InsertRange,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -341,7 +347,8 @@ pub enum Operation {
     Release { handle: HandleId },
     /// `ENXIO` at and beyond the end, and where no data follows. → [`Reply::Offset`]
     Seek { handle: HandleId, offset_bytes: u64, whence: Whence },
-    /// Whether there is room is checked, not promised: the volume writes elsewhere each time. → [`Reply::Done`]
+    /// Whether there is room is checked, not promised: the volume writes elsewhere each time. Collapsing and inserting are done
+    /// completely or not at all, whatever crashes. → [`Reply::Done`]
     Allocate { handle: HandleId, offset_bytes: u64, len_bytes: u64, mode: AllocateMode },
     /// → [`Reply::Opened`]
     OpenDirectory { node: NodeId },

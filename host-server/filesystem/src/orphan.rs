@@ -6,11 +6,12 @@
 use std::rc::Rc;
 
 use ringfort_store::format::filesystem as format;
+use ringfort_store::format::filesystem::{Shift, ValueError};
 use ringfort_store::volume::{Key, Volume};
 
 use crate::failure::{Failure, Result};
-use crate::inode::Inode;
-use crate::mount::Mount;
+use crate::inode::{BLOCK_BYTES, Inode};
+use crate::mount::{Mount, shift_key};
 
 /// Orphans looked at together when a filesystem is opened.
 const LISTED_AT_ONCE: usize = 1024;
@@ -44,7 +45,7 @@ impl<V: Volume> Mount<V> {
         if inode.metadata().xattr_count > 0 {
             self.clear_xattrs(inode).await?;
         }
-        let mut batch = self.begin_freeing(0, 2).await?;
+        let mut batch = self.begin_freeing(0, 3).await?;
         batch.remove(inode);
         self.commit(batch)
     }
@@ -52,13 +53,13 @@ impl<V: Volume> Mount<V> {
     /// Finishes what was left unfinished by a crash. Before anything else uses the filesystem.
     pub async fn recover(&self) -> Result<()> {
         let mut from = Key::MIN;
-        let (mut reclaimed, mut trimmed) = (0_u64, 0_u64);
+        let (mut reclaimed, mut trimmed, mut shifted) = (0_u64, 0_u64, 0_u64);
         loop {
             let orphans = self.volume.scan(format::ORPHANS, from, Key::MAX, LISTED_AT_ONCE).await?;
             let Some((last, _)) = orphans.last() else { break };
             from = Key::new(last.hi, last.lo.saturating_add(1));
             for (key, value) in orphans {
-                format::decode_orphan(&value).map_err(|error| {
+                let shift = decode(key, &value).map_err(|error| {
                     Failure::damaged("read the orphan entry of", format!("inode {}", key.hi), &error)
                 })?;
                 let _lock = self.locks.exclusive(key.hi).await;
@@ -72,6 +73,17 @@ impl<V: Volume> Mount<V> {
                         self.remove(&inode).await?;
                         reclaimed += 1;
                     }
+                    Some(inode) if shift.is_some() => {
+                        let size_bytes = inode.metadata().size_bytes;
+                        if shift.is_some_and(|shift| !fits(&shift, size_bytes)) {
+                            let found = format!("{shift:?} in a file of {size_bytes} bytes");
+                            let place = format!("inode {}", key.hi);
+                            return Err(Failure::inconsistent("finish moving the blocks of", place, found));
+                        }
+                        inode.shift.set(shift);
+                        self.finish_shift(&inode).await?;
+                        shifted += 1;
+                    }
                     Some(inode) => {
                         inode.trim_pending.set(true);
                         self.finish_trim(&inode).await?;
@@ -80,9 +92,29 @@ impl<V: Volume> Mount<V> {
                 }
             }
         }
-        if reclaimed + trimmed > 0 {
-            tracing::info!(reclaimed, trimmed, "finished with files that were unlinked or being truncated");
+        if reclaimed + trimmed + shifted > 0 {
+            tracing::info!(
+                reclaimed,
+                trimmed,
+                shifted,
+                "finished with files that were unlinked, being truncated or having ranges collapsed or inserted"
+            );
         }
         Ok(())
     }
+}
+
+/// What an entry of the orphan list says: a shift to be finished, or an inode to be reclaimed or trimmed.
+pub(crate) fn decode(key: Key, value: &[u8]) -> std::result::Result<Option<Shift>, ValueError> {
+    if key == shift_key(key.hi) {
+        Shift::decode(value).map(Some)
+    } else {
+        format::decode_orphan(value).map(|()| None)
+    }
+}
+
+/// Whether a shift is one of a file of this size: the range and something behind it lie within.
+pub(crate) fn fits(shift: &Shift, size_bytes: u64) -> bool {
+    let blocks = size_bytes.div_ceil(BLOCK_BYTES);
+    shift.at_block.saturating_add(shift.len_blocks) < blocks && shift.next_block <= blocks
 }

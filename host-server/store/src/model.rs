@@ -15,7 +15,8 @@ use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 use crate::address::{LogicalBlock, ObjectId};
 use crate::error::{ErrorKind, StoreError};
 use crate::volume::{
-    Change, Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, StagedPiece, Transaction, TreeId, Volume,
+    Change, Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, StagedPiece, Transaction, TreeId,
+    Volume, shift_entries,
 };
 
 /// What a [`ModelVolume`] is made of.
@@ -44,6 +45,9 @@ impl Default for ModelSettings {
     }
 }
 
+/// Extents are told in pieces of at most so many blocks, so that callers meet adjacent ones.
+const EXTENT_BLOCKS_MAX: usize = 64;
+
 /// What a volume holds.
 #[derive(Clone, Debug, Default)]
 struct Contents {
@@ -58,6 +62,7 @@ enum Applied {
     Delete(TreeId, Key),
     Write(ObjectId, LogicalBlock, Vec<Slice>),
     Unmap(ObjectId, LogicalBlock, u64),
+    Shift(ObjectId, LogicalBlock, LogicalBlock, u64),
 }
 
 impl Contents {
@@ -75,11 +80,50 @@ impl Contents {
                 }
             }
             Applied::Unmap(object, start, len_blocks) => {
-                for block in self.mapped(object, start, len_blocks) {
-                    self.blocks.remove(&(object, block));
+                self.unmap(object, start, len_blocks);
+            }
+            Applied::Shift(object, from, to, len_blocks) => {
+                let moving = self.unmap(object, from, len_blocks);
+                self.unmap(object, to, len_blocks);
+                for (block, contents) in moving {
+                    self.blocks.insert((object, LogicalBlock(block.0 - from.0 + to.0)), contents);
                 }
             }
         }
+    }
+
+    fn unmap(
+        &mut self,
+        object: ObjectId,
+        start: LogicalBlock,
+        len_blocks: u64,
+    ) -> Vec<(LogicalBlock, Slice)> {
+        let blocks = self.mapped(object, start, len_blocks).into_iter();
+        blocks.filter_map(|block| Some((block, self.blocks.remove(&(object, block))?))).collect()
+    }
+
+    /// The first mapped range from a block on, at most [`EXTENT_BLOCKS_MAX`] long.
+    fn next_extent(&self, object: ObjectId, from: LogicalBlock) -> Option<Extent> {
+        let mut extent: Option<Extent> = None;
+        let range = (object, from)..=(object, LogicalBlock(u64::MAX));
+        for &(_, block) in self.blocks.range(range).take(EXTENT_BLOCKS_MAX).map(|(key, _)| key) {
+            match &mut extent {
+                None => extent = Some(Extent { start: block, len_blocks: 1 }),
+                Some(extent) if extent.start.0 + extent.len_blocks == block.0 => extent.len_blocks += 1,
+                Some(_) => break,
+            }
+        }
+        extent
+    }
+
+    /// How many extents a caller finds in a range.
+    fn extents(&self, object: ObjectId, start: LogicalBlock, len_blocks: u64) -> u64 {
+        let (mut count, mut from, end) = (0, start, start.0.saturating_add(len_blocks));
+        while let Some(extent) = self.next_extent(object, from).filter(|extent| extent.start.0 < end) {
+            count += 1;
+            from = LogicalBlock(extent.start.0 + extent.len_blocks);
+        }
+        count
     }
 
     fn mapped(&self, object: ObjectId, start: LogicalBlock, len_blocks: u64) -> Vec<LogicalBlock> {
@@ -295,22 +339,7 @@ impl Volume for ModelVolume {
     async fn next_extent(&self, object: ObjectId, from: LogicalBlock) -> Result<Option<Extent>, StoreError> {
         self.suspend().await;
         self.fault("look up an extent of")?;
-        let contents = self.current.borrow();
-        let mut extent: Option<Extent> = None;
-        // At most 64 blocks an extent, so that callers meet adjacent ones.
-        for &(_, block) in contents
-            .blocks
-            .range((object, from)..=(object, LogicalBlock(u64::MAX)))
-            .take(64)
-            .map(|(key, _)| key)
-        {
-            match &mut extent {
-                None => extent = Some(Extent { start: block, len_blocks: 1 }),
-                Some(extent) if extent.start.0 + extent.len_blocks == block.0 => extent.len_blocks += 1,
-                Some(_) => break,
-            }
-        }
-        Ok(extent)
+        Ok(self.current.borrow().next_extent(object, from))
     }
 
     async fn begin(&self, cost: Cost) -> Result<Transaction<ModelReservation>, StoreError> {
@@ -389,6 +418,14 @@ impl Volume for ModelVolume {
                 Change::Unmap { object, start, len_blocks } => {
                     entries += contents.mapped(object, start, len_blocks).len() as u64;
                     Applied::Unmap(object, start, len_blocks)
+                }
+                Change::Shift { object, from, to, len_blocks } => {
+                    entries += shift_entries(contents.extents(object, from, len_blocks));
+                    // What is displaced counts as unmapped, what moves within the range does not.
+                    let moves = |block: &LogicalBlock| (from.0..from.0 + len_blocks).contains(&block.0);
+                    let at_destination = contents.mapped(object, to, len_blocks);
+                    entries += at_destination.iter().filter(|block| !moves(block)).count() as u64;
+                    Applied::Shift(object, from, to, len_blocks)
                 }
             };
             contents.replay(change.clone());

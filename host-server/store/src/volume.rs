@@ -47,9 +47,9 @@ pub struct Cost {
     pub data_blocks: u64,
     /// Upper bound of tree entries that will be put, deleted or unmapped.
     pub entries: u64,
-    /// The transaction gives back at least as much as it takes (unlink, truncate): it may use the reserve that
+    /// The transaction gives back at least as much as it takes (unlink, truncate, shift): it may use the reserve that
     /// is kept so that a full volume can be emptied. Of its entries at most [`FREEING_LONG_ENTRIES`] put a value; the others
-    /// are deletions, and mapped blocks that unmapping gives back. At most [`FREEING_ENTRIES_MAX`] in all are sure to be let through.
+    /// are deletions, mapped blocks that unmapping gives back, and what shifts cost. At most [`FREEING_ENTRIES_MAX`] in all are sure to be let through.
     pub frees_space: bool,
 }
 
@@ -132,6 +132,13 @@ pub(crate) enum Change {
     Delete { tree: TreeId, key: Key },
     Write { object: ObjectId, start: LogicalBlock, blocks: StagedBlocks },
     Unmap { object: ObjectId, start: LogicalBlock, len_blocks: u64 },
+    Shift { object: ObjectId, from: LogicalBlock, to: LogicalBlock, len_blocks: u64 },
+}
+
+/// What shifting a range with so many extents costs, in entries of [`Cost`] that put no value: each is taken out and put back, and both
+/// ends of range and destination may cut one in two.
+pub const fn shift_entries(extents: u64) -> u64 {
+    2 * extents + 4
 }
 
 impl<R> Transaction<R> {
@@ -158,6 +165,15 @@ impl<R> Transaction<R> {
     /// Turns a range into a hole.
     pub fn unmap(&mut self, object: ObjectId, start: LogicalBlock, len_blocks: u64) {
         self.changes.push(Change::Unmap { object, start, len_blocks });
+    }
+
+    /// Moves what is mapped in a range to `to`, in the same object: mappings only, no contents. What was mapped at the
+    /// destination and does not move itself is unmapped; the rest of the range becomes a hole. Costs [`shift_entries`] of the
+    /// extents that [`Volume::next_extent`] tells in the range, and what unmapping costs where the destination is not empty.
+    pub fn shift(&mut self, object: ObjectId, from: LogicalBlock, to: LogicalBlock, len_blocks: u64) {
+        let last = from.0.max(to.0);
+        assert!(last.checked_add(len_blocks).is_some(), "shift of {len_blocks} blocks beyond block {last}");
+        self.changes.push(Change::Shift { object, from, to, len_blocks });
     }
 }
 

@@ -50,7 +50,7 @@ fn a_reader_in_sequence_finds_what_was_changed_after_it_was_read_ahead() {
                     let len = (1 + random.below(24)).min(BLOCKS - at);
                     // What lies ahead changes, moves into stripes, is freed, and its space is used again.
                     let target = at + random.below(BLOCKS - at);
-                    match random.below(4) {
+                    match random.below(5) {
                         0 => {
                             let count = 1 + random.below(40).min(BLOCKS - target - 1);
                             let contents: Vec<u64> = (0..count).map(|index| next_content + index).collect();
@@ -63,6 +63,11 @@ fn a_reader_in_sequence_finds_what_was_changed_after_it_was_read_ahead() {
                             model.unmap(OBJECT, target, 5);
                         }
                         2 => store.checkpoint().await.unwrap(),
+                        3 => {
+                            let (from, len) = (target.max(60), 1 + random.below(BLOCKS - target));
+                            shift(&store, OBJECT, from, from - 50, len).await.unwrap();
+                            model.shift(OBJECT, from, from - 50, len);
+                        }
                         _ => {}
                     }
                     let expected = (at..at + len)

@@ -17,9 +17,11 @@ use ringfort_engine::sync::join_all;
 use ringfort_store::address::{LogicalBlock, ObjectId};
 use ringfort_store::error::ErrorKind;
 use ringfort_store::store::Store;
-use ringfort_store::volume::{Cost, Key, Volume};
+use ringfort_store::volume::{Cost, Key, Volume, shift_entries};
 use scene::*;
 
+/// The most blocks that a task shifts: little, so that room for it is nearly always had.
+const SHIFTED_MAX: u64 = 12;
 const TASKS: u64 = 5;
 /// The object that all tasks write; the others belong to one task each.
 const SHARED: u64 = TASKS;
@@ -32,6 +34,7 @@ enum Change {
     Delete { key: u64 },
     Write { object: u64, start: u64, contents: Vec<u64> },
     Unmap { object: u64, start: u64, len: u64 },
+    Shift { object: u64, from: u64, to: u64, len: u64 },
 }
 
 /// Transactions in the order in which they were applied.
@@ -57,6 +60,7 @@ fn merge(model: &mut Model, changes: &[Change]) {
             }
             Change::Write { object, start, contents } => model.write(*object, *start, contents),
             Change::Unmap { object, start, len } => model.unmap(*object, *start, *len),
+            Change::Shift { object, from, to, len } => model.shift(*object, *from, *to, *len),
         }
     }
 }
@@ -72,6 +76,12 @@ fn random_change(task: u64, random: &mut Random, order: &mut Order) -> Change {
         }
         2 => Change::Delete { key },
         3 => Change::Unmap { object, start, len: 1 + random.below(60) },
+        4 => Change::Shift {
+            object,
+            from: start,
+            to: random.below(BLOCKS - 60),
+            len: 1 + random.below(SHIFTED_MAX),
+        },
         of => {
             let len = if of < 8 { 1 + random.below(5) } else { 6 + random.below(50) };
             let contents: Vec<u64> = (1..=len).map(|index| order.next_content + index).collect();
@@ -89,7 +99,11 @@ async fn transact(store: &Store, task: u64, random: &mut Random, order: &RefCell
         Change::Write { contents, .. } => contents.len() as u64,
         _ => 0,
     });
-    let cost = Cost { data_blocks: data_blocks.sum(), entries: count, frees_space: false };
+    let entries = changes.iter().map(|change| match change {
+        Change::Shift { len, .. } => shift_entries(*len) + len,
+        _ => 1,
+    });
+    let cost = Cost { data_blocks: data_blocks.sum(), entries: entries.sum(), frees_space: false };
     let mut transaction = match store.begin(cost).await {
         Ok(transaction) => transaction,
         Err(error) => {
@@ -113,6 +127,9 @@ async fn transact(store: &Store, task: u64, random: &mut Random, order: &RefCell
             Change::Unmap { object, start, len } => {
                 transaction.unmap(ObjectId(*object), LogicalBlock(*start), *len);
             }
+            Change::Shift { object, from, to, len } => {
+                transaction.shift(ObjectId(*object), LogicalBlock(*from), LogicalBlock(*to), *len);
+            }
         }
     }
     if random.one_in(20) {
@@ -127,6 +144,10 @@ async fn transact(store: &Store, task: u64, random: &mut Random, order: &RefCell
     for change in &changes {
         if let Change::Write { object: SHARED, start, contents } = change {
             shared.extend(contents.iter().enumerate().map(|(at, content)| (start + at as u64, *content)));
+        }
+        if let Change::Shift { object: SHARED, .. } = change {
+            let blocks = model.blocks.range((SHARED, 0)..=(SHARED, u64::MAX));
+            shared.extend(blocks.map(|((_, at), content)| (*at, *content)));
         }
     }
     order.transactions.push(changes);

@@ -20,7 +20,7 @@ use ringfort_store::check::check;
 use ringfort_store::create::CreateOptions;
 use ringfort_store::error::ErrorKind;
 use ringfort_store::store::{OpenOptions, Store};
-use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume};
+use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume, shift_entries};
 
 const TREE: TreeId = TreeId(16);
 const KEYS: u64 = 24;
@@ -62,6 +62,12 @@ enum Step {
     Unmap {
         object: u64,
         start: u64,
+        len: u64,
+    },
+    Shift {
+        object: u64,
+        from: u64,
+        to: u64,
         len: u64,
     },
     Sync,
@@ -145,6 +151,33 @@ async fn write(store: &Store, object: u64, start: u64, len: u64, history: &RefCe
     });
 }
 
+/// Shifts, and says so in an entry and a write of the same transaction. A full volume is left as it is.
+async fn shift(store: &Store, object: u64, from: u64, to: u64, len: u64, history: &RefCell<History>) {
+    let cost = Cost { data_blocks: 1, entries: 2 + shift_entries(len) + len, frees_space: true };
+    let mut transaction = match store.begin(cost).await {
+        Ok(transaction) => transaction,
+        Err(error) => {
+            assert_eq!(error.kind, ErrorKind::NoSpace, "{error}");
+            return;
+        }
+    };
+    let content = fresh(history, 1);
+    let staged = store.stage(&mut transaction, blocks(&content)).await.unwrap();
+    // Its mapping is made and moved by one transaction.
+    transaction.write(ObjectId(object), LogicalBlock(from), staged);
+    transaction.shift(ObjectId(object), LogicalBlock(from), LogicalBlock(to), len);
+    transaction.put(TREE, Key::new(KEYS + object, 0), content[0].to_le_bytes().repeat(8));
+    store.apply(transaction).unwrap();
+    note(history, |model| {
+        model.entries.insert(KEYS + object, content[0]);
+        model.blocks.insert((object, from), content[0]);
+        let moves = |of: u64, at: u64, start: u64| of == object && (start..start + len).contains(&at);
+        let moving: Vec<_> = model.blocks.extract_if(.., |(of, at), _| moves(*of, *at, from)).collect();
+        model.blocks.retain(|(of, at), _| !moves(*of, *at, to));
+        model.blocks.extend(moving.into_iter().map(|((of, at), content)| ((of, at - from + to), content)));
+    });
+}
+
 async fn sync(store: &Store, history: &RefCell<History>) {
     let applied = history.borrow().states.len();
     store.sync().await.unwrap();
@@ -195,6 +228,7 @@ async fn work(store: &Store, steps: &[Step], controls: &Controls, history: &RefC
                     model.blocks.retain(|(of, at), _| *of != object || !(start..start + len).contains(at));
                 });
             }
+            Step::Shift { object, from, to, len } => shift(store, object, from, to, len, history).await,
             Step::Sync => sync(store, history).await,
             Step::Checkpoint => store.checkpoint().await.unwrap(),
             Step::Pause { ms } => store.engine().sleep(Duration::from_millis(ms)).await,
@@ -267,6 +301,11 @@ fn large_write(random: &mut Random) -> Step {
 
 fn unmap(random: &mut Random) -> Step {
     Step::Unmap { object: random.below(OBJECTS), start: random.below(BLOCKS), len: 1 + random.below(40) }
+}
+
+fn random_shift(random: &mut Random) -> Step {
+    let (from, to) = (random.below(BLOCKS), random.below(BLOCKS));
+    Step::Shift { object: random.below(2), from, to, len: 1 + random.below(60) }
 }
 
 /// Runs the workload to its end, then crashes it at each point, recovers (crashing once more in some recoveries), and compares.
@@ -473,6 +512,29 @@ workload!(files_are_cut_and_punched_under_writes, PowerLoss, {
         4 => large_write(random),
         _ => small_write(random),
     })
+});
+workload!(ranges_are_shifted_under_writes, PowerLoss, {
+    random_steps(21, 40, |random| match random.below(9) {
+        0..=2 => random_shift(random),
+        3 => unmap(random),
+        4 => Step::Checkpoint,
+        5 => Step::Sync,
+        6 => Step::Together { object: random.below(2), start: random.below(40), len: 8 },
+        7 => large_write(random),
+        _ => small_write(random),
+    })
+});
+workload!(the_process_dies_after_shifts, ProcessDeath, {
+    random_steps(22, 30, |random| match random.below(5) {
+        0 | 1 => random_shift(random),
+        2 => Step::Sync,
+        _ => small_write(random),
+    })
+});
+workload!(shifts_move_to_the_metadata_log, PowerLoss, {
+    let write = |at: u64| Step::Write { object: 1, start: at * 7 % BLOCKS, len: 6 };
+    let shift = |at: u64| Step::Shift { object: 1, from: at * 5 % BLOCKS, to: at * 11 % BLOCKS, len: 9 };
+    (0..60).flat_map(|at| [write(at), shift(at), Step::Sync]).collect::<Vec<_>>()
 });
 workload!(a_mirror_is_lost_in_the_middle, PowerLoss, with_faults(15, &[(8, 1, Fault::Vanish)]));
 workload!(a_mirror_and_a_column_are_lost_one_after_the_other, PowerLoss, {

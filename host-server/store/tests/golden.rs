@@ -3,10 +3,10 @@
 //! To freeze a new version of the format, before it is released:
 //!
 //! ```text
-//! RINGFORT_GOLDEN=v2 cargo test -p ringfort-store --test golden -- --ignored make
+//! RINGFORT_GOLDEN=v3 cargo test -p ringfort-store --test golden -- --ignored make
 //! ```
 //!
-//! and add its files to [`VOLUMES`] (and, for structures, a table of their own). Files that exist are never made again:
+//! and add its files to [`VOLUMES`] and [`STRUCTURES`]. Files that exist are never made again:
 //! a test that fails on one of them has found a release that cannot read what was written before.
 
 #![allow(clippy::unwrap_used)]
@@ -31,12 +31,13 @@ use ringfort_store::format::page::{PagePointer, Roots, TreeRoot};
 use ringfort_store::format::root::Root;
 use ringfort_store::format::segment::{SegmentEntry, StripeSummary};
 use ringfort_store::store::{OpenOptions, Store};
-use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume};
+use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume, shift_entries};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Image and listing of each golden volume.
-const VOLUMES: &[(&str, &str)] = &[("volume_v1.bin", "volume_v1.txt")];
-const STRUCTURES: &str = "structures_v1.txt";
+const VOLUMES: &[(&str, &str)] = &[("volume_v1.bin", "volume_v1.txt"), ("volume_v2.bin", "volume_v2.txt")];
+/// The newest last: it has every structure.
+const STRUCTURES: &[&str] = &["structures_v1.txt", "structures_v2.txt"];
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -110,6 +111,15 @@ fn entries() -> Vec<(&'static str, Entry)> {
         ),
         ("stripe", Entry::Stripe { segment: SegmentId(12), stripe: 13, summary: vec![14, 15, 16] }),
         ("bank", Entry::Bank { segment: SegmentId(17), first_stripe: 18, stripe_count: 19 }),
+        (
+            "shift",
+            Entry::Shift {
+                object: ObjectId(5),
+                from: LogicalBlock(6),
+                to: LogicalBlock(4),
+                len_blocks: 1 << 40,
+            },
+        ),
     ]
 }
 
@@ -162,8 +172,8 @@ fn from_hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-fn frozen_structures() -> BTreeMap<String, Vec<u8>> {
-    let text = std::fs::read_to_string(fixture(STRUCTURES)).unwrap();
+fn frozen_structures(name: &str) -> BTreeMap<String, Vec<u8>> {
+    let text = std::fs::read_to_string(fixture(name)).unwrap();
     text.lines()
         .map(|line| line.split_once(": ").unwrap())
         .map(|(name, hex)| (name.into(), from_hex(hex)))
@@ -172,16 +182,18 @@ fn frozen_structures() -> BTreeMap<String, Vec<u8>> {
 
 #[test]
 fn structures_are_written_as_they_were() {
-    let frozen = frozen_structures();
-    for (name, bytes) in structures() {
-        assert_eq!(frozen.get(&name).map(|bytes| hex(bytes)), Some(hex(&bytes)), "{name}");
+    let written: BTreeMap<_, _> = structures().into_iter().collect();
+    for version in STRUCTURES {
+        for (name, bytes) in frozen_structures(version) {
+            assert_eq!(written.get(&name).map(|bytes| hex(bytes)), Some(hex(&bytes)), "{name} of {version}");
+        }
     }
-    assert_eq!(frozen.len(), structures().len());
+    assert_eq!(frozen_structures(STRUCTURES[STRUCTURES.len() - 1]).len(), written.len());
 }
 
 #[test]
 fn structures_read_as_they_did() {
-    let frozen = frozen_structures();
+    let frozen = frozen_structures(STRUCTURES[STRUCTURES.len() - 1]);
     assert_eq!(Root::decode(&frozen["root"], VOLUME), Some(root()));
     let header = RecordHeader::read_from_bytes(&frozen["record"]).unwrap();
     assert_eq!(header.as_bytes(), record_header().as_bytes());
@@ -520,13 +532,24 @@ impl Writer<'_> {
         self.blocks.retain(|(of, at), _| *of != object || !(start..start + len_blocks).contains(at));
     }
 
+    async fn shift(&mut self, object: u64, from: u64, to: u64, len_blocks: u64) {
+        let cost = Cost { data_blocks: 0, entries: shift_entries(len_blocks), frees_space: true };
+        let mut transaction = self.store.begin(cost).await.unwrap();
+        transaction.shift(ObjectId(object), LogicalBlock(from), LogicalBlock(to), len_blocks);
+        self.store.apply(transaction).unwrap();
+        let moves = |of: u64, at: u64, start: u64| of == object && (start..start + len_blocks).contains(&at);
+        let moving: Vec<_> = self.blocks.extract_if(.., |(of, at), _| moves(*of, *at, from)).collect();
+        self.blocks.retain(|(of, at), _| !moves(*of, *at, to));
+        self.blocks.extend(moving.into_iter().map(|((of, at), content)| ((of, at - from + to), content)));
+    }
+
     fn listing(&self) -> String {
         listing(&self.entries, &self.blocks)
     }
 }
 
 /// A history that leaves something in every place of the format: trees of two levels, both write paths, holes, segments that
-/// were freed, records in the metadata log and in the log, a bank in the log, frames and a bank in memory. Returns what was
+/// were freed, ranges that were shifted, records in the metadata log and in the log, a bank in the log, frames and a bank in memory. Returns what was
 /// synced, and everything.
 async fn history(store: &Store) -> (String, String) {
     let mut writer = Writer { store, content: 0, entries: BTreeMap::new(), blocks: BTreeMap::new() };
@@ -542,6 +565,7 @@ async fn history(store: &Store) -> (String, String) {
         store.checkpoint().await.unwrap();
     }
     writer.unmap(0, 10, 30).await;
+    writer.shift(0, 40, 10, 100).await;
     for key in (0..300).step_by(7) {
         writer.delete(TREES[0], key, 7).await;
     }
@@ -557,6 +581,7 @@ async fn history(store: &Store) -> (String, String) {
     }
     writer.write(3, 0, 33).await;
     writer.unmap(3, 4, 2).await;
+    writer.shift(3, 6, 50, 20).await;
     writer.put(TREES[0], 1000, 1, 40).await;
     writer.write(3, 100, 2).await;
     store.sync().await.unwrap();
@@ -566,6 +591,7 @@ async fn history(store: &Store) -> (String, String) {
     writer.write(1, 500, 3).await;
     writer.write(1, 600, 12).await;
     writer.unmap(2, 0, 9).await;
+    writer.shift(1, 501, 601, 8).await;
     writer.put(TREES[0], 1001, 1, 48).await;
     writer.delete(TREES[1], u64::MAX, 0).await;
     (synced, writer.listing())

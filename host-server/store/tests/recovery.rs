@@ -8,12 +8,17 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ringfort_engine::buffer::BLOCK_BYTES;
 use ringfort_engine::sim::{CrashMode, Fault, SimWorld};
 use ringfort_store::address::{ComponentPosition, VolumeId};
-use ringfort_store::format::root::{ROOT_SLOT_BYTES, Root};
+use ringfort_store::error::ErrorKind;
+use ringfort_store::format::log::{RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader, record_checksum};
+use ringfort_store::format::root::{LOG_START, ROOT_SLOT_BYTES, Root};
+use ringfort_store::geometry::LABEL_REGION_BYTES;
 use ringfort_store::store::{OpenOptions, Store};
 use ringfort_store::volume::{Cost, Key, TreeId, Volume};
 use scene::*;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Puts into so many trees that a root is longer than a sector, and can be torn.
 async fn put_everywhere(store: &Store, content: u64) {
@@ -257,4 +262,43 @@ fn contents_that_are_abandoned_in_the_middle_harm_nobody() {
         expect_clean(&world);
         expect_after_restart(&world, CrashMode::PowerLoss, &model, 3, 2048);
     }
+}
+
+/// The newest record in a log of `log_bytes` of a component, and its offset there.
+fn newest_record(world: &SimWorld, mirror: usize, log_bytes: usize) -> (u64, RecordHeader) {
+    let start = LABEL_REGION_BYTES + LOG_START.0;
+    let log = world.peek(&components()[mirror], start, log_bytes);
+    let headers = log.chunks_exact(BLOCK_BYTES).enumerate().filter_map(|(block, bytes)| {
+        let (header, _) = RecordHeader::read_from_prefix(bytes).ok()?;
+        (header.magic.get() == RECORD_MAGIC).then_some((start + (block * BLOCK_BYTES) as u64, header))
+    });
+    headers.max_by_key(|(_, header)| header.sequence.get()).unwrap()
+}
+
+#[test]
+fn a_record_of_a_later_release_is_an_error_and_not_the_end_of_the_log() {
+    let world = world_with(3, &create_options());
+    let engine = world.engine();
+    world
+        .run(async move {
+            let store = open(engine).await;
+            put_everywhere(&store, 1).await;
+            store.sync().await.unwrap();
+        })
+        .done();
+    world.restart(CrashMode::PowerLoss, 3);
+    let (offset, mut header) = newest_record(&world, 0, 1 << 20);
+    let record_bytes = RECORD_HEADER_BYTES + header.body_bytes.get() as usize;
+    let mut record = world.peek(&components()[0], offset, record_bytes);
+    record[RECORD_HEADER_BYTES] = 99;
+    header.checksum = record_checksum(&header, &record[RECORD_HEADER_BYTES..]).into();
+    record[..RECORD_HEADER_BYTES].copy_from_slice(header.as_bytes());
+    for component in components().iter().take(3) {
+        world.poke(component, offset, &record);
+    }
+    let engine = world.engine();
+    let outcome =
+        world.run(async move { Store::open(engine, &components(), &OpenOptions::default()).await.err() });
+    let error = outcome.done().expect("the volume opens without what was synced");
+    assert_eq!(error.kind, ErrorKind::Incompatible, "{error}");
 }

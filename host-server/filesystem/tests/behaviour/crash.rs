@@ -17,7 +17,7 @@ fn settings(seed: u64) -> ModelSettings {
 }
 
 /// The filesystem after a power loss that keeps `kept` transactions: sound before and after it is opened, and nothing is left to finish.
-async fn reopened(volume: &ModelVolume, kept: usize) -> Guest {
+pub async fn reopened(volume: &ModelVolume, kept: usize) -> Guest {
     let volume = Rc::new(volume.after_power_loss(kept));
     let report = check(&*volume).await.unwrap();
     assert!(report.is_clean(), "{kept} kept: {:#?}", report.faults);

@@ -13,6 +13,7 @@ mod links;
 mod locks;
 mod model;
 mod namespace;
+mod ranges;
 mod real_store;
 mod reference;
 mod world;

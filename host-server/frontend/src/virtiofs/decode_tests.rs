@@ -153,7 +153,9 @@ fn fallocate_knows_four_modes() {
     assert_eq!(mode(0x11), AllocateMode::ZeroRange { keep_size: true });
     let error = |mode, length| decoded(abi::FUSE_FALLOCATE, allocate(mode, length).as_bytes()).unwrap_err();
     assert_eq!(error(2, 1), Errno::EOPNOTSUPP);
+    // Collapse and insert: a guest's page cache would not know of them.
     assert_eq!(error(8, 1), Errno::EOPNOTSUPP);
+    assert_eq!(error(0x20, 1), Errno::EOPNOTSUPP);
     assert_eq!(error(0, 0), Errno::EINVAL);
     assert_eq!(error(0, i64::MAX as u64), Errno::EFBIG);
 }

@@ -8,6 +8,7 @@
 //! | 17 directory entries | directory's inode number, hash × 256 + index | entry: 16 bytes, then the name |
 //! | 18 extended attributes | inode number, hash × 256 + index | attribute: 8 bytes, then name and value |
 //! | 19 orphans | inode number, 0 | marker: 8 bytes |
+//! | 19 orphans | inode number, 1 | shift: 32 bytes |
 //! | 20 properties | 0, 0 | properties: 40 bytes |
 //! | 20 properties | 1, 0 | inode limit: 16 bytes |
 
@@ -164,6 +165,42 @@ struct OrphanBytes {
 }
 
 const _: () = assert!(size_of::<OrphanBytes>() == 8);
+
+/// Blocks of a file that are on their way to another place in it, in several transactions: what opening the filesystem finishes.
+/// A release that does not know it refuses the filesystem, since the file is in pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shift {
+    pub direction: ShiftDirection,
+    /// Where the range lies that goes or comes in.
+    pub at_block: u64,
+    /// Its length: how far blocks move.
+    pub len_blocks: u64,
+    /// How far the work has come. Down: blocks from here on have not moved. Up: blocks before this one, back to `at_block`, have
+    /// not moved.
+    pub next_block: u64,
+}
+
+/// Where the blocks behind [`Shift::at_block`] go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShiftDirection {
+    /// To lower places: the range goes.
+    Down,
+    /// To higher places: a range of holes comes in.
+    Up,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct ShiftBytes {
+    version: u8,
+    direction: u8,
+    reserved: [u8; 6],
+    at_block: U64,
+    len_blocks: U64,
+    next_block: U64,
+}
+
+const _: () = assert!(size_of::<ShiftBytes>() == 32);
 
 /// What is fixed when a filesystem is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -337,6 +374,43 @@ pub fn decode_orphan(value: &[u8]) -> Result<(), ValueError> {
     zero(bytes.reserved == [0; 7])
 }
 
+impl Shift {
+    pub fn encode(&self) -> Vec<u8> {
+        let bytes = ShiftBytes {
+            version: VERSION,
+            direction: match self.direction {
+                ShiftDirection::Down => 1,
+                ShiftDirection::Up => 2,
+            },
+            reserved: [0; 6],
+            at_block: self.at_block.into(),
+            len_blocks: self.len_blocks.into(),
+            next_block: self.next_block.into(),
+        };
+        bytes.as_bytes().to_vec()
+    }
+
+    pub fn decode(value: &[u8]) -> Result<Self, ValueError> {
+        let (bytes, rest) = head::<ShiftBytes>(value)?;
+        exact(0, rest.len())?;
+        zero(bytes.reserved == [0; 6])?;
+        let (at_block, len_blocks) = (bytes.at_block.get(), bytes.len_blocks.get());
+        let next_block = bytes.next_block.get();
+        let end = at_block.checked_add(len_blocks).filter(|_| len_blocks > 0);
+        let end = end.ok_or(ValueError::OutOfRange { field: "shift length", found: len_blocks })?;
+        let (direction, first) = match bytes.direction {
+            1 => (ShiftDirection::Down, end),
+            2 => (ShiftDirection::Up, at_block),
+            other => {
+                return Err(ValueError::OutOfRange { field: "shift direction", found: u64::from(other) });
+            }
+        };
+        let fits = next_block >= first && next_block.checked_add(len_blocks).is_some();
+        in_range("shift progress", next_block, fits)?;
+        Ok(Self { direction, at_block, len_blocks, next_block })
+    }
+}
+
 impl Properties {
     pub fn encode(&self) -> Vec<u8> {
         let bytes = PropertiesBytes {
@@ -400,6 +474,7 @@ pub const LAYOUTS: &[Layout] = &[
     layout!("directory entry", EntryBytes { version, kind, name_bytes, reserved, child }),
     layout!("extended attribute", XattrBytes { version, reserved, name_bytes, value_bytes, reserved_end }),
     layout!("orphan", OrphanBytes { version, reserved }),
+    layout!("shift", ShiftBytes { version, direction, reserved, at_block, len_blocks, next_block }),
     layout!("filesystem properties", PropertiesBytes { version, reserved, hash_key, root, reserved_end }),
     layout!("inode limit", InodeLimitBytes { version, reserved, limit }),
 ];
@@ -410,6 +485,30 @@ mod tests {
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn the_bytes_of_a_shift_are_frozen_and_checked() {
+        let shift = Shift { direction: ShiftDirection::Up, at_block: 3, len_blocks: 2, next_block: 0x0102 };
+        let bytes = shift.encode();
+        assert_eq!(hex(&bytes), "0102000000000000030000000000000002000000000000000201000000000000");
+        assert_eq!(Shift::decode(&bytes), Ok(shift));
+        // An orphan is none, nor the other way round.
+        assert!(Shift::decode(&encode_orphan()).is_err() && decode_orphan(&bytes).is_err());
+        let broken = [
+            Shift { len_blocks: 0, ..shift },
+            Shift { len_blocks: u64::MAX, ..shift },
+            Shift { next_block: 2, ..shift },
+            Shift { direction: ShiftDirection::Down, next_block: 4, ..shift },
+        ];
+        for shift in broken {
+            assert!(Shift::decode(&shift.encode()).is_err(), "{shift:?}");
+        }
+        for (at, byte) in [(0, 2), (1, 0), (1, 3), (7, 1)] {
+            let mut bytes = bytes.clone();
+            bytes[at] = byte;
+            assert!(Shift::decode(&bytes).is_err(), "byte {at}");
+        }
     }
 
     fn inode() -> Inode {

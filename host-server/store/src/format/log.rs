@@ -74,6 +74,7 @@ const TAG_UNMAP: u8 = 3;
 const TAG_WRITE: u8 = 4;
 const TAG_STRIPE: u8 = 5;
 const TAG_BANK: u8 = 6;
+const TAG_SHIFT: u8 = 7;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -128,11 +129,23 @@ struct BankEntry {
     stripe_count: U32,
 }
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct ShiftEntry {
+    tag: u8,
+    reserved: [u8; 3],
+    object: U64,
+    from: U64,
+    to: U64,
+    len_blocks: U64,
+}
+
 const _: () = assert!(size_of::<PutEntry>() == 20);
 const _: () = assert!(size_of::<UnmapEntry>() == 28);
 const _: () = assert!(size_of::<WriteEntry>() == 36);
 const _: () = assert!(size_of::<StripeEntry>() == 12);
 const _: () = assert!(size_of::<BankEntry>() == 16);
+const _: () = assert!(size_of::<ShiftEntry>() == 36);
 
 /// The most blocks one write entry maps.
 pub const WRITE_BLOCKS_MAX: usize = 512;
@@ -166,6 +179,13 @@ pub enum Entry {
         segment: SegmentId,
         first_stripe: u32,
         stripe_count: u32,
+    },
+    /// What is mapped in a range of an object is mapped elsewhere in it from now on.
+    Shift {
+        object: ObjectId,
+        from: LogicalBlock,
+        to: LogicalBlock,
+        len_blocks: u64,
     },
 }
 
@@ -243,6 +263,17 @@ impl Entry {
                 };
                 out.extend_from_slice(entry.as_bytes());
                 out.extend_from_slice(summary);
+            }
+            Entry::Shift { object, from, to, len_blocks } => {
+                let entry = ShiftEntry {
+                    tag: TAG_SHIFT,
+                    reserved: [0; 3],
+                    object: U64::new(object.0),
+                    from: U64::new(from.0),
+                    to: U64::new(to.0),
+                    len_blocks: U64::new(*len_blocks),
+                };
+                out.extend_from_slice(entry.as_bytes());
             }
             Entry::Bank { segment, first_stripe, stripe_count } => {
                 let entry = BankEntry {
@@ -323,6 +354,16 @@ pub fn decode_body(mut body: &[u8]) -> Option<Vec<Vec<Entry>>> {
                 });
                 body = rest;
             }
+            TAG_SHIFT => {
+                let (entry, rest) = ShiftEntry::read_from_prefix(body).ok()?;
+                entries.push(Entry::Shift {
+                    object: ObjectId(entry.object.get()),
+                    from: LogicalBlock(entry.from.get()),
+                    to: LogicalBlock(entry.to.get()),
+                    len_blocks: entry.len_blocks.get(),
+                });
+                body = rest;
+            }
             TAG_BANK => {
                 let (entry, rest) = BankEntry::read_from_prefix(body).ok()?;
                 entries.push(Entry::Bank {
@@ -365,6 +406,7 @@ pub const LAYOUTS: &[Layout] = &[
     layout!("write entry", WriteEntry { tag, bank, len_blocks, object, start, middle, physical }),
     layout!("stripe entry", StripeEntry { tag, reserved, summary_bytes, segment, stripe }),
     layout!("bank entry", BankEntry { tag, reserved, segment, first_stripe, stripe_count }),
+    layout!("shift entry", ShiftEntry { tag, reserved, object, from, to, len_blocks }),
 ];
 
 #[cfg(test)]
@@ -389,6 +431,12 @@ mod tests {
                 }),
                 Entry::Stripe { segment: SegmentId(4), stripe: 2, summary: vec![1, 2, 3] },
                 Entry::Bank { segment: SegmentId(4), first_stripe: 8, stripe_count: 16 },
+                Entry::Shift {
+                    object: ObjectId(9),
+                    from: LogicalBlock(7),
+                    to: LogicalBlock(6),
+                    len_blocks: 2,
+                },
             ],
             vec![],
         ]

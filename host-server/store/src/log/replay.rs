@@ -168,7 +168,7 @@ impl<'a> Replay<'a> {
     /// The next record, from the first mirror that holds it whole. `None` at the end of the chain.
     pub async fn next(&mut self) -> Result<Option<FoundRecord>, StoreError> {
         for index in 0..self.windows.len() {
-            if let Some(record) = self.read_from(index).await {
+            if let Some(record) = self.read_from(index).await? {
                 let header_root = record.1;
                 if header_root > self.root.sequence {
                     return Err(StoreError::new(
@@ -237,7 +237,23 @@ impl<'a> Replay<'a> {
             .advice("bring back a missing metadata component"))
     }
 
-    async fn read_from(&mut self, index: usize) -> Option<(FoundRecord, u64)> {
+    /// The next record and the root that it was written under; `None` where a mirror does not hold it whole. An error where it is whole
+    /// but nothing that this release knows: what follows may have been promised, and must not be cut off.
+    async fn read_from(&mut self, index: usize) -> Result<Option<(FoundRecord, u64)>, StoreError> {
+        let Some((header, bytes)) = self.read_whole(index).await else { return Ok(None) };
+        let body_bytes = header.body_bytes.get() as usize;
+        let body = bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + body_bytes).unwrap_or_default();
+        let Some(transactions) = decode_body(body) else {
+            let place = format!("sequence {} at log block {}", self.sequence, self.position);
+            let found = "it is whole, and holds an entry that this release does not know";
+            return Err(StoreError::new(ErrorKind::Incompatible, "replay log record", place, found)
+                .advice("open the volume with the release that used it last"));
+        };
+        Ok(self.accept(&header, bytes, transactions))
+    }
+
+    /// Header and all blocks of the record that comes next in the chain, if this mirror has its header and body as they were written.
+    async fn read_whole(&mut self, index: usize) -> Option<(RecordHeader, Slice)> {
         let region = self.chain.region;
         let ring_blocks = region.block_count;
         if self.used_blocks >= ring_blocks {
@@ -273,16 +289,23 @@ impl<'a> Replay<'a> {
         }
         let bytes = window.read(self.object, region, self.position, block_count).await?;
         let body = bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + body_bytes)?;
-        let checksum = header.checksum.get();
-        if record_checksum(&header, body) != checksum {
-            return None;
-        }
-        let transactions = decode_body(body)?;
+        (record_checksum(&header, body) == header.checksum.get()).then_some((header, bytes))
+    }
+
+    /// `None` where data blocks are torn.
+    fn accept(
+        &mut self,
+        header: &RecordHeader,
+        bytes: Slice,
+        transactions: Vec<Vec<Entry>>,
+    ) -> Option<(FoundRecord, u64)> {
         if transactions.is_empty() || transactions.len() != header.transaction_count.get() as usize {
             return None;
         }
-        let data = self.data_of(&transactions, &bytes, body_blocks(body_bytes), data_blocks)?;
-        self.epoch = epoch;
+        let data_blocks = u64::from(header.data_blocks.get());
+        let body_blocks = body_blocks(header.body_bytes.get() as usize);
+        let data = self.data_of(&transactions, &bytes, body_blocks, data_blocks)?;
+        self.epoch = header.epoch.get();
         let first_transaction = header.first_transaction.get();
         let live = LiveRecord {
             position: self.position,
@@ -290,6 +313,7 @@ impl<'a> Replay<'a> {
             previous_checksum: self.previous_checksum,
             last_transaction: first_transaction.checked_add(transactions.len() as u64 - 1)?,
         };
+        let (block_count, checksum) = (body_blocks + data_blocks, header.checksum.get());
         let record =
             FoundRecord { live, block_count, checksum, first_transaction, transactions, data, bytes };
         Some((record, header.root_sequence.get()))

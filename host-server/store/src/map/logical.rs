@@ -163,6 +163,30 @@ fn join(kv: &mut KeyValue, object: ObjectId, mut placed: Placed) {
     put(kv, object, placed);
 }
 
+/// Maps what `len_blocks` blocks from `from` on are mapped to at `to` instead: as many runs are taken out and put back as lie there.
+/// Calls `displaced` with what was mapped at `to` and did not move itself.
+pub(super) fn shift(
+    kv: &mut KeyValue,
+    object: ObjectId,
+    from: LogicalBlock,
+    to: LogicalBlock,
+    len_blocks: u64,
+    displaced: &mut impl FnMut(MiddleAddress, u64),
+) {
+    let end = from.0.saturating_add(len_blocks);
+    let mut moving = Vec::new();
+    visit_runs(kv, object, from.0, end, |placed| {
+        moving.push(placed.cut(from.0, end));
+        ControlFlow::Continue(())
+    });
+    // What moves lives on: nothing dies here.
+    unmap(kv, object, from, len_blocks, &mut |_, _| {});
+    unmap(kv, object, to, len_blocks, displaced);
+    for placed in moving {
+        join(kv, object, Placed { start: placed.start - from.0 + to.0, ..placed });
+    }
+}
+
 /// What a range of an object is mapped to: pieces in order that cover it exactly.
 pub(super) fn lookup(
     kv: &KeyValue,

@@ -21,6 +21,9 @@ pub enum Message {
     MapRun { object: ObjectId, start: LogicalBlock, len_blocks: u64, middle: MiddleAddress },
     /// Turns blocks of an object into a hole. The middle addresses that it displaces die.
     UnmapRun { object: ObjectId, start: LogicalBlock, len_blocks: u64 },
+    /// What is mapped in a range of an object is mapped at `to` from now on, and the rest of the range is a hole. The middle
+    /// addresses that it displaces die.
+    ShiftRun { object: ObjectId, from: LogicalBlock, to: LogicalBlock, len_blocks: u64 },
     /// Middle addresses get their place, one checksum a block. Where a block has died already, or was born already,
     /// nothing changes.
     Birth { middle: MiddleAddress, physical: PhysicalBlock, checksums: Vec<BlockChecksum> },

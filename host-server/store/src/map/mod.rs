@@ -4,7 +4,7 @@
 //! nothing to fold; what it causes in other trees waits in a queue until a checkpoint merges it in slices
 //! ([`Maps::merge_pending`]):
 //!
-//! * overwriting or unmapping blocks of an object → death of the middle addresses they were mapped to,
+//! * overwriting, unmapping or shifting onto blocks of an object → death of the middle addresses they were mapped to,
 //! * birth, move and death of a middle address → live blocks of the segments concerned.
 //!
 //! A snapshot has merged every effect of the messages before it, so that log and maps together lose and repeat none.
@@ -145,6 +145,10 @@ impl Maps {
             Message::UnmapRun { object, start, len_blocks } => {
                 let mut displaced = |middle, len_blocks| pending.push_death(middle, len_blocks);
                 logical::unmap(kv, object, start, len_blocks, &mut displaced);
+            }
+            Message::ShiftRun { object, from, to, len_blocks } => {
+                let mut displaced = |middle, len_blocks| pending.push_death(middle, len_blocks);
+                logical::shift(kv, object, from, to, len_blocks, &mut displaced);
             }
             Message::Birth { middle, physical, checksums } => {
                 let mut born = |physical, len| pending.push_usage(physical, len, 1, segment_blocks);

@@ -62,6 +62,14 @@ impl Model {
         }
     }
 
+    fn shift(&mut self, object: u64, from: u64, to: u64, len: u64) {
+        let moving: Vec<_> = (0..len).map(|at| (at, self.logical.remove(&(object, from + at)))).collect();
+        self.unmap(object, to, len);
+        for (at, middle) in moving {
+            self.logical.extend(middle.map(|middle| ((object, to + at), middle)));
+        }
+    }
+
     fn map(&mut self, object: u64, start: u64, len: u64, middle: u64, stored: Option<u64>) {
         self.unmap(object, start, len);
         for offset in 0..len {
@@ -88,6 +96,12 @@ enum Step {
         len: u64,
     },
     FlushBank,
+    Shift {
+        object: u64,
+        from: u64,
+        to: u64,
+        len: u64,
+    },
     Unmap {
         object: u64,
         start: u64,
@@ -111,6 +125,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => range().prop_map(|(object, start, len)| Step::WriteSmall { object, start, len: len % 40 + 1 }),
         2 => Just(Step::FlushBank),
         3 => range().prop_map(|(object, start, len)| Step::Unmap { object, start, len }),
+        3 => (range(), 0..3000_u64).prop_map(|((object, from, len), to)| Step::Shift { object, from, to, len }),
         3 => (0..100_u64, 1..300_u64, proptest::bool::ANY)
             .prop_map(|(middle, len, stale)| Step::Move { middle, len, stale }),
         3 => (0..20_usize).prop_map(Step::MergeSome),
@@ -180,6 +195,15 @@ impl World {
                 self.send(Message::UnmapRun {
                     object: ObjectId(object),
                     start: LogicalBlock(start),
+                    len_blocks: len,
+                });
+            }
+            Step::Shift { object, from, to, len } => {
+                self.model.shift(object, from, to, len);
+                self.send(Message::ShiftRun {
+                    object: ObjectId(object),
+                    from: LogicalBlock(from),
+                    to: LogicalBlock(to),
                     len_blocks: len,
                 });
             }

@@ -242,6 +242,12 @@ impl State {
                 }
                 self.next_middle = self.next_middle.max(end);
             }
+            Entry::Shift { object, from, to, len_blocks } => {
+                let last = from.0.max(to.0);
+                if last.checked_add(*len_blocks).is_none() {
+                    return Err(format!("{len_blocks} blocks from block {last} of object {object} on"));
+                }
+            }
             Entry::Put { .. } | Entry::Delete { .. } | Entry::Unmap { .. } => {}
         }
         self.merge_entry(entry);

@@ -21,6 +21,9 @@ impl State {
             Entry::Unmap { object, start, len_blocks } => {
                 Message::UnmapRun { object: *object, start: *start, len_blocks: *len_blocks }
             }
+            Entry::Shift { object, from, to, len_blocks } => {
+                Message::ShiftRun { object: *object, from: *from, to: *to, len_blocks: *len_blocks }
+            }
             Entry::Write(run) => {
                 let WriteRun { object, start, middle, physical, .. } = *run;
                 let len_blocks = run.checksums.len() as u64;
@@ -74,6 +77,9 @@ impl State {
                 Change::Delete { tree, key } => entries.push(Entry::Delete { tree, key }),
                 Change::Unmap { object, start, len_blocks } => {
                     entries.push(Entry::Unmap { object, start, len_blocks });
+                }
+                Change::Shift { object, from, to, len_blocks } => {
+                    entries.push(Entry::Shift { object, from, to, len_blocks });
                 }
                 Change::Write { object, start, blocks } => {
                     let mut next = start;

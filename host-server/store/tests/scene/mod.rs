@@ -18,7 +18,7 @@ use ringfort_store::create::{CreateOptions, plan};
 use ringfort_store::error::StoreError;
 use ringfort_store::format::root::LOG_START;
 use ringfort_store::store::{OpenOptions, Store};
-use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume};
+use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume, shift_entries};
 
 pub const TREE: TreeId = TreeId(16);
 
@@ -34,6 +34,13 @@ impl Model {
         for (index, content) in contents.iter().enumerate() {
             self.blocks.insert((object, start + index as u64), *content);
         }
+    }
+
+    pub fn shift(&mut self, object: u64, from: u64, to: u64, len: u64) {
+        let moves = |of: u64, at: u64| of == object && (from..from + len).contains(&at);
+        let moving: Vec<_> = self.blocks.extract_if(.., |(of, at), _| moves(*of, *at)).collect();
+        self.unmap(object, to, len);
+        self.blocks.extend(moving.into_iter().map(|((of, at), content)| ((of, at - from + to), content)));
     }
 
     pub fn unmap(&mut self, object: u64, start: u64, len: u64) {
@@ -105,6 +112,14 @@ pub async fn unmap(store: &Store, object: u64, start: u64, len: u64) -> Result<(
     let cost = Cost { data_blocks: 0, entries: 1, frees_space: true };
     let mut transaction = store.begin(cost).await?;
     transaction.unmap(ObjectId(object), LogicalBlock(start), len);
+    store.apply(transaction)
+}
+
+pub async fn shift(store: &Store, object: u64, from: u64, to: u64, len: u64) -> Result<(), StoreError> {
+    // Room for an extent a block is more than a small log promises; there are fewer.
+    let cost = Cost { data_blocks: 0, entries: shift_entries(len.min(500)), frees_space: true };
+    let mut transaction = store.begin(cost).await?;
+    transaction.shift(ObjectId(object), LogicalBlock(from), LogicalBlock(to), len);
     store.apply(transaction)
 }
 
