@@ -357,3 +357,53 @@ fn paths(page: &mut Exposition, counters: &Counters) {
         page.family(name, kind, help).sample(&[], value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::page;
+    use crate::report::example::served;
+
+    const DOCUMENT: &str = include_str!("../../docs/operations.md");
+
+    /// Names of the table, each with what it may stand for: `_b_total` behind `ringfort_a_c_total` is `ringfort_a_b_total` or
+    /// `ringfort_b_total`.
+    fn documented() -> Vec<(String, BTreeSet<String>)> {
+        let mut names = Vec::new();
+        for row in DOCUMENT.lines().filter(|line| line.starts_with("| `ringfort_")) {
+            let mut whole = "";
+            let cell = row.split('|').nth(1).unwrap();
+            for name in cell.split('`').skip(1).step_by(2) {
+                let mut meant: BTreeSet<String> = [name.to_owned()].into();
+                if name.starts_with("ringfort_") {
+                    whole = name;
+                } else {
+                    meant =
+                        whole.match_indices('_').map(|(at, _)| format!("{}{name}", &whole[..at])).collect();
+                }
+                names.push((name.to_owned(), meant));
+            }
+        }
+        names
+    }
+
+    #[test]
+    fn every_family_is_documented_and_nothing_else_is() {
+        let page = page(&served());
+        let families: BTreeSet<&str> =
+            page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        assert!(families.len() > 50, "{families:?}");
+        let documented = documented();
+        for family in &families {
+            assert!(
+                documented.iter().any(|(_, meant)| meant.contains(*family)),
+                "{family} is not documented"
+            );
+        }
+        for (name, meant) in &documented {
+            let exists = meant.iter().any(|name| families.contains(name.as_str()));
+            assert!(exists, "{name} is documented and no family of metrics is called so");
+        }
+    }
+}

@@ -56,26 +56,23 @@ async fn damage(store: &Store, controls: &Controls) -> usize {
 fn a_repair_whose_reader_has_gone_spoils_no_later_contents_of_its_segment() {
     let waits = at_every_wait(100, |waits| {
         let world = world_with(u64::from(waits), &create_options());
-        let (engine, controls) = (world.engine(), world.controls());
-        let done = world
-            .run(async move {
-                let store = open(engine).await;
-                let damaged = damage(&store, &controls).await;
-                let path = &components()[damaged];
-                // What is on its way when the reader goes arrives late.
-                controls.inject(path, Fault::Slow(SLOW));
-                let done = drop_after(waits, read(&store, 0, 0, 128)).await.is_some();
-                controls.heal(path);
-                unmap(&store, 0, 0, 128).await.unwrap();
-                let before = controls.now();
-                reuse_every_segment(&store).await;
-                assert!(controls.now() - before < SLOW);
-                store.engine().sleep(2 * SLOW).await;
-                assert!(store.status().counters.freed_segments > 16, "segments were reused");
-                store.close().await.unwrap();
-                done
-            })
-            .done();
+        let controls = world.controls();
+        let done = with_store(&world, async move |store| {
+            let damaged = damage(&store, &controls).await;
+            let path = &components()[damaged];
+            // What is on its way when the reader goes arrives late.
+            controls.inject(path, Fault::Slow(SLOW));
+            let done = drop_after(waits, read(&store, 0, 0, 128)).await.is_some();
+            controls.heal(path);
+            unmap(&store, 0, 0, 128).await.unwrap();
+            let before = controls.now();
+            reuse_every_segment(&store).await;
+            assert!(controls.now() - before < SLOW);
+            store.engine().sleep(2 * SLOW).await;
+            assert!(store.status().counters.freed_segments > 16, "segments were reused");
+            store.close().await.unwrap();
+            done
+        });
         world.restart(CrashMode::ProcessDeath, 1);
         expect_clean(&world);
         done
@@ -197,14 +194,10 @@ fn whoever_asks_may_go_away_at_any_step() {
 #[test]
 fn an_opening_may_be_given_up_at_any_step() {
     let world = world_with(5, &create_options());
-    let engine = world.engine();
-    world
-        .run(async move {
-            let store = open(engine).await;
-            write(&store, 0, 0, &[1, 2, 3]).await.unwrap();
-            store.sync().await.unwrap();
-        })
-        .done();
+    with_store(&world, async move |store| {
+        write(&store, 0, 0, &[1, 2, 3]).await.unwrap();
+        store.sync().await.unwrap();
+    });
     world.restart(CrashMode::PowerLoss, 5);
     let engine = world.engine();
     let waits = world

@@ -16,7 +16,7 @@ use ringfort_store::grow::grow;
 use ringfort_store::replace::replace;
 use ringfort_store::store::{OpenOptions, Store};
 use ringfort_store::volume::Volume;
-use scene::{Model, create_options, drop_after, put, read_all, write};
+use scene::{Model, create_options, drop_after, grow_contents, read_all, write};
 
 const BLOCKS: u64 = 1024;
 const OLD_BYTES: u64 = 8 << 20;
@@ -41,11 +41,7 @@ impl Volumes {
             let store = Store::create(runtime.engine(), &options).await.unwrap();
             let mut model = Model::default();
             for at in 0..10 {
-                let contents: Vec<u64> = (0..1 + at * 7).map(|index| 1 + at * 1000 + index).collect();
-                write(&store, at % 3, at * 90, &contents).await.unwrap();
-                model.write(at % 3, at * 90, &contents);
-                put(&store, at, at + 1).await.unwrap();
-                model.entries.insert(at, at + 1);
+                grow_contents(&store, at, &mut model).await;
             }
             store.close().await.unwrap();
             model

@@ -314,7 +314,9 @@ impl Boot {
                     disk.fail_flush(mark, &mut self.random.borrow_mut());
                     Err(failed("flush".into(), &disk, |counters| counters.flush_errors += 1))
                 } else {
-                    disk.flush(mark);
+                    if !disk.faults.ignores_flushes() {
+                        disk.flush(mark);
+                    }
                     count(&counters, |counters| counters.flushes += 1);
                     Ok(())
                 };

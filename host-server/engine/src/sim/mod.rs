@@ -23,8 +23,8 @@
 //! writes to memory files until then is kept, as if the crash had come that much later.
 //!
 //! **Faults by order of the test**: see [`Fault`], and [`Controls`] for silent changes to stored bytes. What is *not* modelled:
-//! sectors that change by themselves, reads that return other bytes than are stored (change the bytes instead), devices that
-//! lie about flushes (use [`Fault::LoseNextWrite`]), and a clock that drifts.
+//! sectors that change by themselves, reads that return other bytes than are stored (change the bytes instead), and a clock that
+//! drifts.
 //!
 //! # Determinism
 //! The same seed and the same program give the same run, to the last completion. The clock advances only when no task is

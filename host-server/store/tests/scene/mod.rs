@@ -185,6 +185,21 @@ pub async fn open(engine: Rc<dyn Engine>) -> Store {
     }
 }
 
+/// Opens a world's volume and does something with it, which no crash cuts short. It is left open.
+pub fn with_store<T>(world: &SimWorld, work: impl AsyncFnOnce(Store) -> T) -> T {
+    let engine = world.engine();
+    world.run(async move { work(open(engine).await).await }).done()
+}
+
+/// One of several writes of growing length into three objects, each with an entry.
+pub async fn grow_contents(store: &Store, at: u64, model: &mut Model) {
+    let contents: Vec<u64> = (0..1 + at * 5).map(|index| 1 + at * 1000 + index).collect();
+    write(store, at % 3, at * 80, &contents).await.unwrap();
+    model.write(at % 3, at * 80, &contents);
+    put(store, at, at + 1).await.unwrap();
+    model.entries.insert(at, at + 1);
+}
+
 /// A world with a fresh, closed volume.
 pub fn world_with(seed: u64, options: &CreateOptions) -> SimWorld {
     let world = SimWorld::new(seed);
