@@ -32,9 +32,14 @@ pub struct Scene {
 impl Scene {
     /// Waits for its turn, then creates a volume of `size`.
     pub fn new(name: &str, size: &str) -> Result<Scene> {
+        Scene::create_with(name, size, &[])
+    }
+
+    /// Waits for its turn, then creates a volume of `size` with further options of `volume create`.
+    pub fn create_with(name: &str, size: &str, options: &[&str]) -> Result<Scene> {
         let turn = Lock::acquire("guest")?;
         let folder = RunFolder::new(name)?;
-        let volume = Volume::create(&folder.path().join("volume"), size)?;
+        let volume = Volume::create_with(&folder.path().join("volume"), size, options)?;
         Ok(Scene { volume, folder, _turn: turn })
     }
 

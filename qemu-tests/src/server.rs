@@ -66,8 +66,15 @@ pub struct Volume {
 impl Volume {
     /// Creates a volume with the defaults: six components, data 4+2.
     pub fn create(folder: &Path, size: &str) -> Result<Volume> {
+        Volume::create_with(folder, size, &[])
+    }
+
+    /// Creates a volume with further options of `volume create`.
+    pub fn create_with(folder: &Path, size: &str, options: &[&str]) -> Result<Volume> {
         let volume = Volume { folder: folder.to_owned() };
-        let said = ringfort(&["volume", "create", &volume.name(), "--size", size])?;
+        let name = volume.name();
+        let arguments = ["volume", "create", &name, "--size", size];
+        let said = ringfort(&[&arguments, options].concat())?;
         if said.status != Some(0) {
             bail!("volume create ended with {:?}:\n{}{}", said.status, said.stdout, said.stderr);
         }

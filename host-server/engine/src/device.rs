@@ -34,6 +34,10 @@ pub trait Device {
     /// and a whole number of blocks long. Any number of slices: the device splits long lists itself.
     fn write(&self, offset_bytes: u64, data: Vec<Slice>) -> Completion<()>;
 
+    /// As [`write`](Device::write), and on stable media when it completes: cheaper than a flush that follows. Says nothing of
+    /// any other write; one that fails is as a failed flush for what it wrote.
+    fn write_durably(&self, offset_bytes: u64, data: Vec<Slice>) -> Completion<()>;
+
     /// Makes completed writes durable; see the contract above.
     fn flush(&self) -> Completion<()>;
 
@@ -48,6 +52,7 @@ pub struct DeviceCounters {
     pub read_bytes: u64,
     pub writes: u64,
     pub write_bytes: u64,
+    /// Durable writes count as a write and a flush.
     pub flushes: u64,
     /// Requests for reading that failed; they are not among `reads`, and likewise below.
     pub read_errors: u64,

@@ -105,6 +105,7 @@ macro_rules! cases {
 cases! {
     a_new_component_reads_as_zeros
     a_read_sees_every_completed_write
+    a_durable_write_is_seen_and_counted_as_a_write_and_a_flush
     a_gather_write_lands_slice_after_slice
     a_gather_write_may_have_more_slices_than_the_kernel_takes_at_once
     requests_outside_the_device_are_refused
@@ -151,6 +152,21 @@ async fn a_read_sees_every_completed_write(setting: Setting) {
     }
     device.flush().await.unwrap();
     assert_eq!(read(&device, BLOCK, BLOCK_BYTES).await, pattern(1, BLOCK_BYTES));
+}
+
+async fn a_durable_write_is_seen_and_counted_as_a_write_and_a_flush(setting: Setting) {
+    let device = setting.create("component");
+    for (at, parts) in [(0, 1), (4 * BLOCK, 3)] {
+        // Apart in memory, so that the parts are no single transfer.
+        let bytes: Vec<Vec<u8>> = (0..parts).map(|part| pattern(at + part, BLOCK_BYTES)).collect();
+        let slices = bytes.iter().map(|bytes| Slice::copy_of(bytes)).collect();
+        device.write_durably(at, slices).await.unwrap();
+        assert_eq!(read(&device, at, parts as usize * BLOCK_BYTES).await, bytes.concat());
+    }
+    let counters = device.counters();
+    assert_eq!((counters.writes, counters.flushes, counters.write_bytes), (2, 2, 4 * BLOCK));
+    let beyond = device.write_durably(device.len_bytes(), vec![Slice::copy_of(&[0; BLOCK_BYTES])]).await;
+    assert_eq!(beyond.unwrap_err().kind, ErrorKind::OutOfRange);
 }
 
 async fn a_gather_write_lands_slice_after_slice(setting: Setting) {

@@ -42,7 +42,7 @@ pub struct Serve {
     #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(COMMIT_INTERVAL_MS))]
     pub commit_interval_ms: Option<u64>,
     /// The longest time to look for guests' requests before sleeping; below that it follows what pays. 0: sleep at once, which
-    /// saves processor time and costs a wake-up a request. [default: 200]
+    /// saves processor time and costs a wake-up a request. [default: 50]
     #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u64).range(BUSY_POLL_US))]
     pub busy_poll_us: Option<u64>,
     /// Bound of the memory for the volume's maps; the volume's own setting where not given.

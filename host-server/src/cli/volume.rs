@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::columns::Columns;
 use super::help;
@@ -54,6 +54,17 @@ pub struct Create {
     /// Bound of the memory for the volume's maps; limits the size.
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub memory: ByteSize,
+    /// How far the components are written now: their space reserved, or zeros written to all of it, which takes longer and
+    /// makes the first write to each place as quick as later ones.
+    #[arg(long, value_enum, default_value_t)]
+    pub preallocation: Preallocation,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Preallocation {
+    #[default]
+    Reserved,
+    Full,
 }
 
 #[derive(Debug, Args)]

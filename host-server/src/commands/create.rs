@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::statvfs::statvfs;
 use ringfort_filesystem::Filesystem;
 use ringfort_store::address::ComponentPosition;
-use ringfort_store::create::{CreateOptions, Plan, plan};
+use ringfort_store::create::{CreateOptions, Plan, Preallocation, plan};
 use ringfort_store::error::StoreError;
 use ringfort_store::store::Store;
 
@@ -83,6 +83,10 @@ fn describe(arguments: &cli::Create, directory: &Path) -> Result<(CreateOptions,
         data_columns: arguments.data.data,
         parity_columns: arguments.data.parity,
         memory_bytes: arguments.memory.0,
+        preallocation: match arguments.preallocation {
+            cli::Preallocation::Reserved => Preallocation::Reserved,
+            cli::Preallocation::Full => Preallocation::Full,
+        },
         ..CreateOptions::new(resolve(&listed), arguments.size.0)
     };
     Ok((options, VolumeFile::new(arguments.memory, listed, listed_metadata)))

@@ -1,7 +1,7 @@
 //! Group commit: what has been applied becomes durable, together, as one log record.
 //!
-//! Order within a commit: stripes that are cheaper to write than to log → flush of the data components → the record →
-//! flush of the mirrors. A record never names what is not durable.
+//! Order within a commit: stripes that are cheaper to write than to log → flush of the data components → the record, written
+//! durably to the mirrors. A record never names what is not durable.
 
 use std::rc::Rc;
 
@@ -208,13 +208,15 @@ impl Core {
         };
         self.object.flush_data().await?;
         for result in join_all(
-            record.writes.into_iter().map(|(address, data)| self.object.write_metadata(address, data)),
+            record
+                .writes
+                .into_iter()
+                .map(|(address, data)| self.object.write_metadata_durably(address, data)),
         )
         .await
         {
             result?;
         }
-        self.object.flush_metadata().await?;
         let mut state = self.state_mut();
         state.durable_transaction = last_transaction;
         state.retire_banks();

@@ -20,6 +20,17 @@ use crate::map::worst_case_pages;
 use crate::object::{ComponentSpec, Object};
 use crate::volume::VALUE_BYTES_MAX;
 
+/// How far new components are written before they are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Their space is reserved. The first write to each place then has the file system note that there is something, which makes
+    /// it, and the flush that follows, dearer than later ones.
+    #[default]
+    Reserved,
+    /// Zeros are written to all of it, which takes as long as that takes.
+    Full,
+}
+
 /// How a volume is made.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
@@ -37,6 +48,7 @@ pub struct CreateOptions {
     pub log_bytes: Option<u64>,
     /// One column's part of a stripe; `None` for the default.
     pub unit_bytes: Option<u32>,
+    pub preallocation: Preallocation,
 }
 
 impl CreateOptions {
@@ -51,6 +63,7 @@ impl CreateOptions {
             memory_bytes: MEMORY_BYTES_DEFAULT,
             log_bytes: None,
             unit_bytes: None,
+            preallocation: Preallocation::default(),
         }
     }
 }
@@ -179,6 +192,9 @@ pub(crate) async fn create(
     let specs = options.components.iter().chain(&options.metadata_components);
     let specs: Vec<_> = specs.map(|path| ComponentSpec { path: path.clone() }).collect();
     let object = Object::create(Rc::clone(engine), &specs, geometry, volume).await?;
+    if options.preallocation == Preallocation::Full {
+        object.fill_with_zeros().await?;
+    }
 
     // Log and root slots are overwritten for ever after: writing them now gives them real blocks, so that a later flush
     // has no allocation to make durable. It also removes what an earlier volume left on a device.

@@ -35,7 +35,8 @@ pub(super) trait Transfers {
     /// Submits what was taken in and completes what was answered, without waiting.
     fn turn(&self);
 
-    /// As `turn`, after waiting for an answer, a kick or the end of `limit`.
+    /// Submits what was taken in and waits for an answer, a kick or the end of `limit`. Completes nothing: that is for the
+    /// `turn` that follows, when the thread no longer counts as asleep and whoever it wakes need not ring for it.
     fn wait(&self, limit: Option<Duration>);
 
     /// Fails what has passed its deadline.
@@ -268,6 +269,16 @@ impl LocalDevice {
         }
         Err(EngineError::new(ErrorKind::Denied, "write", self.name(), "opened for reading only"))
     }
+
+    fn start_write(&self, offset_bytes: u64, data: Vec<Slice>, durably: bool) -> Completion<()> {
+        let len_bytes = match self.check_writable().and_then(|()| check_write(self, offset_bytes, &data)) {
+            Ok(len_bytes) => len_bytes,
+            Err(error) => return Completion::ready(Err(error)),
+        };
+        let (done, completion) = completion();
+        self.start(Request::Write { offset_bytes, data, durably, done: Some(done) }, len_bytes);
+        completion
+    }
 }
 
 impl Device for LocalDevice {
@@ -290,13 +301,11 @@ impl Device for LocalDevice {
     }
 
     fn write(&self, offset_bytes: u64, data: Vec<Slice>) -> Completion<()> {
-        let len_bytes = match self.check_writable().and_then(|()| check_write(self, offset_bytes, &data)) {
-            Ok(len_bytes) => len_bytes,
-            Err(error) => return Completion::ready(Err(error)),
-        };
-        let (done, completion) = completion();
-        self.start(Request::Write { offset_bytes, data, done: Some(done) }, len_bytes);
-        completion
+        self.start_write(offset_bytes, data, false)
+    }
+
+    fn write_durably(&self, offset_bytes: u64, data: Vec<Slice>) -> Completion<()> {
+        self.start_write(offset_bytes, data, true)
     }
 
     fn flush(&self) -> Completion<()> {
@@ -339,5 +348,68 @@ impl Entropy {
         word.copy_from_slice(&self.bytes[self.used..self.used + 8]);
         self.used += 8;
         u64::from_le_bytes(word)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::rc::Rc;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::{Entropy, LocalEngine, Ring, Transfers, Window};
+    use crate::buffer::{BLOCK_BYTES, Buffer};
+    use crate::executor::{Executor, Kick};
+    use crate::local::threads::Pool;
+    use crate::local::uring::Flavour;
+    use crate::runtime::{Driver, Runtime};
+    use crate::source::Sources;
+
+    struct Counting(Box<dyn Kick>, Arc<AtomicUsize>);
+
+    impl Kick for Counting {
+        fn kick(&self) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.kick();
+        }
+    }
+
+    #[test]
+    fn a_thread_that_an_answer_woke_does_not_ring_for_itself() {
+        let (pool, pool_kick) = Pool::new(1).unwrap();
+        let (ring, ring_kick) = Ring::new(Flavour::Newest, 0).unwrap();
+        let carriers: [(Rc<dyn Transfers>, Box<dyn Kick>); 2] =
+            [(Rc::new(pool), Box::new(pool_kick)), (Rc::new(ring), Box::new(ring_kick))];
+        for (transfers, kick) in carriers {
+            let kicks = Arc::new(AtomicUsize::new(0));
+            let executor = Rc::new(Executor::new(Box::new(Counting(kick, Arc::clone(&kicks)))));
+            let engine = Rc::new(LocalEngine {
+                executor: Rc::clone(&executor),
+                timers: Rc::default(),
+                transfers,
+                started: Instant::now(),
+                request_timeout: None,
+                // No looking: every answer ends a sleep.
+                window: Window::new(Duration::ZERO),
+                sources: Sources::default(),
+                memory_directory: None,
+                entropy: RefCell::new(Entropy::open().unwrap()),
+            });
+            let runtime = Runtime::new(executor, Rc::clone(&engine) as Rc<dyn Driver>, engine);
+            let folder = tempfile::tempdir().unwrap();
+            let device = runtime.engine().create(&folder.path().join("component"), 1 << 20).unwrap();
+            let done = Cell::new(0);
+            runtime.block_on(async {
+                for _ in 0..10 {
+                    device.write(0, vec![Buffer::zeroed(BLOCK_BYTES).freeze()]).await.unwrap();
+                    device.flush().await.unwrap();
+                    done.set(done.get() + 1);
+                }
+                runtime.engine().sleep(Duration::from_millis(1)).await;
+            });
+            assert_eq!((done.get(), kicks.load(Ordering::Relaxed)), (10, 0));
+        }
     }
 }

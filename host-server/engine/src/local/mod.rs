@@ -80,8 +80,9 @@ impl Default for LocalOptions {
         Self {
             transport: Transport::Automatic,
             request_timeout: Some(Duration::from_secs(30)),
-            // Twice what a sleeping wake-up between two cores takes, and what an emulated guest takes between requests.
-            busy_poll: Duration::from_micros(200),
+            // What a sleeping wake-up between two cores takes. Looking longer than that costs the guest's own threads the
+            // processor on which they would hear of the answer.
+            busy_poll: Duration::from_micros(50),
             memory_directory: Some(PathBuf::from("/dev/shm/ringfort")),
             // Enough to keep a disk of each of 4+2 components busy.
             pool_threads: 12,

@@ -24,7 +24,7 @@ const TRANSFER_BYTES_MAX: usize = 1 << 30;
 
 pub(super) enum Request {
     Read { offset_bytes: u64, buffer: Buffer, done: Option<Completer<Buffer>> },
-    Write { offset_bytes: u64, data: Vec<Slice>, done: Option<Completer<()>> },
+    Write { offset_bytes: u64, data: Vec<Slice>, durably: bool, done: Option<Completer<()>> },
     Flush { done: Option<Completer<()>> },
 }
 
@@ -42,6 +42,8 @@ impl Request {
 pub(super) enum Kind {
     Read,
     Write,
+    /// On stable media when it is answered.
+    DurableWrite,
     Flush,
 }
 
@@ -85,9 +87,9 @@ impl Operation {
                 self.parts.push(libc::iovec { iov_base: start.cast(), iov_len: len });
                 (Kind::Read, *offset_bytes)
             }
-            Request::Write { offset_bytes, data, .. } => {
+            Request::Write { offset_bytes, data, durably, .. } => {
                 gather(&mut self.parts, data, self.moved_bytes);
-                (Kind::Write, *offset_bytes)
+                (if *durably { Kind::DurableWrite } else { Kind::Write }, *offset_bytes)
             }
         };
         Transfer {
@@ -154,9 +156,10 @@ impl Operation {
                 counters.reads += 1;
                 counters.read_bytes += len_bytes;
             }
-            (Ok(()), Request::Write { .. }) => {
+            (Ok(()), Request::Write { durably, .. }) => {
                 counters.writes += 1;
                 counters.write_bytes += len_bytes;
+                counters.flushes += u64::from(*durably);
             }
             (Ok(()), Request::Flush { .. }) => counters.flushes += 1,
         });
@@ -310,7 +313,7 @@ mod tests {
         let component = Rc::new(Component { file, name: "null".into(), len_bytes: 1 << 30 });
         let len_bytes = data.iter().map(|slice| slice.len()).sum();
         let (done, completion) = completion();
-        let request = Request::Write { offset_bytes: 8 * BLOCK, data, done: Some(done) };
+        let request = Request::Write { offset_bytes: 8 * BLOCK, data, durably: false, done: Some(done) };
         (Operation::new(component, Rc::default(), request, len_bytes), completion)
     }
 

@@ -99,6 +99,9 @@ fn perform(job: &Job) -> io::Result<usize> {
         match job.kind {
             Kind::Read => libc::preadv(job.fd, job.parts.as_ptr(), part_count, offset),
             Kind::Write => libc::pwritev(job.fd, job.parts.as_ptr(), part_count, offset),
+            Kind::DurableWrite => {
+                libc::pwritev2(job.fd, job.parts.as_ptr(), part_count, offset, libc::RWF_DSYNC)
+            }
             Kind::Flush => libc::fdatasync(job.fd) as isize,
         }
     };
@@ -166,8 +169,6 @@ impl Transfers for Pool {
             };
         }
         outbox.kicked = false;
-        drop(outbox);
-        self.turn();
     }
 
     fn expire(&self, now: Instant) {
@@ -191,6 +192,7 @@ impl Drop for Pool {
         self.turn();
         while !self.table.borrow().is_empty() && Instant::now() < give_up {
             self.wait(Some(Duration::from_millis(100)));
+            self.turn();
         }
         lock(&self.shared.inbox).closed = true;
         self.shared.work.notify_all();

@@ -195,6 +195,7 @@ fn entry(transfer: &Transfer<'_>, arena: Option<&Arena>) -> squeue::Entry {
     let is_registered = |part: &libc::iovec| {
         arena.is_some_and(|arena| arena.contains(part.iov_base.cast_const().cast(), part.iov_len))
     };
+    let write_flags = if transfer.kind == Kind::DurableWrite { libc::RWF_DSYNC } else { 0 };
     match (transfer.kind, transfer.parts) {
         (Kind::Flush, _) => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
         (Kind::Read, [part]) if is_registered(part) => {
@@ -202,22 +203,29 @@ fn entry(transfer: &Transfer<'_>, arena: Option<&Arena>) -> squeue::Entry {
                 .offset(transfer.offset_bytes)
                 .build()
         }
-        (Kind::Write, [part]) if is_registered(part) => {
+        (Kind::Write | Kind::DurableWrite, [part]) if is_registered(part) => {
             opcode::WriteFixed::new(fd, part.iov_base.cast(), part.iov_len as u32, ARENA_INDEX)
                 .offset(transfer.offset_bytes)
+                .rw_flags(write_flags)
                 .build()
         }
         (Kind::Read, [part]) => opcode::Read::new(fd, part.iov_base.cast(), part.iov_len as u32)
             .offset(transfer.offset_bytes)
             .build(),
-        (Kind::Write, [part]) => opcode::Write::new(fd, part.iov_base.cast(), part.iov_len as u32)
-            .offset(transfer.offset_bytes)
-            .build(),
+        (Kind::Write | Kind::DurableWrite, [part]) => {
+            opcode::Write::new(fd, part.iov_base.cast(), part.iov_len as u32)
+                .offset(transfer.offset_bytes)
+                .rw_flags(write_flags)
+                .build()
+        }
         (Kind::Read, parts) => {
             opcode::Readv::new(fd, parts.as_ptr(), parts.len() as u32).offset(transfer.offset_bytes).build()
         }
-        (Kind::Write, parts) => {
-            opcode::Writev::new(fd, parts.as_ptr(), parts.len() as u32).offset(transfer.offset_bytes).build()
+        (Kind::Write | Kind::DurableWrite, parts) => {
+            opcode::Writev::new(fd, parts.as_ptr(), parts.len() as u32)
+                .offset(transfer.offset_bytes)
+                .rw_flags(write_flags)
+                .build()
         }
     }
 }
@@ -416,8 +424,6 @@ impl Transfers for Ring {
         if state.wake_armed && state.waiting.is_empty() && state.watches.changes.is_empty() {
             state.enter(Some(limit));
         }
-        state.reap();
-        state.turn();
     }
 
     fn expire(&self, now: Instant) {

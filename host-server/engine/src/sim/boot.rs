@@ -25,7 +25,7 @@ const POLLS_WITHOUT_TIME_MAX: u64 = 20_000_000;
 /// What was asked of a device. The completer is taken when the request times out.
 pub(super) enum Request {
     Read { offset_bytes: u64, buffer: Buffer, done: Option<Completer<Buffer>> },
-    Write { offset_bytes: u64, data: Vec<Slice>, done: Option<Completer<()>> },
+    Write { offset_bytes: u64, data: Vec<Slice>, durably: bool, done: Option<Completer<()>> },
     Flush { mark: u64, done: Option<Completer<()>> },
 }
 
@@ -129,8 +129,8 @@ impl Boot {
         let mut random = self.random.borrow_mut();
         let (base_us, spread_us) = match in_flight.request {
             Request::Read { .. } => (20, 200),
-            Request::Write { .. } => (20, 400),
-            Request::Flush { .. } => (100, 2000),
+            Request::Write { durably: false, .. } => (20, 400),
+            Request::Write { durably: true, .. } | Request::Flush { .. } => (100, 2000),
         };
         let mut latency = Duration::from_micros(base_us + random.below(spread_us));
         if random.one_in(50) {
@@ -275,7 +275,7 @@ impl Boot {
                     done.complete(result);
                 }
             }
-            Request::Write { offset_bytes, data, done } => {
+            Request::Write { offset_bytes, data, durably, done } => {
                 let bytes = data.concat();
                 // Memory lent to the request is back before its completion is seen.
                 drop(data);
@@ -298,11 +298,22 @@ impl Boot {
                             WriteFate::Lost => {}
                             _ => disk.remember(offset_bytes, bytes),
                         }
-                        count(&counters, |counters| {
-                            counters.writes += 1;
-                            counters.write_bytes += len_bytes as u64;
-                        });
-                        Ok(())
+                        let flush_fails = durably && disk.faults.take_flush_error();
+                        if flush_fails {
+                            disk.fail_newest(&mut self.random.borrow_mut());
+                            Err(failed(format!("write {len_bytes} bytes at offset {offset_bytes} of"), &disk))
+                        } else {
+                            // A device that loses or misplaces writes owns up to nothing when asked for durable ones.
+                            if durably && !matches!(fate, WriteFate::Lost) {
+                                disk.flush_newest();
+                            }
+                            count(&counters, |counters| {
+                                counters.writes += 1;
+                                counters.write_bytes += len_bytes as u64;
+                                counters.flushes += u64::from(durably);
+                            });
+                            Ok(())
+                        }
                     }
                 };
                 drop(disk);

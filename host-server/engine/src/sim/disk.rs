@@ -146,6 +146,35 @@ impl Disk {
         }
     }
 
+    /// Moves the newest write to stable media, alone. What was written there before is never seen again.
+    pub(super) fn flush_newest(&mut self) {
+        let Some(newest) = self.unflushed.pop() else { return };
+        let (start, end) = (newest.offset_bytes, newest.offset_bytes + newest.bytes.len() as u64);
+        let (beneath, rest) =
+            std::mem::take(&mut self.unflushed).into_iter().partition(|write: &CachedWrite| {
+                let reaches_in =
+                    write.offset_bytes < end && start < write.offset_bytes + write.bytes.len() as u64;
+                reaches_in && !write.doomed
+            });
+        self.unflushed = rest;
+        let beneath: Vec<CachedWrite> = beneath;
+        for write in beneath.iter().chain([&newest]) {
+            overlay(&mut self.durable, None, write.offset_bytes, &write.bytes);
+        }
+        if self.unflushed.is_empty() {
+            self.cached.clear();
+        }
+    }
+
+    /// What a failed durable write does: it may reach the media, or never will, although reads go on showing it.
+    pub(super) fn fail_newest(&mut self, random: &mut Random) {
+        if random.one_in(2)
+            && let Some(newest) = self.unflushed.last_mut()
+        {
+            newest.doomed = true;
+        }
+    }
+
     /// What a failed flush does: of the covered writes some reach the media, the others never will, although reads go on
     /// showing them and later flushes succeed.
     pub(super) fn fail_flush(&mut self, mark: u64, random: &mut Random) {

@@ -206,6 +206,16 @@ impl SimDevice {
         }
         Err(EngineError::new(ErrorKind::Denied, operation, &*self.name, "opened for reading only"))
     }
+
+    fn submit_write(&self, offset_bytes: u64, data: Vec<Slice>, durably: bool) -> Completion<()> {
+        if let Err(error) = self.check_writable("write").and_then(|()| check_write(self, offset_bytes, &data))
+        {
+            return Completion::ready(Err(error));
+        }
+        let (done, completion) = completion();
+        self.submit(Request::Write { offset_bytes, data, durably, done: Some(done) });
+        completion
+    }
 }
 
 impl Device for SimDevice {
@@ -227,13 +237,11 @@ impl Device for SimDevice {
     }
 
     fn write(&self, offset_bytes: u64, data: Vec<Slice>) -> Completion<()> {
-        if let Err(error) = self.check_writable("write").and_then(|()| check_write(self, offset_bytes, &data))
-        {
-            return Completion::ready(Err(error));
-        }
-        let (done, completion) = completion();
-        self.submit(Request::Write { offset_bytes, data, done: Some(done) });
-        completion
+        self.submit_write(offset_bytes, data, false)
+    }
+
+    fn write_durably(&self, offset_bytes: u64, data: Vec<Slice>) -> Completion<()> {
+        self.submit_write(offset_bytes, data, true)
     }
 
     fn flush(&self) -> Completion<()> {

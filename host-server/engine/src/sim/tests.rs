@@ -134,6 +134,50 @@ fn a_failed_flush_dooms_writes_that_reads_still_show() {
     assert!(doomed > 20 && doomed < 80, "{doomed}");
 }
 
+#[test]
+fn a_durable_write_outlives_the_power_and_answers_for_nothing_else() {
+    let mut lost = 0;
+    for seed in 0..100 {
+        let world = SimWorld::new(seed);
+        let engine = world.engine();
+        world
+            .run(async {
+                let device = create(&engine);
+                device.write(0, block_of(5)).await.unwrap();
+                device.write(BLOCK, block_of(6)).await.unwrap();
+                device.write_durably(0, block_of(7)).await.unwrap();
+            })
+            .done();
+        world.restart(CrashMode::PowerLoss, seed);
+        // Nor does what was written there before come back.
+        assert_eq!(world.peek("disk", 0, BLOCK_BYTES), [7; BLOCK_BYTES]);
+        lost += usize::from(world.peek("disk", BLOCK, BLOCK_BYTES) != [6; BLOCK_BYTES]);
+    }
+    assert!(lost > 20 && lost < 80, "{lost}");
+}
+
+#[test]
+fn a_durable_write_that_fails_may_never_be_on_the_media() {
+    let mut doomed = 0;
+    for seed in 0..100 {
+        let world = SimWorld::new(seed);
+        let engine = world.engine();
+        let controls = world.controls();
+        world
+            .run(async {
+                let device = create(&engine);
+                controls.inject("disk", Fault::NextFlushError);
+                assert_eq!(device.write_durably(0, block_of(7)).await.unwrap_err().kind, ErrorKind::Failed);
+                device.flush().await.unwrap();
+                assert_eq!(first_block(&device).await, [7; BLOCK_BYTES]);
+            })
+            .done();
+        world.restart(CrashMode::PowerLoss, seed);
+        doomed += usize::from(world.peek("disk", 0, BLOCK_BYTES) == [0; BLOCK_BYTES]);
+    }
+    assert!(doomed > 20 && doomed < 80, "{doomed}");
+}
+
 async fn workload(engine: Rc<dyn Engine>) {
     let device = create(&engine);
     for round in 0..4 {

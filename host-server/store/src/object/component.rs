@@ -126,6 +126,11 @@ impl Component {
         self.device().map(|device| device.write(offset_bytes, data))
     }
 
+    /// Submits a write that is durable when it completes, unless the component has left.
+    pub(super) fn write_durably(&self, offset_bytes: u64, data: Vec<Slice>) -> Option<Completion<()>> {
+        self.device().map(|device| device.write_durably(offset_bytes, data))
+    }
+
     /// A write has completed and is not durable.
     pub(super) fn note_written(&self, part: Part) {
         let progress = match part {

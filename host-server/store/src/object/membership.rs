@@ -130,9 +130,25 @@ impl Object {
         writes: Vec<(&Component, Completion<()>)>,
         part: Part,
     ) -> Result<(), StoreError> {
+        self.finish(writes, |component| component.note_written(part)).await
+    }
+
+    /// As [`finish_writes`](Self::finish_writes), of writes after which nothing is left to flush.
+    pub(super) async fn finish_durable_writes(
+        &self,
+        writes: Vec<(&Component, Completion<()>)>,
+    ) -> Result<(), StoreError> {
+        self.finish(writes, |_| {}).await
+    }
+
+    async fn finish(
+        &self,
+        writes: Vec<(&Component, Completion<()>)>,
+        done: impl Fn(&Component),
+    ) -> Result<(), StoreError> {
         for (component, write) in writes {
             match write.await {
-                Ok(()) => component.note_written(part),
+                Ok(()) => done(component),
                 Err(error) => self.expel(component, &error),
             }
         }

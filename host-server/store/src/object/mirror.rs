@@ -56,6 +56,23 @@ impl Object {
         self.write_to_mirrors(&mirrors, address, data).await
     }
 
+    /// As [`write_metadata`](Self::write_metadata), and durable on all live mirrors when it returns. Says nothing of other
+    /// writes.
+    pub async fn write_metadata_durably(
+        &self,
+        address: MetadataAddress,
+        data: Vec<Slice>,
+    ) -> Result<(), StoreError> {
+        let offset_bytes = self.metadata_offset(address, &data)?;
+        let writes = (0..self.geometry.mirror_count)
+            .filter_map(|mirror| {
+                let component = self.mirror(mirror);
+                Some((component, component.write_durably(offset_bytes, data.clone())?))
+            })
+            .collect();
+        self.finish_durable_writes(writes).await
+    }
+
     /// Writes to one mirror, so that recovery can level the copies. Nothing where that mirror is not live. Otherwise as
     /// [`write_metadata`](Self::write_metadata).
     pub async fn write_metadata_mirror(
@@ -67,15 +84,20 @@ impl Object {
         self.write_to_mirrors(&[mirror], address, data).await
     }
 
+    /// Where on each mirror this may be written.
+    fn metadata_offset(&self, address: MetadataAddress, data: &[Slice]) -> Result<u64, StoreError> {
+        self.check_writable()?;
+        self.check_metadata_range("write", address, data.iter().map(|slice| slice.len()).sum())?;
+        Ok(self.geometry.metadata_base() + address.0)
+    }
+
     async fn write_to_mirrors(
         &self,
         mirrors: &[u8],
         address: MetadataAddress,
         data: Vec<Slice>,
     ) -> Result<(), StoreError> {
-        self.check_writable()?;
-        self.check_metadata_range("write", address, data.iter().map(|slice| slice.len()).sum())?;
-        let offset_bytes = self.geometry.metadata_base() + address.0;
+        let offset_bytes = self.metadata_offset(address, &data)?;
         let writes = mirrors
             .iter()
             .filter_map(|mirror| {

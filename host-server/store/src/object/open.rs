@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use ringfort_engine::buffer::Buffer;
 use ringfort_engine::engine::Engine;
-use ringfort_engine::sync::Mutex;
+use ringfort_engine::sync::{Mutex, join_all};
 
 use super::Object;
-use super::component::Component;
+use super::component::{Component, Part};
 use super::erasure::Code;
 use super::membership::Membership;
 use super::survey::{
@@ -17,7 +18,10 @@ use super::survey::{
 use crate::address::{ComponentId, ComponentPosition, VolumeId};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::component::{Member, MemberState};
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, LABEL_REGION_BYTES};
+
+/// Zeros that are written at a time to each new component.
+const FILL_BYTES: usize = 1 << 20;
 
 /// A component to be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +119,26 @@ impl Object {
         let object = Self::assemble(engine, volume, geometry, components, membership, true);
         object.begin_session().await?;
         Ok(object)
+    }
+
+    /// Writes zeros to all of a new object's components, so that no later write meets a place that was never written.
+    pub async fn fill_with_zeros(&self) -> Result<(), StoreError> {
+        let zeros = Buffer::zeroed(FILL_BYTES).freeze();
+        let fills = self.components.iter().map(async |component| {
+            let mut at = LABEL_REGION_BYTES;
+            while at < component.len_bytes {
+                let len_bytes = (component.len_bytes - at).min(FILL_BYTES as u64);
+                let write = component.write(at, vec![zeros.slice(0..len_bytes as usize)]);
+                let write = write.map(|write| (component, write)).into_iter().collect();
+                self.finish_writes(write, Part::Data).await?;
+                at += len_bytes;
+            }
+            Ok::<_, StoreError>(())
+        });
+        for filled in join_all(fills).await {
+            filled?;
+        }
+        self.flush_data().await
     }
 
     fn assemble(
