@@ -301,10 +301,11 @@ impl Boot {
                         let flush_fails = durably && disk.faults.take_flush_error();
                         if flush_fails {
                             disk.fail_newest(&mut self.random.borrow_mut());
-                            Err(failed(format!("write {len_bytes} bytes at offset {offset_bytes} of"), &disk))
+                            let operation = format!("write {len_bytes} bytes at offset {offset_bytes} of");
+                            Err(failed(operation, &disk, |counters| counters.write_errors += 1))
                         } else {
                             // A device that loses or misplaces writes owns up to nothing when asked for durable ones.
-                            if durably && !matches!(fate, WriteFate::Lost) {
+                            if durably && !matches!(fate, WriteFate::Lost) && !disk.faults.ignores_flushes() {
                                 disk.flush_newest();
                             }
                             count(&counters, |counters| {

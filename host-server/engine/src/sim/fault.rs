@@ -16,7 +16,7 @@ pub enum Fault {
     /// The next flush fails. Of the writes it covers, some are durable and the others never will be, although reads
     /// show them and later flushes succeed.
     NextFlushError,
-    /// Flushes are acknowledged and do nothing.
+    /// Flushes and durable writes are acknowledged, and make nothing durable.
     IgnoreFlushes,
     /// The next write that touches the range is acknowledged and dropped.
     LoseNextWrite(Range<u64>),
