@@ -65,6 +65,7 @@ pub struct Driver {
     buffers_len_bytes: u64,
     next_buffer: u64,
     next_descriptor: u16,
+    kept_descriptors: u16,
     available: u16,
     /// Where `available` was when the device was last rung.
     told: u16,
@@ -81,6 +82,7 @@ impl Driver {
             buffers_len_bytes,
             next_buffer: 0,
             next_descriptor: 0,
+            kept_descriptors: 0,
             available: 0,
             told: 0,
             used: 0,
@@ -123,6 +125,16 @@ impl Driver {
         self.memory.write_obj(self.used, GuestAddress(place)).unwrap();
     }
 
+    /// Uses the first descriptors next. No chain may be outstanding.
+    pub fn begin_descriptors_anew(&mut self) {
+        (self.next_descriptor, self.kept_descriptors) = (0, 0);
+    }
+
+    /// Leaves the descriptors that were used so far alone: their chains stay outstanding while others come and go.
+    pub fn keep_descriptors(&mut self) {
+        self.kept_descriptors = self.next_descriptor;
+    }
+
     /// Puts the next buffers where the first were.
     pub fn begin_buffers_anew(&mut self) {
         self.next_buffer = 0;
@@ -158,7 +170,7 @@ impl Driver {
         let count = (readable.len() + writable.len()) as u16;
         assert!(count <= self.size);
         if self.next_descriptor + count > self.size {
-            self.next_descriptor = 0;
+            self.next_descriptor = self.kept_descriptors;
         }
         let head = self.next_descriptor;
         self.next_descriptor += count;

@@ -8,7 +8,7 @@ use ringfort_store::model::{ModelSettings, ModelVolume};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::driver::name;
-use super::guest::Guest;
+use super::guest::{Guest, QUEUE_SIZE, REQUESTS};
 use crate::virtiofs::abi::{self, linux};
 use crate::virtiofs::device::{Event, Options};
 
@@ -178,6 +178,58 @@ fn attributes_links_and_extended_attributes_reach_the_filesystem() {
     });
 }
 
+/// A request to take, or give up, a lock of the whole file that `open` opened.
+fn flock(open: &abi::OpenOut, kind: u32) -> abi::LkIn {
+    abi::LkIn {
+        fh: open.fh,
+        owner: open.fh,
+        lk: abi::FileLock { end: (i64::MAX as u64).into(), r#type: kind.into(), ..Default::default() },
+        lk_flags: abi::FUSE_LK_FLOCK.into(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_quarter_of_a_queue_waits_for_locks_and_one_more_is_refused() {
+    with_filesystem(|mut guest, filesystem| async move {
+        guest.init().await;
+        let (file, holder) = create(&mut guest, 1, "file").await;
+        let node = file.nodeid.get();
+        guest.call(abi::FUSE_SETLK, node, flock(&holder, linux::F_WRLCK).as_bytes()).await.ok();
+        let open = abi::OpenIn { flags: 2.into(), ..Default::default() };
+        let other: abi::OpenOut = guest.call(abi::FUSE_OPEN, node, open.as_bytes()).await.parse();
+        let shared = flock(&other, linux::F_RDLCK);
+        let share = usize::from(QUEUE_SIZE) / 4;
+        guest.queues[REQUESTS].begin_descriptors_anew();
+        let park = |guest: &mut Guest| guest.send_with_room(abi::FUSE_SETLKW, node, shared.as_bytes(), &[16]);
+        let parked: Vec<_> = (0..share).map(|_| park(&mut guest)).collect();
+        guest.queues[REQUESTS].keep_descriptors();
+        guest.settle().await;
+        assert_eq!(filesystem.counts().lock_waiters, share);
+        for _ in 0..2 {
+            let refused = park(&mut guest);
+            assert_eq!(guest.wait(&refused).await.error, -37);
+            assert_eq!(filesystem.counts().lock_waiters, share, "who is refused does not wait");
+        }
+        assert_eq!(guest.metrics.refused_waits.get(), 2);
+        // The rest of the queue is for everything else, and the first place that is free is for the next.
+        let unlock = flock(&holder, linux::F_UNLCK);
+        let unlock = guest.send_with_room(abi::FUSE_SETLK, node, unlock.as_bytes(), &[16]);
+        guest.wait(&unlock).await.ok();
+        for ticket in &parked {
+            guest.wait(ticket).await.ok();
+        }
+        guest.queues[REQUESTS].begin_descriptors_anew();
+        guest.call(abi::FUSE_SETLK, node, flock(&other, linux::F_UNLCK).as_bytes()).await.ok();
+        guest.call(abi::FUSE_SETLK, node, flock(&holder, linux::F_WRLCK).as_bytes()).await.ok();
+        let parked = guest.send(abi::FUSE_SETLKW, node, shared.as_bytes());
+        guest.settle().await;
+        assert_eq!(filesystem.counts().lock_waiters, 1);
+        guest.call(abi::FUSE_SETLK, node, flock(&holder, linux::F_UNLCK).as_bytes()).await.ok();
+        guest.wait(&parked).await.ok();
+    });
+}
+
 #[test]
 fn a_parked_lock_is_had_in_its_turn_or_ends_with_its_ring() {
     with_filesystem(|mut guest, filesystem| async move {
@@ -186,13 +238,6 @@ fn a_parked_lock_is_had_in_its_turn_or_ends_with_its_ring() {
         let node = file.nodeid.get();
         let open = abi::OpenIn { flags: 2.into(), ..Default::default() };
         let second: abi::OpenOut = guest.call(abi::FUSE_OPEN, node, open.as_bytes()).await.parse();
-        let flock = |open: &abi::OpenOut, kind: u32| abi::LkIn {
-            fh: open.fh,
-            owner: open.fh,
-            lk: abi::FileLock { end: (i64::MAX as u64).into(), r#type: kind.into(), ..Default::default() },
-            lk_flags: abi::FUSE_LK_FLOCK.into(),
-            ..Default::default()
-        };
         let exclusive = flock(&second, linux::F_WRLCK);
         guest.call(abi::FUSE_SETLK, node, flock(&first, linux::F_RDLCK).as_bytes()).await.ok();
         assert_eq!(guest.call(abi::FUSE_SETLK, node, exclusive.as_bytes()).await.error, -11);
