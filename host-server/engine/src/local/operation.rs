@@ -28,6 +28,16 @@ pub(super) enum Request {
     Flush { done: Option<Completer<()>> },
 }
 
+impl Request {
+    fn note_error(&self, counters: &mut DeviceCounters) {
+        match self {
+            Request::Read { .. } => counters.read_errors += 1,
+            Request::Write { .. } => counters.write_errors += 1,
+            Request::Flush { .. } => counters.flush_errors += 1,
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Read,
@@ -141,7 +151,7 @@ impl Operation {
         let result =
             result.map_err(|error| EngineError::from_io(self.describe(), &self.component.name, &error));
         self.count(|counters| match (&result, &self.request) {
-            (Err(_), _) => counters.errors += 1,
+            (Err(_), request) => request.note_error(counters),
             (Ok(()), Request::Read { .. }) => {
                 counters.reads += 1;
                 counters.read_bytes += len_bytes;
@@ -168,7 +178,10 @@ impl Operation {
     /// Fails the request towards its caller. The memory stays: the kernel may yet use it.
     fn give_up(&mut self) {
         self.given_up = true;
-        self.count(|counters| counters.errors += 1);
+        self.count(|counters| {
+            counters.timeouts += 1;
+            self.request.note_error(counters);
+        });
         let error = EngineError::new(ErrorKind::Failed, self.describe(), &self.component.name, "timed out");
         match &mut self.request {
             Request::Read { done, .. } => fail(done.take(), error),
