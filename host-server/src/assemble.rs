@@ -8,6 +8,7 @@
 //! First the sockets, so that nothing new comes in and what is under way is answered; then the filesystem, which ends
 //! sessions and syncs; then the store, which checkpoints. A process killed at any point of it loses nothing that was synced.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -179,6 +180,8 @@ fn serve(
             .zip(&settings.sockets)
             .map(|(server, settings)| Observed { settings: settings.clone(), metrics: server.metrics() })
             .collect();
+        let stopping = Rc::new(Cell::new(false));
+        engine.spawn(Box::pin(retry_reclaims(Rc::clone(&engine), filesystem.clone(), Rc::clone(&stopping))));
         if listening(servers) {
             while let Some(request) = requests.recv().await {
                 match request {
@@ -200,11 +203,22 @@ fn serve(
                 }
             }
         }
+        stopping.set(true);
         filesystem.shut_down().await?;
         store.close().await?;
         tracing::info!(volume = %store.volume_id(), "the volume is closed: everything is durable");
         Ok(())
     })
+}
+
+/// How often files that were deleted and could not be given back are tried again.
+const RECLAIM_INTERVAL: Duration = Duration::from_secs(10);
+
+async fn retry_reclaims(engine: Rc<dyn Engine>, filesystem: Filesystem<Store>, stopping: Rc<Cell<bool>>) {
+    while !stopping.get() {
+        engine.sleep(RECLAIM_INTERVAL).await;
+        filesystem.retry_reclaims().await;
+    }
 }
 
 /// A device for each socket; all of them or none.
@@ -261,6 +275,8 @@ fn inodes(counts: &Counts) -> Inodes {
         cached: counts.cached_inodes as u64,
         held: counts.held_inodes as u64,
         unlinked: counts.unlinked_inodes as u64,
+        unreclaimed: counts.unreclaimed_inodes as u64,
+        reclaim_failures: counts.reclaim_failures,
     }
 }
 

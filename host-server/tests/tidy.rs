@@ -32,6 +32,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("host-server/engine/src/buffer/mod.rs", "block-aligned memory"),
     ("host-server/engine/src/buffer/arena.rs", "memory that an I/O ring knows"),
     ("host-server/engine/src/buffer/heap.rs", "long buffers that are used again"),
+    ("host-server/engine/src/buffer/pages.rs", "memory in huge pages"),
     ("host-server/engine/src/memory.rs", "memory that outlives the process"),
     ("host-server/engine/src/local/uring.rs", "memory lent to the kernel"),
     ("host-server/engine/src/local/threads.rs", "memory lent to the pool's threads"),

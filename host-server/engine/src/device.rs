@@ -1,3 +1,5 @@
+use std::ops::{AddAssign, Sub};
+
 use crate::buffer::{BLOCK_BYTES, Buffer, Slice};
 use crate::completion::Completion;
 use crate::error::{EngineError, ErrorKind};
@@ -43,7 +45,7 @@ pub trait Device {
     fn counters(&self) -> DeviceCounters;
 }
 
-/// What a device has been asked to do since it was opened; completed requests only.
+/// What a device has been asked to do since it was opened; answered requests only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceCounters {
     pub reads: u64,
@@ -52,7 +54,49 @@ pub struct DeviceCounters {
     pub write_bytes: u64,
     /// Durable writes count as a write and a flush.
     pub flushes: u64,
-    pub errors: u64,
+    /// Requests for reading that failed; they are not among `reads`, and likewise below.
+    pub read_errors: u64,
+    pub write_errors: u64,
+    pub flush_errors: u64,
+    /// Of all that failed, those that were given up as the device did not answer in time.
+    pub timeouts: u64,
+}
+
+impl DeviceCounters {
+    /// Requests of any kind that failed.
+    pub fn errors(&self) -> u64 {
+        self.read_errors + self.write_errors + self.flush_errors
+    }
+
+    fn combine(self, other: Self, combine: fn(u64, u64) -> u64) -> Self {
+        Self {
+            reads: combine(self.reads, other.reads),
+            read_bytes: combine(self.read_bytes, other.read_bytes),
+            writes: combine(self.writes, other.writes),
+            write_bytes: combine(self.write_bytes, other.write_bytes),
+            flushes: combine(self.flushes, other.flushes),
+            read_errors: combine(self.read_errors, other.read_errors),
+            write_errors: combine(self.write_errors, other.write_errors),
+            flush_errors: combine(self.flush_errors, other.flush_errors),
+            timeouts: combine(self.timeouts, other.timeouts),
+        }
+    }
+}
+
+/// Of several devices.
+impl AddAssign for DeviceCounters {
+    fn add_assign(&mut self, other: Self) {
+        *self = self.combine(other, u64::wrapping_add);
+    }
+}
+
+/// Since an earlier moment.
+impl Sub for DeviceCounters {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        self.combine(earlier, u64::wrapping_sub)
+    }
 }
 
 /// Checks that a transfer is whole blocks and inside the device.

@@ -12,7 +12,7 @@
 //! See [`device::Device`].
 //!
 //! # Unsafe code
-//! Only in `buffer`, `buffer/arena` and `buffer/heap`, `memory`, `local/uring`, `local/threads` and `local/mapping`.
+//! Only in `buffer`, `buffer/arena`, `buffer/heap` and `buffer/pages`, `memory`, `local/uring`, `local/threads` and `local/mapping`.
 //!
 //! Modules, lowest first:
 //! `buffer` · `error` · `completion` · `device` · `memory` · `executor` · `timer` · `mailbox` · `sync` · `source` · `engine` ·

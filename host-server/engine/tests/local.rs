@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::cell::Cell;
+use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -156,8 +157,59 @@ fn a_file_cut_short_under_the_server_fails_reads_clearly() {
         let error = runtime.block_on(device.read(0, Buffer::zeroed(4 * BLOCK_BYTES))).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Failed);
         assert!(error.found.contains("the device ends after 4096 bytes"), "{error}");
-        assert_eq!(device.counters().errors, 1);
+        let counters = device.counters();
+        assert_eq!((counters.read_errors, counters.errors(), counters.timeouts), (1, 1, 0));
     }
+}
+
+#[test]
+fn an_extended_component_keeps_its_contents_and_has_its_space() {
+    const OLD_BYTES: u64 = 16 * BLOCK_BYTES as u64;
+    const NEW_BYTES: u64 = 80 * BLOCK_BYTES as u64;
+    for transport in TRANSPORTS {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("component");
+        let runtime = runtime(transport);
+        let engine = runtime.engine();
+        let device = engine.create(&path, OLD_BYTES).unwrap();
+        runtime.block_on(device.write(0, vec![Slice::copy_of(&[7; OLD_BYTES as usize])])).unwrap();
+        runtime.block_on(device.flush()).unwrap();
+        let busy = engine.extend(&path, NEW_BYTES).unwrap_err();
+        assert_eq!(busy.kind, ErrorKind::Busy, "{busy}");
+        drop(device);
+        engine.extend(&path, NEW_BYTES).unwrap();
+        // A length that it has is nothing to do.
+        engine.extend(&path, OLD_BYTES).unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(metadata.len(), NEW_BYTES);
+        assert!(metadata.blocks() * 512 >= NEW_BYTES, "{} sectors", metadata.blocks());
+        let device = engine.open(&path, true).unwrap();
+        assert_eq!(device.len_bytes(), NEW_BYTES);
+        let bytes = runtime.block_on(device.read(0, Buffer::zeroed(NEW_BYTES as usize))).unwrap();
+        let (old, new) = bytes.split_at(OLD_BYTES as usize);
+        assert!(old.iter().all(|byte| *byte == 7) && new.iter().all(|byte| *byte == 0));
+    }
+}
+
+#[test]
+fn what_cannot_be_extended_is_refused_and_stays_as_it_was() {
+    const LEN_BYTES: u64 = 16 * BLOCK_BYTES as u64;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("component");
+    let runtime = runtime(Transport::Automatic);
+    let engine = runtime.engine();
+    drop(engine.create(&path, LEN_BYTES).unwrap());
+    for (len_bytes, kind) in [
+        (LEN_BYTES + 1, ErrorKind::OutOfRange),
+        (1 << 63, ErrorKind::OutOfRange),
+        (1 << 60, ErrorKind::NoSpace),
+    ] {
+        let refused = engine.extend(&path, len_bytes).unwrap_err();
+        assert_eq!(refused.kind, kind, "{refused}");
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), LEN_BYTES);
+    }
+    let missing = engine.extend(&folder.path().join("none"), LEN_BYTES).unwrap_err();
+    assert_eq!(missing.kind, ErrorKind::NotFound, "{missing}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::failure::Result;
 use crate::inode::{BLOCK_BYTES, FILE_BYTES_MAX, Inode};
 use crate::mount::{Mount, object, shift_key};
 use crate::operation::{AllocateMode, Whence};
-use crate::permission::without_set_id;
+use crate::permission::{contents_changed, without_set_id};
 
 impl<V: Volume> Mount<V> {
     /// `fallocate(2)`. A log-structured volume writes elsewhere each time, so space for later writes cannot be set aside here:
@@ -139,11 +139,7 @@ impl<V: Volume> Mount<V> {
         let now = self.now();
         batch.update(inode, |metadata| {
             metadata.size_bytes = size_bytes;
-            metadata.modified = now;
-            metadata.changed = now;
-            if clear_set_id {
-                metadata.permissions = without_set_id(metadata.kind, metadata.permissions);
-            }
+            contents_changed(metadata, now, clear_set_id);
         })?;
         if let Some(slot) = capability {
             batch.delete_xattr(inode, slot)?;

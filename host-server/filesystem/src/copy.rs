@@ -14,7 +14,7 @@ use crate::inode::{BLOCK_BYTES, FILE_BYTES_MAX, Inode};
 use crate::lock::LockGuard;
 use crate::mount::{Mount, object};
 use crate::operation::{DataPiece, Payload};
-use crate::permission::without_set_id;
+use crate::permission::contents_changed;
 
 /// Data that one request copies: its locks must not be held for long.
 const DATA_BYTES_MAX: u64 = 8 << 20;
@@ -63,11 +63,7 @@ impl<V: Volume> Mount<V> {
         let size_bytes = to.inode.metadata().size_bytes.max(to.offset_bytes + copied_bytes);
         let now = self.now();
         self.resize(to.inode, size_bytes, capability, |metadata| {
-            metadata.modified = now;
-            metadata.changed = now;
-            if clear_set_id {
-                metadata.permissions = without_set_id(metadata.kind, metadata.permissions);
-            }
+            contents_changed(metadata, now, clear_set_id);
         })
         .await?;
         Ok(copied_bytes)

@@ -24,7 +24,7 @@ use crate::lock::LockGuard;
 use crate::mount::{Mount, object};
 use crate::operation::{DataPiece, Payload};
 use crate::payload::assemble;
-use crate::permission::{Clears, without_set_id};
+use crate::permission::{Clears, contents_changed};
 
 impl<V: Volume> Mount<V> {
     /// Bytes from `offset_bytes` on, short at the end of the file.
@@ -119,11 +119,7 @@ impl<V: Volume> Mount<V> {
             metadata.size_bytes = metadata.size_bytes.max(end_bytes);
             metadata.allocated_blocks =
                 (metadata.allocated_blocks + len_blocks).saturating_sub(mapped_before);
-            metadata.modified = now;
-            metadata.changed = now;
-            if clear_set_id {
-                metadata.permissions = without_set_id(metadata.kind, metadata.permissions);
-            }
+            contents_changed(metadata, now, clear_set_id);
         })?;
         if let Some(slot) = capability {
             batch.delete_xattr(inode, slot)?;

@@ -21,6 +21,9 @@ use crate::operation::{
 };
 use crate::permission::{self, Clears, READ, WRITE};
 
+/// What an inode and its name take in trees, keys included; names of usual length.
+const FILE_ENTRY_BYTES: u64 = 200;
+
 /// The first inode number that files get; those below are the root's and for later use.
 const FIRST_NUMBER: u64 = 16;
 
@@ -117,6 +120,11 @@ impl<V: Volume> Filesystem<V> {
         self.0.volume.sync().await
     }
 
+    /// Gives back what unlinked files take where that failed or was cut short before. To be called now and then.
+    pub async fn retry_reclaims(&self) {
+        self.0.retry_reclaims().await;
+    }
+
     pub fn volume(&self) -> &Rc<V> {
         &self.0.volume
     }
@@ -130,6 +138,8 @@ impl<V: Volume> Filesystem<V> {
             cached_inodes: self.0.inodes.len(),
             held_inodes: self.0.sessions.borrow().held_inodes(),
             unlinked_inodes: self.0.orphans.borrow().len(),
+            unreclaimed_inodes: self.0.unreclaimed().len(),
+            reclaim_failures: self.0.reclaim_failures.get(),
         }
     }
 
@@ -157,6 +167,10 @@ pub struct Counts {
     pub held_inodes: usize,
     /// Inodes without links that wait for their last holder.
     pub unlinked_inodes: usize,
+    /// Of these, the ones that nobody holds: what they take is being given back, or waits for [`Filesystem::retry_reclaims`].
+    pub unreclaimed_inodes: usize,
+    /// Attempts to give it back that failed.
+    pub reclaim_failures: u64,
     pub advisory_locks: usize,
     /// Operations that wait for an advisory lock.
     pub lock_waiters: usize,
@@ -515,14 +529,16 @@ impl<V: Volume> Mount<V> {
 
     fn statistics(&self) -> Statistics {
         let space = self.volume.space();
+        // Made as they are needed: so many more files there is room for, empty ones with names of usual length.
+        let used_inodes = self.volume.entry_count(format::INODES);
+        let free_inodes = space.available_entry_bytes / FILE_ENTRY_BYTES;
         Statistics {
             block_bytes: crate::inode::BLOCK_BYTES as u32,
             total_blocks: space.total_blocks,
             free_blocks: space.free_blocks,
             available_blocks: space.available_blocks,
-            // Inodes are made as they are needed; a block each is what most volumes never reach.
-            total_inodes: space.total_blocks,
-            free_inodes: space.available_blocks,
+            total_inodes: used_inodes + free_inodes,
+            free_inodes,
             name_bytes_max: Name::LEN_BYTES_MAX as u32,
         }
     }

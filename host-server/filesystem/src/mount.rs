@@ -83,6 +83,8 @@ pub(crate) struct Mount<V: Volume> {
     pub advisory: AdvisoryLocks,
     /// Inodes without links that somebody still holds.
     pub orphans: RefCell<BTreeSet<u64>>,
+    /// Attempts to give back what such an inode holds that failed.
+    pub reclaim_failures: Cell<u64>,
     pub log: ErrorLog,
 }
 
@@ -106,6 +108,7 @@ impl<V: Volume> Mount<V> {
             sessions: RefCell::default(),
             advisory: AdvisoryLocks::new(options.locks_per_session_max),
             orphans: RefCell::default(),
+            reclaim_failures: Cell::new(0),
             log: ErrorLog::default(),
         }
     }

@@ -242,20 +242,27 @@ impl<V: Volume> Mount<V> {
             if child.kind() == FileKind::Directory {
                 return Err(Errno::EISDIR.into());
             }
-            let mut batch = self.begin_freeing(0, 4).await?;
-            let now = self.now();
-            batch.delete_entry(parent.number, found.slot);
-            batch.update(&parent, |metadata| {
-                metadata.size_bytes = metadata.size_bytes.saturating_sub(1);
-                metadata.modified = now;
-                metadata.changed = now;
-            })?;
-            batch.drop_link(&child, now)?;
-            self.commit(batch)?;
+            self.remove_name(&parent, found.slot, &child).await?;
             child.number
         };
         self.reclaim_unless_held(number).await;
         Ok(())
+    }
+
+    /// Takes a name out of its directory, and a link from what it names. The caller holds the directory's lock exclusively, and that of
+    /// a child that is a directory.
+    async fn remove_name(&self, parent: &Rc<Inode>, slot: u64, child: &Rc<Inode>) -> Result<()> {
+        let mut batch = self.begin_freeing(0, 4).await?;
+        let now = self.now();
+        batch.delete_entry(parent.number, slot);
+        batch.update(parent, |metadata| {
+            metadata.size_bytes = metadata.size_bytes.saturating_sub(1);
+            metadata.link_count -= u32::from(child.kind() == FileKind::Directory);
+            metadata.modified = now;
+            metadata.changed = now;
+        })?;
+        batch.drop_link(child, now)?;
+        self.commit(batch)
     }
 
     pub async fn remove_directory(
@@ -278,17 +285,7 @@ impl<V: Volume> Mount<V> {
             if child.metadata().size_bytes > 0 {
                 return Err(Errno::ENOTEMPTY.into());
             }
-            let mut batch = self.begin_freeing(0, 4).await?;
-            let now = self.now();
-            batch.delete_entry(parent.number, found.slot);
-            batch.update(&parent, |metadata| {
-                metadata.size_bytes = metadata.size_bytes.saturating_sub(1);
-                metadata.link_count -= 1;
-                metadata.modified = now;
-                metadata.changed = now;
-            })?;
-            batch.drop_link(&child, now)?;
-            self.commit(batch)?;
+            self.remove_name(&parent, found.slot, &child).await?;
             child.number
         };
         self.reclaim_unless_held(number).await;

@@ -17,15 +17,30 @@ use crate::mount::{Mount, shift_key};
 const LISTED_AT_ONCE: usize = 1024;
 
 impl<V: Volume> Mount<V> {
-    /// Reclaims the inode if it has no links and nobody holds it. A failure is logged and leaves it on the list for the
-    /// next opening: whoever dropped the last hold has done nothing wrong.
+    /// Reclaims the inode if it has no links and nobody holds it. A failure is logged and counted, and leaves the inode on the list for
+    /// [`Mount::retry_reclaims`] and for the next opening: whoever dropped the last hold has done nothing wrong.
     pub async fn reclaim_unless_held(&self, number: u64) {
         let is_due = self.orphans.borrow().contains(&number) && !self.sessions.borrow().is_held(number);
         if !is_due {
             return;
         }
         if let Err(failure) = self.reclaim(number).await {
+            self.reclaim_failures.set(self.reclaim_failures.get() + 1);
             self.log.errno(failure, "reclaim an unlinked inode", self.engine.monotonic());
+        }
+    }
+
+    /// Inodes without links that nobody holds: they are being reclaimed, or it failed, or whoever was about to do it was
+    /// dropped in the middle.
+    pub fn unreclaimed(&self) -> Vec<u64> {
+        let (orphans, sessions) = (self.orphans.borrow(), self.sessions.borrow());
+        orphans.iter().copied().filter(|number| !sessions.is_held(*number)).collect()
+    }
+
+    /// Goes on with what is left of them.
+    pub async fn retry_reclaims(&self) {
+        for number in self.unreclaimed() {
+            self.reclaim_unless_held(number).await;
         }
     }
 

@@ -6,7 +6,7 @@ use crate::acl::Acl;
 use crate::errno::Errno;
 use crate::failure::Result;
 use crate::inode::Metadata;
-use crate::operation::{Credentials, FileKind, NewNode};
+use crate::operation::{Credentials, FileKind, NewNode, Timestamp};
 
 pub(crate) const READ: u8 = 4;
 pub(crate) const WRITE: u8 = 2;
@@ -97,6 +97,15 @@ pub(crate) fn without_set_id(kind: FileKind, permissions: u16) -> u16 {
         permissions & !(SET_UID | SET_GID)
     } else {
         permissions & !SET_UID
+    }
+}
+
+/// What a change of contents does to times and set-id bits.
+pub(crate) fn contents_changed(inode: &mut Metadata, now: Timestamp, clear_set_id: bool) {
+    inode.modified = now;
+    inode.changed = now;
+    if clear_set_id {
+        inode.permissions = without_set_id(inode.kind, inode.permissions);
     }
 }
 

@@ -3,15 +3,20 @@
 //! The process has a mount namespace of its own, and each loop device goes when its last user does: nothing stays behind,
 //! however the process ends.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use nix::fcntl::posix_fallocate;
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
+use ringfort_engine::buffer::Buffer;
 use ringfort_qemu_tests::provision::{HostPrograms, host_programs, output_of};
+
+use crate::load::TRANSFER_BYTES;
 
 /// Files of a btrfs volume and where it is mounted.
 pub struct Btrfs {
@@ -44,9 +49,7 @@ impl Btrfs {
         std::fs::create_dir_all(&mount_point).with_context(|| format!("make {}", mount_point.display()))?;
         let files: Vec<PathBuf> = (0..count).map(|index| folder.join(format!("device-{index}"))).collect();
         for path in &files {
-            let file = File::create_new(path).with_context(|| format!("create {}", path.display()))?;
-            posix_fallocate(&file, 0, file_bytes as i64)
-                .with_context(|| format!("allocate {file_bytes} bytes for {}", path.display()))?;
+            write_whole(path, file_bytes)?;
         }
         let btrfs = Self { programs, files, mount_point };
         let devices = attach(&btrfs.files)?;
@@ -112,6 +115,21 @@ impl Drop for Mounted<'_> {
             let _ = forget.args(["device", "scan", "--forget", device]).output();
         }
     }
+}
+
+/// Makes a file all of which has been written, by `O_DIRECT`: nothing of it is in a cache.
+fn write_whole(path: &Path, file_bytes: u64) -> Result<()> {
+    let zeros = Buffer::zeroed(TRANSFER_BYTES);
+    let mut options = OpenOptions::new();
+    let write = |mut file: File| {
+        (0..file_bytes / TRANSFER_BYTES as u64).try_for_each(|_| file.write_all(&zeros))?;
+        file.sync_all()
+    };
+    options.write(true).create_new(true).custom_flags(OFlag::O_DIRECT.bits());
+    options
+        .open(path)
+        .and_then(write)
+        .with_context(|| format!("write {file_bytes} bytes to {}", path.display()))
 }
 
 /// A loop device for each file.

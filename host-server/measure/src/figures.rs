@@ -20,6 +20,8 @@ pub enum Goal {
     TimesAtMost(f64, Subject),
     /// No less than so many times a rival's.
     TimesAtLeast(f64, Subject),
+    /// No less than so many times another figure of the same subject.
+    TimesOwnAtLeast(f64, &'static str),
     /// No more than a value.
     AtMost(f64),
 }
@@ -94,9 +96,12 @@ impl Figures {
     fn verdicts(&self) -> Vec<Verdict<'_>> {
         let judge = |(subject, name, goal): &'_ (Subject, Name, Goal)| {
             let own = self.median_of(subject, name)?;
-            let value = match goal.rival() {
-                Some(rival) => own / self.median_of(rival, name)?,
-                None => own,
+            let value = match *goal {
+                Goal::TimesAtMost(_, rival) | Goal::TimesAtLeast(_, rival) => {
+                    own / self.median_of(rival, name)?
+                }
+                Goal::TimesOwnAtLeast(_, other) => own / self.median_of(subject, &other.into())?,
+                Goal::AtMost(_) => own,
             };
             Some((value, goal.is_met_by(value)))
         };
@@ -179,21 +184,27 @@ impl Figures {
 }
 
 impl Goal {
-    fn rival(self) -> Option<Subject> {
+    /// The rival, or the figure of the same subject, that it is a multiple of.
+    fn beside(self) -> Option<&'static str> {
         match self {
-            Goal::TimesAtMost(_, rival) | Goal::TimesAtLeast(_, rival) => Some(rival),
+            Goal::TimesAtMost(_, other) | Goal::TimesAtLeast(_, other) | Goal::TimesOwnAtLeast(_, other) => {
+                Some(other)
+            }
             Goal::AtMost(_) => None,
         }
     }
 
     fn bound(self) -> f64 {
         match self {
-            Goal::TimesAtMost(bound, _) | Goal::TimesAtLeast(bound, _) | Goal::AtMost(bound) => bound,
+            Goal::TimesAtMost(bound, _)
+            | Goal::TimesAtLeast(bound, _)
+            | Goal::TimesOwnAtLeast(bound, _)
+            | Goal::AtMost(bound) => bound,
         }
     }
 
     fn is_upper(self) -> bool {
-        !matches!(self, Goal::TimesAtLeast(..))
+        matches!(self, Goal::TimesAtMost(..) | Goal::AtMost(_))
     }
 
     fn is_met_by(self, value: f64) -> bool {
@@ -206,7 +217,7 @@ struct Verdict<'a> {
     subject: Subject,
     name: &'a Name,
     goal: Goal,
-    /// The ratio to the rival's figure, or the figure where there is no rival.
+    /// The ratio to what it is judged beside, or the figure where that is nothing.
     value: f64,
     met: bool,
 }
@@ -216,9 +227,9 @@ impl Verdict<'_> {
         let mut verdict = json!({ "subject": self.subject, "figure": self.name, "met": self.met });
         let bound = if self.goal.is_upper() { "at_most" } else { "at_least" };
         verdict[bound] = json!(self.goal.bound());
-        match self.goal.rival() {
-            Some(rival) => {
-                verdict["beside"] = json!(rival);
+        match self.goal.beside() {
+            Some(other) => {
+                verdict["beside"] = json!(other);
                 verdict["ratio"] = json!(round(self.value));
             }
             None => verdict["value"] = json!(round(self.value)),
@@ -231,8 +242,8 @@ impl Verdict<'_> {
         let verdict = if self.met { "met" } else { "MISSED" };
         let value = round(self.value);
         let bound = self.goal.bound();
-        match self.goal.rival() {
-            Some(rival) => format!("{value} × {rival} ({sign} {bound}: {verdict})"),
+        match self.goal.beside() {
+            Some(other) => format!("{value} × {other} ({sign} {bound}: {verdict})"),
             None => format!("({sign} {bound}: {verdict})"),
         }
     }
@@ -333,5 +344,24 @@ mod tests {
         let table = figures.to_table();
         assert!(table.contains("2.5 × rival (≤ 2.5: met)") && table.contains("(≤ 4.9: MISSED)"), "{table}");
         assert!(table.ends_with("1 of 3 goals met\n"), "{table}");
+    }
+
+    #[test]
+    fn a_figure_is_judged_beside_another_of_the_same_subject() {
+        let mut figures = Figures::default();
+        figures.note(RINGFORT, "healthy", "MB/s", 200.0);
+        figures.note(RINGFORT, "degraded", "MB/s", 100.0);
+        figures.note("rival", "healthy", "MB/s", 1.0);
+        figures.goal(RINGFORT, "degraded", Goal::TimesOwnAtLeast(0.5, "healthy"));
+        figures.goal(RINGFORT, "degraded", Goal::TimesOwnAtLeast(0.51, "healthy"));
+        figures.goal(RINGFORT, "degraded", Goal::TimesOwnAtLeast(0.1, "absent"));
+        let json = figures.to_json();
+        let goals = json["goals"].as_array().unwrap();
+        assert_eq!(
+            goals[0],
+            json!({"subject": "ringfort", "figure": "degraded", "met": true, "at_least": 0.5, "beside": "healthy", "ratio": 0.5})
+        );
+        assert_eq!(goals.iter().map(|goal| goal["met"] == true).collect::<Vec<_>>(), [true, false]);
+        assert!(figures.to_table().contains("0.5 × healthy (≥ 0.51: MISSED)"));
     }
 }

@@ -173,6 +173,11 @@ impl PlainFiles {
         })
     }
 
+    /// Writes the large file over what it held before. MB/s.
+    pub fn rewrite_large(&self) -> Result<f64> {
+        self.write_sequence(LARGE, LARGE_FILE_BYTES)
+    }
+
     /// Reads the large file in sequence. MB/s.
     pub fn read_large(&self) -> Result<f64> {
         let file = File::options()

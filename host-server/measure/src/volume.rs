@@ -13,7 +13,7 @@ use ringfort_filesystem::operation::{
     Credentials, DataPiece, HandleId, Name, NewNode, NodeId, OpenFlags, Operation, Payload, Reply, SessionId,
 };
 use ringfort_filesystem::{Filesystem, FilesystemOptions};
-use ringfort_store::create::CreateOptions;
+use ringfort_store::create::{CreateOptions, Preallocation};
 use ringfort_store::status::StatusReport;
 use ringfort_store::store::{OpenOptions, Store};
 
@@ -30,6 +30,8 @@ impl VolumeFiles {
         let files = Self { folder };
         let options = CreateOptions {
             log_bytes: Some(log_bytes),
+            // As the rivals' files are.
+            preallocation: Preallocation::Full,
             ..CreateOptions::new(files.components(), size_bytes)
         };
         on_engine(async |engine| {
@@ -97,19 +99,11 @@ pub struct Counts {
 
 impl Counts {
     pub fn since(self, earlier: Self) -> Self {
-        let (now, then) = (self.device, earlier.device);
         Self {
             log_and_stripe_bytes: self.log_and_stripe_bytes - earlier.log_and_stripe_bytes,
             metadata_log_bytes: self.metadata_log_bytes - earlier.metadata_log_bytes,
             user_bytes: self.user_bytes - earlier.user_bytes,
-            device: DeviceCounters {
-                reads: now.reads - then.reads,
-                read_bytes: now.read_bytes - then.read_bytes,
-                writes: now.writes - then.writes,
-                write_bytes: now.write_bytes - then.write_bytes,
-                flushes: now.flushes - then.flushes,
-                errors: now.errors - then.errors,
-            },
+            device: self.device - earlier.device,
         }
     }
 }
@@ -119,12 +113,7 @@ impl Mounted {
         let StatusReport { counters, tree, .. } = self.store.status();
         let mut device = DeviceCounters::default();
         for counters in tree.components.iter().filter_map(|component| component.device) {
-            device.reads += counters.reads;
-            device.read_bytes += counters.read_bytes;
-            device.writes += counters.writes;
-            device.write_bytes += counters.write_bytes;
-            device.flushes += counters.flushes;
-            device.errors += counters.errors;
+            device += counters;
         }
         Counts {
             log_and_stripe_bytes: counters.log_bytes + counters.stripe_bytes,

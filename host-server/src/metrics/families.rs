@@ -201,6 +201,15 @@ const COMPONENT: &[Each<Component>] = &[
     }),
     ("ringfort_component_flushes_total", Counter, "Flushes completed by a component.", |one| one.flushes),
     ("ringfort_component_errors_total", Counter, "Requests failed by a component.", |one| one.errors),
+    ("ringfort_component_read_errors_total", Counter, "Of these, reads.", |one| one.read_errors),
+    ("ringfort_component_write_errors_total", Counter, "Of these, writes.", |one| one.write_errors),
+    ("ringfort_component_flush_errors_total", Counter, "Of these, flushes.", |one| one.flush_errors),
+    (
+        "ringfort_component_timeouts_total",
+        Counter,
+        "Requests given up as a component did not answer in time.",
+        |one| one.timeouts,
+    ),
     (
         "ringfort_component_damaged_blocks_total",
         Counter,
@@ -236,9 +245,9 @@ fn state(page: &mut Exposition, status: &Status) {
     if let Some(space) = &status.space {
         ones.extend([
             ("ringfort_space_total_bytes", Gauge, "Usable size of the volume.", space.total_bytes),
-            ("ringfort_space_free_bytes", Gauge, "Space handed out to nobody.", space.free_bytes),
+            ("ringfort_space_free_bytes", Gauge, "Of it, space handed out to nobody.", space.free_bytes),
             ("ringfort_space_live_bytes", Gauge, "Data that the maps name.", space.live_bytes),
-            ("ringfort_space_dead_bytes", Gauge, "Overwritten or deleted, not free yet.", space.dead_bytes),
+            ("ringfort_space_dead_bytes", Gauge, "The rest, not free yet.", space.dead_bytes),
         ]);
         page.family("ringfort_segments", Gauge, "Segments of the data region by state.")
             .sample(&[("state", "free")], space.free_segments)
@@ -250,6 +259,18 @@ fn state(page: &mut Exposition, status: &Status) {
         ones.extend([
             ("ringfort_log_size_bytes", Gauge, "Length of the log on each mirror.", log.size_bytes),
             ("ringfort_log_used_bytes", Gauge, "Of it, what recovery would read.", log.used_bytes),
+            (
+                "ringfort_metadata_log_size_bytes",
+                Gauge,
+                "Length of the metadata log on each mirror.",
+                log.metadata_log_size_bytes,
+            ),
+            (
+                "ringfort_metadata_log_used_bytes",
+                Gauge,
+                "Of it, what recovery would read.",
+                log.metadata_log_used_bytes,
+            ),
             ("ringfort_log_epoch", Gauge, "Openings of the log, recoveries included.", log.epoch),
             ("ringfort_undurable_transactions", Gauge, "Changes applied that wait for a commit.", waiting),
             ("ringfort_banks", Gauge, "Banks in memory.", u64::from(log.banks)),
@@ -272,6 +293,20 @@ fn state(page: &mut Exposition, status: &Status) {
             .sample(&[("state", "cached")], inodes.cached)
             .sample(&[("state", "held")], inodes.held)
             .sample(&[("state", "unlinked")], inodes.unlinked);
+        ones.extend([
+            (
+                "ringfort_unreclaimed_inodes",
+                Gauge,
+                "Files without names or holders whose space has not come back yet.",
+                inodes.unreclaimed,
+            ),
+            (
+                "ringfort_reclaim_failures_total",
+                Counter,
+                "Attempts to give space of deleted files back that failed; they are repeated.",
+                inodes.reclaim_failures,
+            ),
+        ]);
     }
     if let Some(recovery) = &status.recovery {
         page.family("ringfort_recovery_duration_seconds", Gauge, "What opening the volume took.")
@@ -334,5 +369,55 @@ fn paths(page: &mut Exposition, counters: &Counters) {
     ];
     for (name, kind, help, value) in ones {
         page.family(name, kind, help).sample(&[], value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::page;
+    use crate::report::example::served;
+
+    const DOCUMENT: &str = include_str!("../../docs/operations.md");
+
+    /// Names of the table, each with what it may stand for: `_b_total` behind `ringfort_a_c_total` is `ringfort_a_b_total` or
+    /// `ringfort_b_total`.
+    fn documented() -> Vec<(String, BTreeSet<String>)> {
+        let mut names = Vec::new();
+        for row in DOCUMENT.lines().filter(|line| line.starts_with("| `ringfort_")) {
+            let mut whole = "";
+            let cell = row.split('|').nth(1).unwrap();
+            for name in cell.split('`').skip(1).step_by(2) {
+                let mut meant: BTreeSet<String> = [name.to_owned()].into();
+                if name.starts_with("ringfort_") {
+                    whole = name;
+                } else {
+                    meant =
+                        whole.match_indices('_').map(|(at, _)| format!("{}{name}", &whole[..at])).collect();
+                }
+                names.push((name.to_owned(), meant));
+            }
+        }
+        names
+    }
+
+    #[test]
+    fn every_family_is_documented_and_nothing_else_is() {
+        let page = page(&served());
+        let families: BTreeSet<&str> =
+            page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        assert!(families.len() > 50, "{families:?}");
+        let documented = documented();
+        for family in &families {
+            assert!(
+                documented.iter().any(|(_, meant)| meant.contains(*family)),
+                "{family} is not documented"
+            );
+        }
+        for (name, meant) in &documented {
+            let exists = meant.iter().any(|name| families.contains(name.as_str()));
+            assert!(exists, "{name} is documented and no family of metrics is called so");
+        }
     }
 }

@@ -152,6 +152,12 @@ pub struct Inodes {
     pub held: u64,
     /// Without links, waiting for their last holder.
     pub unlinked: u64,
+    /// Of these, the ones that nobody holds: the space that they take is about to come back.
+    #[serde(default)]
+    pub unreclaimed: u64,
+    /// Attempts to give such space back that failed; they are repeated.
+    #[serde(default)]
+    pub reclaim_failures: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -187,7 +193,17 @@ pub struct Component {
     pub writes: u64,
     pub write_bytes: u64,
     pub flushes: u64,
+    /// Requests that failed: the sum of the next three.
     pub errors: u64,
+    #[serde(default)]
+    pub read_errors: u64,
+    #[serde(default)]
+    pub write_errors: u64,
+    #[serde(default)]
+    pub flush_errors: u64,
+    /// Of those, requests that were not answered in time.
+    #[serde(default)]
+    pub timeouts: u64,
     pub damaged_blocks: u64,
     pub repaired_blocks: u64,
     pub reconstructed_blocks: u64,
@@ -218,7 +234,7 @@ pub struct Space {
     pub total_bytes: u64,
     pub free_bytes: u64,
     pub live_bytes: u64,
-    /// Overwritten or deleted; returns when its whole segment is empty.
+    /// Overwritten, deleted or padding; returns when its whole segment is empty.
     pub dead_bytes: u64,
     pub segments: u32,
     pub free_segments: u32,
@@ -230,6 +246,10 @@ pub struct Space {
 pub struct Log {
     pub size_bytes: u64,
     pub used_bytes: u64,
+    #[serde(default)]
+    pub metadata_log_size_bytes: u64,
+    #[serde(default)]
+    pub metadata_log_used_bytes: u64,
     pub epoch: u64,
     pub root_sequence: u64,
     pub applied_transaction: u64,

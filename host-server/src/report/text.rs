@@ -121,6 +121,8 @@ impl Status {
         if let Some(log) = &self.log {
             let [size, used, bank] = [log.size_bytes, log.used_bytes, log.bank_bytes].map(ByteSize);
             writeln!(text, "log       {used} of {size}, epoch {}, {bank} in banks", log.epoch)?;
+            let [size, used] = [log.metadata_log_size_bytes, log.metadata_log_used_bytes].map(ByteSize);
+            writeln!(text, "          {used} of {size} in the metadata log")?;
         }
         if let Some(memory) = &self.memory {
             let [used, limit] = [memory.maps_bytes, memory.maps_limit_bytes].map(ByteSize);
@@ -182,9 +184,17 @@ impl Component {
         let size = ByteSize(self.size_bytes).to_string();
         write!(text, "  {:>2}  {state:<7}  {:<13}  {size:>9}  {path}", self.position, self.holds)?;
         match &self.failure {
-            Some(failure) => writeln!(text, "  ({failure})"),
-            None => writeln!(text),
+            Some(failure) => writeln!(text, "  ({failure})")?,
+            None => writeln!(text)?,
         }
+        if self.errors > 0 {
+            let Self { read_errors, write_errors, flush_errors, timeouts, .. } = self;
+            writeln!(
+                text,
+                "      failed: {read_errors} reads, {write_errors} writes, {flush_errors} flushes; of these {timeouts} timed out"
+            )?;
+        }
+        Ok(())
     }
 
     fn shown_state(&self) -> &'static str {

@@ -85,6 +85,8 @@ struct Stream {
     next: u64,
     /// Blocks before this one have been asked for or are read ahead.
     ahead: u64,
+    /// Blocks that it has asked for since it is known.
+    asked_blocks: u64,
     chunks: VecDeque<Rc<Chunk>>,
     /// When it was last heard of, in arrivals of all streams.
     last_arrival: u64,
@@ -105,6 +107,7 @@ impl Stream {
     fn arrive(&mut self, start: u64, end: u64) -> Vec<Rc<Chunk>> {
         self.next = self.next.max(end);
         self.ahead = self.ahead.max(end);
+        self.asked_blocks = self.asked_blocks.saturating_add(end - start);
         let mut found = Vec::new();
         for chunk in &self.chunks {
             let overlap = chunk.overlap(start, end);
@@ -120,9 +123,17 @@ impl Stream {
         found
     }
 
-    /// What to read now, so that about four of its reads are ahead of the reader; `room_blocks` at most.
+    /// How far to be ahead of a reader: about four of its reads, or as much as it has read already, whichever is more. So short reads
+    /// become long ones for a reader who goes on, and little is read in vain for one who does not.
+    fn window(&self, len_blocks: u64) -> u64 {
+        // A power of two, so that chunks go on beginning where stripes do.
+        let trusted = self.asked_blocks.checked_ilog2().map_or(0, |exponent| 1 << exponent);
+        trusted.max(len_blocks.saturating_mul(AHEAD_CHUNKS)).clamp(AHEAD_BLOCKS_MIN, AHEAD_BLOCKS_MAX)
+    }
+
+    /// What to read now, so that a window is ahead of the reader; `room_blocks` at most.
     fn reach(&mut self, len_blocks: u64, mut room_blocks: u64) -> Vec<Rc<Chunk>> {
-        let window = (len_blocks * AHEAD_CHUNKS).clamp(AHEAD_BLOCKS_MIN, AHEAD_BLOCKS_MAX);
+        let window = self.window(len_blocks);
         let chunk_blocks = window / AHEAD_CHUNKS;
         let mut wanted = Vec::new();
         while self.ahead + chunk_blocks <= self.next + window && room_blocks >= chunk_blocks {
@@ -213,7 +224,15 @@ impl ReadAhead {
                     streams.swap_remove(oldest);
                 }
                 let chunks = VecDeque::new();
-                streams.push(Stream { object, next: end, ahead: end, chunks, last_arrival: 0, idle: 0 });
+                streams.push(Stream {
+                    object,
+                    next: end,
+                    ahead: end,
+                    asked_blocks: 0,
+                    chunks,
+                    last_arrival: 0,
+                    idle: 0,
+                });
                 streams.len() - 1
             }
         };
@@ -280,22 +299,24 @@ mod tests {
     }
 
     #[test]
-    fn short_reads_are_gathered_into_longer_ones_ahead() {
+    fn short_reads_are_gathered_into_longer_ones_ahead_and_more_so_the_longer_they_go_on() {
         let ahead = ReadAhead::default();
         arrive(&ahead, 0, 1);
         let mut wanted = ranges(&arrive(&ahead, 1, 1).wanted);
-        for at in 2..1000 {
+        for at in 2..8000 {
             let arrival = arrive(&ahead, at, 1);
             assert_eq!(arrival.held.len(), 1, "block {at}");
             wanted.extend(ranges(&arrival.wanted));
         }
-        let mut expected = 2;
+        let (mut expected, mut longest) = (2, AHEAD_BLOCKS_MIN / AHEAD_CHUNKS);
         for (start, len_blocks) in wanted {
             assert_eq!(start, expected);
-            assert_eq!(len_blocks, AHEAD_BLOCKS_MIN / AHEAD_CHUNKS);
-            expected += len_blocks;
+            // Never further ahead than what has been read, but for the least.
+            assert!(len_blocks >= longest && len_blocks * AHEAD_CHUNKS <= start.max(AHEAD_BLOCKS_MIN));
+            (expected, longest) = (start + len_blocks, len_blocks);
         }
-        assert!((1000..=1000 + AHEAD_BLOCKS_MIN).contains(&expected));
+        assert_eq!(longest, AHEAD_BLOCKS_MAX / AHEAD_CHUNKS);
+        assert!((8000..=8000 + AHEAD_BLOCKS_MAX).contains(&expected));
     }
 
     #[test]

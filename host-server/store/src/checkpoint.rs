@@ -366,9 +366,9 @@ impl Core {
 
     /// The task that runs checkpoints when asked.
     pub async fn run_checkpoints(self: Rc<Self>) {
-        while !self.closing.get() {
+        while !self.closing.is_set() {
             self.checkpoint_wanted.notified().await;
-            if self.closing.get() {
+            if self.closing.is_set() {
                 break;
             }
             let result =

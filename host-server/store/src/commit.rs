@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
-use ringfort_engine::sync::join_all;
+use ringfort_engine::sync::{join_all, race};
 
 use crate::address::PhysicalBlock;
 use crate::core::Core;
@@ -159,12 +159,12 @@ impl Core {
             // Taken here, so that the next call does not see the bank as waiting for a task.
             let full =
                 self.state_mut().banks.get_mut(&bank_id).map(|bank| bank.take_rest()).unwrap_or_default();
-            self.engine.spawn(Box::pin(async move {
+            self.tasks.spawn(async move {
                 if let Err(error) = core.write_bank_stripes(bank_id, full).await {
                     core.fail(error);
                 }
                 core.commit_wanted.notify_one();
-            }));
+            });
         }
     }
 
@@ -292,11 +292,11 @@ impl Core {
 
     /// The task that commits: when asked, and when the interval has passed.
     pub async fn run_commits(self: Rc<Self>) {
-        while !self.closing.get() {
+        while !self.closing.is_set() {
             self.commit_wanted.notified().await;
             // Tasks that are ready now join this commit instead of waiting for the next.
             self.engine.yield_now().await;
-            if self.closing.get() || self.commit().await.is_err() {
+            if self.closing.is_set() || self.commit().await.is_err() {
                 break;
             }
         }
@@ -304,8 +304,8 @@ impl Core {
 
     /// Asks for a commit once in each interval in which something was applied.
     pub async fn run_interval(self: Rc<Self>) {
-        while !self.closing.get() {
-            self.engine.sleep(self.commit_interval).await;
+        while !self.closing.is_set() {
+            race(self.engine.sleep(self.commit_interval), self.closing.wait()).await;
             self.ahead.age();
             // Those who wait for room reconsider how long they have waited.
             self.progress.notify_all();

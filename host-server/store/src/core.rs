@@ -1,17 +1,19 @@
 //! What the tasks of an open volume share: the object, the state, and the signals between them.
 
 use std::cell::{Cell, Ref, RefCell, RefMut};
+use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
 use ringfort_engine::engine::Engine;
-use ringfort_engine::sync::{Mutex, Notify};
+use ringfort_engine::sync::{Event, Mutex, Notify};
 
 use crate::address::VolumeId;
 use crate::ahead::ReadAhead;
 use crate::error::{ErrorKind, StoreError};
 use crate::object::Object;
 use crate::state::{SharedState, State};
+use crate::tasks::Tasks;
 
 pub(crate) struct Core {
     pub engine: Rc<dyn Engine>,
@@ -35,8 +37,9 @@ pub(crate) struct Core {
     pub progress: Rc<Notify>,
     /// Sequential readers.
     pub ahead: ReadAhead,
+    pub tasks: Tasks,
     /// Background tasks end.
-    pub closing: Cell<bool>,
+    pub closing: Event,
 }
 
 impl Core {
@@ -49,6 +52,7 @@ impl Core {
         memory_bytes: u64,
     ) -> Self {
         Self {
+            tasks: Tasks::new(Rc::clone(&engine)),
             engine,
             object,
             volume,
@@ -62,7 +66,7 @@ impl Core {
             commit_wanted: Notify::new(),
             checkpoint_wanted: Notify::new(),
             ahead: ReadAhead::default(),
-            closing: Cell::new(false),
+            closing: Event::new(),
         }
     }
 
@@ -72,6 +76,18 @@ impl Core {
 
     pub fn state_mut(&self) -> RefMut<'_, State> {
         self.state.borrow_mut()
+    }
+
+    /// Does something that must not end half way, should the caller go away.
+    pub async fn complete<T: 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, StoreError>> + 'static,
+    ) -> Result<T, StoreError> {
+        self.tasks.run(work).await.unwrap_or_else(|| {
+            let place = format!("volume {}", self.volume);
+            Err(StoreError::new(ErrorKind::Invalid, operation, place, "its server is ending"))
+        })
     }
 
     /// Object and state at once, of a volume that no task uses.

@@ -2,7 +2,7 @@
 //!
 //! Modules, lowest first:
 //! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `map` ·
-//! `segment` · `log` · `state` · `ahead` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` ·
+//! `segment` · `log` · `state` · `ahead` · `tasks` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` ·
 //! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
 
@@ -30,4 +30,5 @@ pub(crate) mod segment;
 pub(crate) mod state;
 pub mod status;
 pub mod store;
+pub(crate) mod tasks;
 pub mod volume;

@@ -48,6 +48,9 @@ impl Default for ModelSettings {
 /// Extents are told in pieces of at most so many blocks, so that callers meet adjacent ones.
 const EXTENT_BLOCKS_MAX: usize = 64;
 
+/// What an entry is taken to take.
+const ENTRY_BYTES: u64 = 100;
+
 /// What a volume holds.
 #[derive(Clone, Debug, Default)]
 struct Contents {
@@ -453,14 +456,21 @@ impl Volume for ModelVolume {
         Ok(())
     }
 
+    fn entry_count(&self, tree: TreeId) -> u64 {
+        self.current.borrow().trees.range((tree, Key::MIN)..=(tree, Key::MAX)).count() as u64
+    }
+
     fn space(&self) -> SpaceReport {
-        let used = self.current.borrow().blocks.len() as u64;
-        let free_blocks = self.settings.total_blocks.saturating_sub(used);
+        let contents = self.current.borrow();
+        let free_blocks = self.settings.total_blocks.saturating_sub(contents.blocks.len() as u64);
         let taken = self.settings.reserve_blocks + self.reserved.blocks.get();
+        let taken_entries =
+            contents.trees.len() as u64 + self.settings.reserve_entries + self.reserved.entries.get();
         SpaceReport {
             total_blocks: self.settings.total_blocks,
             free_blocks,
             available_blocks: free_blocks.saturating_sub(taken),
+            available_entry_bytes: self.settings.entries_max.saturating_sub(taken_entries) * ENTRY_BYTES,
         }
     }
 }

@@ -34,11 +34,11 @@ pub struct StatusReport {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpaceStatus {
     pub total_bytes: u64,
-    /// Handed out to nobody.
+    /// Of it, handed out to nobody. The spare segments, which the volume has beyond its size, come into it when all else is in use.
     pub free_bytes: u64,
     /// Named by the maps.
     pub live_bytes: u64,
-    /// Overwritten or deleted; returns when a whole segment has become empty.
+    /// The rest: overwritten, deleted or padding; returns when a whole segment has become empty.
     pub dead_bytes: u64,
     pub segments: u32,
     pub free_segments: u32,
@@ -50,6 +50,9 @@ pub struct SpaceStatus {
 pub struct LogStatus {
     pub size_bytes: u64,
     pub used_bytes: u64,
+    /// Of the metadata log, which takes commits without their data until a checkpoint of the maps.
+    pub metadata_log_size_bytes: u64,
+    pub metadata_log_used_bytes: u64,
     pub epoch: u64,
     pub root_sequence: u64,
     pub applied_transaction: u64,
@@ -74,9 +77,16 @@ impl StatusReport {
 
     fn of_state(object: &Object, state: &State, memory_bytes: u64, recovery: RecoveryReport) -> Self {
         let block = BLOCK_BYTES as u64;
+        let total_blocks = state.root.total_blocks;
+        let spare_blocks = state.geometry.data_blocks().saturating_sub(total_blocks);
+        let live_blocks = state.maps.live_blocks_in_all();
+        let unused_blocks = total_blocks.saturating_sub(live_blocks);
+        let free_blocks = state.free_blocks().saturating_sub(spare_blocks).min(unused_blocks);
         let mut space = SpaceStatus {
-            total_bytes: state.root.total_blocks * block,
-            free_bytes: state.free_blocks() * block,
+            total_bytes: total_blocks * block,
+            free_bytes: free_blocks * block,
+            live_bytes: live_blocks * block,
+            dead_bytes: (unused_blocks - free_blocks) * block,
             segments: state.segments.segment_count(),
             ..SpaceStatus::default()
         };
@@ -87,9 +97,6 @@ impl StatusReport {
                 SegmentState::Closed | SegmentState::Freeing => space.closed_segments += 1,
             }
         }
-        space.live_bytes = state.maps.live_blocks_in_all() * block;
-        let data_bytes = state.geometry.data_blocks() * block;
-        space.dead_bytes = data_bytes.saturating_sub(space.free_bytes + space.live_bytes);
         let resident_blocks: usize = state.banks.values().map(|bank| bank.resident_blocks()).sum();
         Self {
             volume: object.volume(),
@@ -99,6 +106,8 @@ impl StatusReport {
             log: LogStatus {
                 size_bytes: state.ring.block_count() * block,
                 used_bytes: state.ring.used_blocks() * block,
+                metadata_log_size_bytes: state.moved_ring.block_count() * block,
+                metadata_log_used_bytes: state.moved_ring.used_blocks() * block,
                 epoch: state.ring.epoch(),
                 root_sequence: state.root.sequence,
                 applied_transaction: state.last_transaction(),

@@ -177,7 +177,7 @@ impl<R> Transaction<R> {
     }
 }
 
-/// Room on the volume, in 4 KiB data blocks.
+/// Room on the volume, for data in 4 KiB blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpaceReport {
     pub total_blocks: u64,
@@ -185,6 +185,8 @@ pub struct SpaceReport {
     pub free_blocks: u64,
     /// What ordinary writes may still take.
     pub available_blocks: u64,
+    /// What entries of trees may still take, keys included: so much at least, since pages need not be full.
+    pub available_entry_bytes: u64,
 }
 
 /// A volume, as the filesystem sees it.
@@ -232,6 +234,9 @@ pub trait Volume: 'static {
 
     /// Returns once everything applied before the call is on stable media on every live mirror.
     async fn sync(&self) -> Result<(), StoreError>;
+
+    /// Entries of a tree. Known without looking at them.
+    fn entry_count(&self, tree: TreeId) -> u64;
 
     fn space(&self) -> SpaceReport;
 }

@@ -37,78 +37,66 @@ fn device_reads(store: &Store) -> u64 {
 fn a_reader_in_sequence_finds_what_was_changed_after_it_was_read_ahead() {
     for seed in 0..6 {
         let world = world_with(seed, &create_options());
-        let engine = world.engine();
-        world
-            .run(async move {
-                let store = open(engine).await;
-                let mut model = Model::default();
-                fill(&store, &mut model).await;
-                let mut random = Random::new(seed);
-                let mut next_content = 1 << 20;
-                let mut at = 0;
-                while at < BLOCKS {
-                    let len = (1 + random.below(24)).min(BLOCKS - at);
-                    // What lies ahead changes, moves into stripes, is freed, and its space is used again.
-                    let target = at + random.below(BLOCKS - at);
-                    match random.below(5) {
-                        0 => {
-                            let count = 1 + random.below(40).min(BLOCKS - target - 1);
-                            let contents: Vec<u64> = (0..count).map(|index| next_content + index).collect();
-                            next_content += count;
-                            write(&store, OBJECT, target, &contents).await.unwrap();
-                            model.write(OBJECT, target, &contents);
-                        }
-                        1 => {
-                            unmap(&store, OBJECT, target, 5).await.unwrap();
-                            model.unmap(OBJECT, target, 5);
-                        }
-                        2 => store.checkpoint().await.unwrap(),
-                        3 => {
-                            let (from, len) = (target.max(60), 1 + random.below(BLOCKS - target));
-                            shift(&store, OBJECT, from, from - 50, len).await.unwrap();
-                            model.shift(OBJECT, from, from - 50, len);
-                        }
-                        _ => {}
+        with_store(&world, async move |store| {
+            let mut model = Model::default();
+            fill(&store, &mut model).await;
+            let mut random = Random::new(seed);
+            let mut next_content = 1 << 20;
+            let mut at = 0;
+            while at < BLOCKS {
+                let len = (1 + random.below(24)).min(BLOCKS - at);
+                // What lies ahead changes, moves into stripes, is freed, and its space is used again.
+                let target = at + random.below(BLOCKS - at);
+                match random.below(5) {
+                    0 => {
+                        let count = 1 + random.below(40).min(BLOCKS - target - 1);
+                        let contents: Vec<u64> = (0..count).map(|index| next_content + index).collect();
+                        next_content += count;
+                        write(&store, OBJECT, target, &contents).await.unwrap();
+                        model.write(OBJECT, target, &contents);
                     }
-                    let expected = (at..at + len)
-                        .filter_map(|block| Some((block, *model.blocks.get(&(OBJECT, block))?)))
-                        .collect();
-                    assert_eq!(
-                        read(&store, OBJECT, at, len).await.unwrap(),
-                        expected,
-                        "seed {seed}, block {at}"
-                    );
-                    at += len;
+                    1 => {
+                        unmap(&store, OBJECT, target, 5).await.unwrap();
+                        model.unmap(OBJECT, target, 5);
+                    }
+                    2 => store.checkpoint().await.unwrap(),
+                    3 => {
+                        let (from, len) = (target.max(60), 1 + random.below(BLOCKS - target));
+                        shift(&store, OBJECT, from, from - 50, len).await.unwrap();
+                        model.shift(OBJECT, from, from - 50, len);
+                    }
+                    _ => {}
                 }
-                store.close().await.unwrap();
-            })
-            .done();
+                let expected = (at..at + len)
+                    .filter_map(|block| Some((block, *model.blocks.get(&(OBJECT, block))?)))
+                    .collect();
+                assert_eq!(read(&store, OBJECT, at, len).await.unwrap(), expected, "seed {seed}, block {at}");
+                at += len;
+            }
+            store.close().await.unwrap();
+        });
     }
 }
 
 #[test]
 fn short_reads_in_sequence_take_few_requests() {
     let world = world_with(1, &create_options());
-    let engine = world.engine();
-    world
-        .run(async move {
-            let store = open(engine).await;
-            fill(&store, &mut Model::default()).await;
-            let before = device_reads(&store);
-            for at in 0..BLOCKS {
-                assert_eq!(read(&store, OBJECT, at, 1).await.unwrap()[&at], at + 1);
-            }
-            let requests = device_reads(&store) - before;
-            assert!(requests < BLOCKS / 4, "{requests} requests for {BLOCKS} reads");
-            // Backwards there is nothing to foresee.
-            let before = device_reads(&store);
-            for at in (0..BLOCKS / 2).rev().step_by(3) {
-                assert_eq!(read(&store, OBJECT, at, 1).await.unwrap()[&at], at + 1);
-            }
-            assert_eq!(device_reads(&store) - before, (BLOCKS / 2).div_ceil(3));
-            store.close().await.unwrap();
-        })
-        .done();
+    with_store(&world, async move |store| {
+        fill(&store, &mut Model::default()).await;
+        let before = device_reads(&store);
+        for at in 0..BLOCKS {
+            assert_eq!(read(&store, OBJECT, at, 1).await.unwrap()[&at], at + 1);
+        }
+        let requests = device_reads(&store) - before;
+        assert!(requests < BLOCKS / 4, "{requests} requests for {BLOCKS} reads");
+        // Backwards there is nothing to foresee.
+        let before = device_reads(&store);
+        for at in (0..BLOCKS / 2).rev().step_by(3) {
+            assert_eq!(read(&store, OBJECT, at, 1).await.unwrap()[&at], at + 1);
+        }
+        assert_eq!(device_reads(&store) - before, (BLOCKS / 2).div_ceil(3));
+        store.close().await.unwrap();
+    });
 }
 
 #[test]

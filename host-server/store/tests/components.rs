@@ -210,39 +210,36 @@ fn a_crash_while_components_leave_loses_nothing_that_was_synced() {
 fn more_losses_than_parity_are_errors_and_coming_back_heals() {
     for (seed, lost) in [[0, 1, 2], [0, 4, 5], [3, 4, 5]].into_iter().enumerate() {
         let world = world_with(seed as u64, &create_options());
-        let (engine, controls) = (world.engine(), world.controls());
-        let model = world
-            .run(async move {
-                let store = open(engine).await;
-                let mut random = Random::new(seed as u64);
-                let mut model = Model::default();
-                work(&store, &mut random, 40, &mut model).await;
-                store.sync().await.unwrap();
-                lost.iter().for_each(|index| controls.inject(&components()[*index], Fault::Vanish));
-                let error = loop {
-                    let result = async {
-                        write(&store, 2, 100, &[1, 2, 3]).await?;
-                        store.sync().await
-                    };
-                    if let Err(error) = result.await {
-                        break error;
-                    }
+        let controls = world.controls();
+        let model = with_store(&world, async move |store| {
+            let mut random = Random::new(seed as u64);
+            let mut model = Model::default();
+            work(&store, &mut random, 40, &mut model).await;
+            store.sync().await.unwrap();
+            lost.iter().for_each(|index| controls.inject(&components()[*index], Fault::Vanish));
+            let error = loop {
+                let result = async {
+                    write(&store, 2, 100, &[1, 2, 3]).await?;
+                    store.sync().await
                 };
-                assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
-                assert!(store.sync().await.is_err() && put(&store, 1, 1).await.is_err());
-                assert!(store.status().failed.is_some());
-                // What is read is right, or an error.
-                for object in 0..OBJECTS {
-                    if let Ok(found) = read(&store, object, 0, 100).await {
-                        let of = model.blocks.range((object, 0)..(object, 100));
-                        assert!(of.map(|((_, at), content)| (*at, *content)).eq(found));
-                    }
+                if let Err(error) = result.await {
+                    break error;
                 }
-                let closed = Box::pin(store.close());
-                assert!(closed.await.is_err());
-                model
-            })
-            .done();
+            };
+            assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+            assert!(store.sync().await.is_err() && put(&store, 1, 1).await.is_err());
+            assert!(store.status().failed.is_some());
+            // What is read is right, or an error.
+            for object in 0..OBJECTS {
+                if let Ok(found) = read(&store, object, 0, 100).await {
+                    let of = model.blocks.range((object, 0)..(object, 100));
+                    assert!(of.map(|((_, at), content)| (*at, *content)).eq(found));
+                }
+            }
+            let closed = Box::pin(store.close());
+            assert!(closed.await.is_err());
+            model
+        });
         let world_engine = world.restart(CrashMode::PowerLoss, 5);
         world
             .run(async move {
@@ -253,22 +250,18 @@ fn more_losses_than_parity_are_errors_and_coming_back_heals() {
             .done();
         world.restart(CrashMode::PowerLoss, 6);
         lost.iter().for_each(|index| world.heal(&components()[*index]));
-        let engine = world.engine();
-        world
-            .run(async move {
-                let store = open(engine).await;
-                let mut found = read_all(&store, OBJECTS, BLOCKS).await;
-                // The write in the middle of which it happened may or may not be there.
-                let mut model = model;
-                (100..103).for_each(|at| {
-                    found.blocks.remove(&(2, at));
-                    model.blocks.remove(&(2, at));
-                });
-                assert!(found == model, "{lost:?}");
-                put(&store, 1, 1).await.unwrap();
-                store.close().await.unwrap();
-            })
-            .done();
+        with_store(&world, async move |store| {
+            let mut found = read_all(&store, OBJECTS, BLOCKS).await;
+            // The write in the middle of which it happened may or may not be there.
+            let mut model = model;
+            (100..103).for_each(|at| {
+                found.blocks.remove(&(2, at));
+                model.blocks.remove(&(2, at));
+            });
+            assert!(found == model, "{lost:?}");
+            put(&store, 1, 1).await.unwrap();
+            store.close().await.unwrap();
+        });
         world.restart(CrashMode::PowerLoss, 7);
         expect_clean(&world);
     }
@@ -279,17 +272,13 @@ fn more_losses_than_parity_are_errors_and_coming_back_heals() {
 fn flipped_bits_are_repaired_or_reported_and_never_read() {
     for (seed, damaged) in [[0_usize, 4], [1, 2], [3, 5], [2, 5]].into_iter().enumerate() {
         let world = world_with(seed as u64, &create_options());
-        let engine = world.engine();
-        let model = world
-            .run(async move {
-                let store = open(engine).await;
-                let mut random = Random::new(seed as u64);
-                let mut model = Model::default();
-                work(&store, &mut random, 80, &mut model).await;
-                store.close().await.unwrap();
-                model
-            })
-            .done();
+        let model = with_store(&world, async move |store| {
+            let mut random = Random::new(seed as u64);
+            let mut model = Model::default();
+            work(&store, &mut random, 80, &mut model).await;
+            store.close().await.unwrap();
+            model
+        });
         world.restart(CrashMode::PowerLoss, 1);
         let len_bytes = ringfort_store::create::plan(&create_options())
             .unwrap()
@@ -332,15 +321,11 @@ fn flipped_bits_are_repaired_or_reported_and_never_read() {
 #[test]
 fn what_cannot_be_repaired_is_an_error_that_names_the_place() {
     let world = world_with(9, &create_options());
-    let engine = world.engine();
-    world
-        .run(async move {
-            let store = open(engine).await;
-            let contents: Vec<u64> = (1..=64).collect();
-            write(&store, 1, 0, &contents).await.unwrap();
-            store.close().await.unwrap();
-        })
-        .done();
+    with_store(&world, async move |store| {
+        let contents: Vec<u64> = (1..=64).collect();
+        write(&store, 1, 0, &contents).await.unwrap();
+        store.close().await.unwrap();
+    });
     world.restart(CrashMode::PowerLoss, 1);
     let geometry = ringfort_store::create::plan(&create_options()).unwrap().geometry;
     for index in [3_usize, 4, 5] {
@@ -351,17 +336,13 @@ fn what_cannot_be_repaired_is_an_error_that_names_the_place() {
             }
         }
     }
-    let engine = world.engine();
-    world
-        .run(async move {
-            let store = open(engine).await;
-            let error = store.read(ObjectId(1), LogicalBlock(0), 64).await.expect_err("read damaged blocks");
-            assert_eq!(error.kind, ErrorKind::Damaged, "{error}");
-            let message = error.to_string();
-            assert!(message.contains("object 1") && message.contains("component"), "{message}");
-            store.close().await.unwrap();
-        })
-        .done();
+    with_store(&world, async move |store| {
+        let error = store.read(ObjectId(1), LogicalBlock(0), 64).await.expect_err("read damaged blocks");
+        assert_eq!(error.kind, ErrorKind::Damaged, "{error}");
+        let message = error.to_string();
+        assert!(message.contains("object 1") && message.contains("component"), "{message}");
+        store.close().await.unwrap();
+    });
 }
 
 /// Two sets of components could both serve: opening wants every member of the newest label, or a person's word.
@@ -454,13 +435,6 @@ fn any_mirror_may_go_right_after_a_recovery() {
     }
 }
 
-/// Where the log lies on a component that mirrors the metadata.
-fn log_region() -> std::ops::Range<u64> {
-    let plan = ringfort_store::create::plan(&create_options()).unwrap();
-    let start = plan.geometry.metadata_base() + ringfort_store::format::root::LOG_START.0;
-    start..start + plan.log_bytes
-}
-
 /// Puts with a sync each, until the crash: every record is one sector, so it is on a mirror as a whole or not at all.
 fn puts_until_crash(world: &SimWorld, point: u64) {
     world.crash_at_point(point);
@@ -515,27 +489,19 @@ fn what_one_recovery_left_out_stays_out() {
             .map(|pair| pair[0] != pair[1])
             .collect();
         world.inject(blind, Fault::ReadError(log_region()));
-        let engine = world.engine();
-        let first = world
-            .run(async move {
-                let store = open(engine).await;
-                let found = last_put(&store).await;
-                store.close().await.unwrap();
-                found
-            })
-            .done();
+        let first = with_store(&world, async move |store| {
+            let found = last_put(&store).await;
+            store.close().await.unwrap();
+            found
+        });
         world.restart(CrashMode::PowerLoss, seed + 1);
         world.heal(blind);
-        let engine = world.engine();
-        let second = world
-            .run(async move {
-                let store = open(engine).await;
-                assert!(failed_positions(&store).is_empty());
-                let found = last_put(&store).await;
-                store.close().await.unwrap();
-                found
-            })
-            .done();
+        let second = with_store(&world, async move |store| {
+            assert!(failed_positions(&store).is_empty());
+            let found = last_put(&store).await;
+            store.close().await.unwrap();
+            found
+        });
         assert_eq!(second, first, "seed {seed}");
         left_out += u32::from(fresh.contains(&true));
     }
@@ -588,25 +554,22 @@ fn a_hole_in_the_log_is_damage_and_not_its_end() {
 fn a_component_that_cannot_be_read_leaves_and_a_bad_sector_does_not_make_it() {
     for (reads_fail, leaves) in [(everything(), true), ((3 << 20)..(3 << 20) + 4096, false)] {
         let world = world_with(11, &create_options());
-        let (engine, controls) = (world.engine(), world.controls());
-        world
-            .run(async move {
-                let store = open(engine).await;
-                let contents: Vec<u64> = (1..=512).collect();
-                write(&store, 0, 0, &contents).await.unwrap();
-                store.checkpoint().await.unwrap();
-                controls.inject(&components()[4], Fault::ReadError(reads_fail));
-                for _ in 0..30 {
-                    for at in 0..64 {
-                        assert_eq!(read(&store, 0, at * 8, 8).await.unwrap().len(), 8);
-                    }
+        let controls = world.controls();
+        with_store(&world, async move |store| {
+            let contents: Vec<u64> = (1..=512).collect();
+            write(&store, 0, 0, &contents).await.unwrap();
+            store.checkpoint().await.unwrap();
+            controls.inject(&components()[4], Fault::ReadError(reads_fail));
+            for _ in 0..30 {
+                for at in 0..64 {
+                    assert_eq!(read(&store, 0, at * 8, 8).await.unwrap().len(), 8);
                 }
-                write(&store, 1, 0, &[1, 2, 3]).await.unwrap();
-                store.sync().await.unwrap();
-                assert_eq!(failed_positions(&store), if leaves { vec![4] } else { vec![] });
-                assert!(store.status().failed.is_none());
-            })
-            .done();
+            }
+            write(&store, 1, 0, &[1, 2, 3]).await.unwrap();
+            store.sync().await.unwrap();
+            assert_eq!(failed_positions(&store), if leaves { vec![4] } else { vec![] });
+            assert!(store.status().failed.is_none());
+        });
         let engine = world.restart(CrashMode::PowerLoss, 3);
         world
             .run(async move {
@@ -622,22 +585,19 @@ fn a_component_that_cannot_be_read_leaves_and_a_bad_sector_does_not_make_it() {
 #[test]
 fn failing_reads_never_take_the_last_source_away() {
     let world = world_with(12, &create_options());
-    let (engine, controls) = (world.engine(), world.controls());
-    world
-        .run(async move {
-            let store = open(engine).await;
-            let contents: Vec<u64> = (1..=512).collect();
-            write(&store, 0, 0, &contents).await.unwrap();
-            store.checkpoint().await.unwrap();
-            (2..6).for_each(|index| controls.inject(&components()[index], Fault::ReadError(everything())));
-            for at in 0..200 {
-                let _ = read(&store, 0, at % 64 * 8, 8).await;
-            }
-            assert_eq!(failed_positions(&store).len(), 2);
-            (2..6).for_each(|index| controls.heal(&components()[index]));
-            assert_eq!(read(&store, 0, 0, 512).await.unwrap().len(), 512);
-            put(&store, 1, 1).await.unwrap();
-            store.sync().await.unwrap();
-        })
-        .done();
+    let controls = world.controls();
+    with_store(&world, async move |store| {
+        let contents: Vec<u64> = (1..=512).collect();
+        write(&store, 0, 0, &contents).await.unwrap();
+        store.checkpoint().await.unwrap();
+        (2..6).for_each(|index| controls.inject(&components()[index], Fault::ReadError(everything())));
+        for at in 0..200 {
+            let _ = read(&store, 0, at % 64 * 8, 8).await;
+        }
+        assert_eq!(failed_positions(&store).len(), 2);
+        (2..6).for_each(|index| controls.heal(&components()[index]));
+        assert_eq!(read(&store, 0, 0, 512).await.unwrap().len(), 512);
+        put(&store, 1, 1).await.unwrap();
+        store.sync().await.unwrap();
+    });
 }

@@ -23,22 +23,14 @@ const BLOCKS: u64 = 4096;
 /// A closed volume that holds something, and what.
 fn world_with_contents(seed: u64, options: &CreateOptions) -> (SimWorld, Model) {
     let world = world_with(seed, options);
-    let engine = world.engine();
-    let model = world
-        .run(async move {
-            let store = open(engine).await;
-            let mut model = Model::default();
-            for at in 0..12 {
-                let contents: Vec<u64> = (0..1 + at * 7).map(|index| 1 + at * 1000 + index).collect();
-                write(&store, at % 3, at * 90, &contents).await.unwrap();
-                model.write(at % 3, at * 90, &contents);
-                put(&store, at, at + 1).await.unwrap();
-                model.entries.insert(at, at + 1);
-            }
-            store.sync().await.unwrap();
-            model
-        })
-        .done();
+    let model = with_store(&world, async move |store| {
+        let mut model = Model::default();
+        for at in 0..12 {
+            grow_contents(&store, at, &mut model).await;
+        }
+        store.sync().await.unwrap();
+        model
+    });
     // Not closed: growing recovers.
     world.restart(CrashMode::PowerLoss, seed);
     (world, model)

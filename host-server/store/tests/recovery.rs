@@ -150,41 +150,37 @@ fn what_the_log_holds_of_a_freed_segment_is_nobodys() {
     let mut freed = 0;
     for spare in 0..32 {
         let world = world_with(spare, &create_options());
-        let engine = world.engine();
-        let synced = world
-            .run(async move {
-                let store = open(engine).await;
-                let mut model = Model::default();
-                // The bank's segment, four banks of 32 blocks, but for what the last transaction brings.
-                for at in 0..126 {
-                    write(&store, 0, at, &[at + 1]).await.unwrap();
-                    if at % 32 >= 24 {
-                        store.sync().await.unwrap();
-                    }
+        let synced = with_store(&world, async move |store| {
+            let mut model = Model::default();
+            // The bank's segment, four banks of 32 blocks, but for what the last transaction brings.
+            for at in 0..126 {
+                write(&store, 0, at, &[at + 1]).await.unwrap();
+                if at % 32 >= 24 {
+                    store.sync().await.unwrap();
                 }
-                write(&store, 1, 0, &[1001, 1002, 1003, 1004, 1005]).await.unwrap();
-                store.sync().await.unwrap();
-                store.engine().sleep(Duration::from_millis(50)).await;
-                // Everything of the first segment dies.
-                unmap(&store, 0, 0, 126).await.unwrap();
-                unmap(&store, 1, 0, 2).await.unwrap();
-                model.write(1, 0, &[1001, 1002, 1003, 1004, 1005]);
-                model.unmap(1, 0, 2);
-                // Space runs short, and a checkpoint follows that leaves the new bank alone.
-                let mut at = 0;
-                let before = store.status().counters.freed_segments;
-                while store.status().counters.freed_segments == before {
-                    let contents: Vec<u64> = (1..=48).map(|index| 10_000 + at * 48 + index).collect();
-                    if write(&store, 2, at * 48, &contents).await.is_err() {
-                        break;
-                    }
-                    model.write(2, at * 48, &contents);
-                    at += 1;
+            }
+            write(&store, 1, 0, &[1001, 1002, 1003, 1004, 1005]).await.unwrap();
+            store.sync().await.unwrap();
+            store.engine().sleep(Duration::from_millis(50)).await;
+            // Everything of the first segment dies.
+            unmap(&store, 0, 0, 126).await.unwrap();
+            unmap(&store, 1, 0, 2).await.unwrap();
+            model.write(1, 0, &[1001, 1002, 1003, 1004, 1005]);
+            model.unmap(1, 0, 2);
+            // Space runs short, and a checkpoint follows that leaves the new bank alone.
+            let mut at = 0;
+            let before = store.status().counters.freed_segments;
+            while store.status().counters.freed_segments == before {
+                let contents: Vec<u64> = (1..=48).map(|index| 10_000 + at * 48 + index).collect();
+                if write(&store, 2, at * 48, &contents).await.is_err() {
+                    break;
                 }
-                store.sync().await.unwrap();
-                (model, store.status().counters.freed_segments - before)
-            })
-            .done();
+                model.write(2, at * 48, &contents);
+                at += 1;
+            }
+            store.sync().await.unwrap();
+            (model, store.status().counters.freed_segments - before)
+        });
         let (model, freed_now) = synced;
         freed += freed_now;
         world.restart(CrashMode::PowerLoss, spare);
@@ -203,61 +199,58 @@ fn what_the_log_holds_of_a_freed_segment_is_nobodys() {
 fn contents_that_are_abandoned_in_the_middle_harm_nobody() {
     for seed in 0..6 {
         let world = world_with(seed, &create_options());
-        let (engine, controls) = (world.engine(), world.controls());
-        let model = world
-            .run(async move {
-                let store = open(engine).await;
-                let slow = &components()[seed as usize];
-                controls.inject(slow, Fault::Slow(Duration::from_secs(10)));
-                let cost = Cost { data_blocks: 256, entries: 1, frees_space: false };
-                let mut transaction = store.begin(cost).await.unwrap();
-                let data = (1..=256).map(|content| block(7_000_000 + content)).collect();
-                {
-                    let mut stage = std::pin::pin!(store.stage(&mut transaction, data));
-                    // Far enough that the requests are with the devices.
-                    for _ in 0..5 {
-                        std::future::poll_fn(|context| {
-                            let _ = stage.as_mut().poll(context);
-                            std::task::Poll::Ready(())
-                        })
-                        .await;
-                        store.engine().yield_now().await;
-                    }
+        let controls = world.controls();
+        let model = with_store(&world, async move |store| {
+            let slow = &components()[seed as usize];
+            controls.inject(slow, Fault::Slow(Duration::from_secs(10)));
+            let cost = Cost { data_blocks: 256, entries: 1, frees_space: false };
+            let mut transaction = store.begin(cost).await.unwrap();
+            let data = (1..=256).map(|content| block(7_000_000 + content)).collect();
+            {
+                let mut stage = std::pin::pin!(store.stage(&mut transaction, data));
+                // Far enough that the requests are with the devices.
+                for _ in 0..5 {
+                    std::future::poll_fn(|context| {
+                        let _ = stage.as_mut().poll(context);
+                        std::task::Poll::Ready(())
+                    })
+                    .await;
+                    store.engine().yield_now().await;
                 }
-                drop(transaction);
-                controls.heal(slow);
-                let mut model = Model::default();
-                let mut content = 1;
-                // Through every segment, while the abandoned writes arrive.
-                for round in 0..6 {
-                    for at in 0..14 {
-                        let contents: Vec<u64> = (content..content + 64).collect();
-                        content += 64;
-                        write(&store, round % 2, at * 64, &contents).await.unwrap();
-                        model.write(round % 2, at * 64, &contents);
-                    }
-                    unmap(&store, (round + 1) % 2, 0, 896).await.unwrap();
-                    model.unmap((round + 1) % 2, 0, 896);
-                    store.checkpoint().await.unwrap();
+            }
+            drop(transaction);
+            controls.heal(slow);
+            let mut model = Model::default();
+            let mut content = 1;
+            // Through every segment, while the abandoned writes arrive.
+            for round in 0..6 {
+                for at in 0..14 {
+                    let contents: Vec<u64> = (content..content + 64).collect();
+                    content += 64;
+                    write(&store, round % 2, at * 64, &contents).await.unwrap();
+                    model.write(round % 2, at * 64, &contents);
                 }
-                // Every segment is in use when they do.
-                for at in 0.. {
-                    let contents: Vec<u64> = (content..content + 32).collect();
-                    content += 32;
-                    if write(&store, 2, at * 32, &contents).await.is_err() {
-                        break;
-                    }
-                    model.write(2, at * 32, &contents);
-                }
+                unmap(&store, (round + 1) % 2, 0, 896).await.unwrap();
+                model.unmap((round + 1) % 2, 0, 896);
                 store.checkpoint().await.unwrap();
-                assert!(store.engine().monotonic() < Duration::from_secs(9), "too late to show anything");
-                store.engine().sleep(Duration::from_secs(60)).await;
-                assert!(read_all(&store, 3, 2048).await == model);
-                assert_eq!(store.status().tree.counters.damaged_blocks, 0, "seed {seed}");
-                store.close().await.unwrap();
-                model
-            })
-            .done();
+            }
+            // Every segment is in use when they do.
+            for at in 0.. {
+                let contents: Vec<u64> = (content..content + 32).collect();
+                content += 32;
+                if write(&store, 2, at * 32, &contents).await.is_err() {
+                    break;
+                }
+                model.write(2, at * 32, &contents);
+            }
+            store.checkpoint().await.unwrap();
+            assert!(store.engine().monotonic() < Duration::from_secs(9), "too late to show anything");
+            store.engine().sleep(Duration::from_secs(60)).await;
+            assert!(read_all(&store, 3, 2048).await == model);
+            assert_eq!(store.status().tree.counters.damaged_blocks, 0, "seed {seed}");
+            store.close().await.unwrap();
+            model
+        });
         world.restart(CrashMode::PowerLoss, seed);
         expect_clean(&world);
         expect_after_restart(&world, CrashMode::PowerLoss, &model, 3, 2048);
@@ -278,14 +271,10 @@ fn newest_record(world: &SimWorld, mirror: usize, log_bytes: usize) -> (u64, Rec
 #[test]
 fn a_record_of_a_later_release_is_an_error_and_not_the_end_of_the_log() {
     let world = world_with(3, &create_options());
-    let engine = world.engine();
-    world
-        .run(async move {
-            let store = open(engine).await;
-            put_everywhere(&store, 1).await;
-            store.sync().await.unwrap();
-        })
-        .done();
+    with_store(&world, async move |store| {
+        put_everywhere(&store, 1).await;
+        store.sync().await.unwrap();
+    });
     world.restart(CrashMode::PowerLoss, 3);
     let (offset, mut header) = newest_record(&world, 0, 1 << 20);
     let record_bytes = RECORD_HEADER_BYTES + header.body_bytes.get() as usize;

@@ -40,25 +40,18 @@ async fn replace_at(engine: Rc<dyn Engine>, position: u8, path: &str) -> Result<
 /// A volume that lost a component in the middle of its work, and then power.
 fn world_without(lost: u8, seed: u64) -> (SimWorld, Model) {
     let world = world_with(seed, &create_options());
-    let (engine, controls) = (world.engine(), world.controls());
-    let model = world
-        .run(async move {
-            let store = open(engine).await;
-            let mut model = Model::default();
-            for at in 0..16 {
-                if at == 9 {
-                    controls.inject(&components()[usize::from(lost)], Fault::Vanish);
-                }
-                let contents: Vec<u64> = (0..1 + at * 5).map(|index| 1 + at * 1000 + index).collect();
-                write(&store, at % 3, at * 80, &contents).await.unwrap();
-                model.write(at % 3, at * 80, &contents);
-                put(&store, at, at + 1).await.unwrap();
-                model.entries.insert(at, at + 1);
+    let controls = world.controls();
+    let model = with_store(&world, async move |store| {
+        let mut model = Model::default();
+        for at in 0..16 {
+            if at == 9 {
+                controls.inject(&components()[usize::from(lost)], Fault::Vanish);
             }
-            store.sync().await.unwrap();
-            model
-        })
-        .done();
+            grow_contents(&store, at, &mut model).await;
+        }
+        store.sync().await.unwrap();
+        model
+    });
     world.restart(CrashMode::PowerLoss, seed);
     (world, model)
 }

@@ -7,13 +7,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
-
 use super::BLOCK_BYTES;
+use super::pages::Pages;
 
 /// Blocks that one word of the map of used blocks stands for, and the most of one loan: a loan lies within a word.
 const WORD_BLOCKS: usize = u64::BITS as usize;
@@ -23,8 +21,7 @@ thread_local! {
 }
 
 pub(crate) struct Arena {
-    start: NonNull<u8>,
-    len_bytes: usize,
+    pages: Pages,
     /// A set bit is a block on loan.
     used: RefCell<Vec<u64>>,
     free_blocks: Cell<usize>,
@@ -42,22 +39,14 @@ impl Arena {
     pub(crate) fn new(len_bytes: usize) -> io::Result<Rc<Self>> {
         let word_count = len_bytes / (WORD_BLOCKS * BLOCK_BYTES);
         let block_count = word_count * WORD_BLOCKS;
-        let Some(mapped_bytes) = NonZeroUsize::new(block_count * BLOCK_BYTES) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let (protection, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
-        // SAFETY: a new private mapping where the kernel likes it replaces nothing.
-        let start = unsafe { mmap_anonymous(None, mapped_bytes, protection, flags)? };
-        let arena = Self {
-            start: start.cast(),
-            len_bytes: mapped_bytes.get(),
+        let pages = Pages::new(block_count * BLOCK_BYTES)?;
+        // After a fork the ring would go on with the original of a page, and we with a copy.
+        pages.hide_from_forks()?;
+        Ok(Rc::new(Self {
+            pages,
             used: RefCell::new(vec![0; word_count]),
             free_blocks: Cell::new(block_count),
-        };
-        // A fork would make a page of ours a copy at the next write, and leave the ring with the original.
-        // SAFETY: the advice changes nothing in this process.
-        unsafe { madvise(start, arena.len_bytes, MmapAdvise::MADV_DONTFORK)? };
-        Ok(Rc::new(arena))
+        }))
     }
 
     /// The arena that serves this thread, if it is alive.
@@ -72,17 +61,17 @@ impl Arena {
     }
 
     pub(crate) fn start(&self) -> *mut u8 {
-        self.start.as_ptr()
+        self.pages.start().as_ptr()
     }
 
     pub(crate) fn len_bytes(&self) -> usize {
-        self.len_bytes
+        self.pages.len_bytes()
     }
 
     /// Whether all of `len_bytes` from `start` on is in the arena.
     pub(crate) fn contains(&self, start: *const u8, len_bytes: usize) -> bool {
-        let offset = start.addr().wrapping_sub(self.start.as_ptr().addr());
-        offset < self.len_bytes && len_bytes <= self.len_bytes - offset
+        let offset = start.addr().wrapping_sub(self.start().addr());
+        offset < self.len_bytes() && len_bytes <= self.len_bytes() - offset
     }
 
     /// Blocks, if there are so many side by side, with whatever they hold. `len_bytes` is a positive multiple of [`BLOCK_BYTES`].
@@ -102,13 +91,13 @@ impl Arena {
         // SAFETY: there are `block_count` blocks from this one on in the mapping, since the map of used blocks has a bit for
         // each block; they were free, so nobody else touches them, and the mapping was zero when it was made: they are
         // initialised.
-        let start = unsafe { self.start.add((word * WORD_BLOCKS + bit) * BLOCK_BYTES) };
+        let start = unsafe { self.pages.start().add((word * WORD_BLOCKS + bit) * BLOCK_BYTES) };
         Some((start, loan))
     }
 }
 
 /// The lowest bit at which `count` set bits begin. `count` is 1 to 64.
-fn first_run(mut bits: u64, count: usize) -> Option<usize> {
+pub(super) fn first_run(mut bits: u64, count: usize) -> Option<usize> {
     // After each step a set bit stands for a run of `length` from there on.
     let mut length = 1;
     while length < count && bits != 0 {
@@ -123,15 +112,6 @@ impl Drop for Loan {
     fn drop(&mut self) {
         self.arena.used.borrow_mut()[self.word] &= !self.mask;
         self.arena.free_blocks.update(|free| free + self.mask.count_ones() as usize);
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: this is what `mmap_anonymous` returned. No loan is left, since each holds the arena, and no ring that is
-        // told addresses in it, since that holds it too.
-        let unmapped = unsafe { munmap(self.start.cast(), self.len_bytes) };
-        debug_assert!(unmapped.is_ok());
     }
 }
 

@@ -10,6 +10,7 @@
 
 pub(crate) mod arena;
 mod heap;
+mod pages;
 
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;

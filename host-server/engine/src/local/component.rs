@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, posix_fallocate};
 use nix::sys::stat::{major, minor};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::fstatvfs;
 
 use crate::buffer::BLOCK_BYTES;
@@ -20,6 +21,18 @@ pub(super) struct Component {
     pub(super) file: File,
     pub(super) name: String,
     pub(super) len_bytes: u64,
+    /// A write can ask by itself to be on stable media when it is answered; elsewhere a flush follows it.
+    pub(super) keeps_durable_writes: bool,
+}
+
+/// Whether the kernel keeps what `RWF_DSYNC` promises, as it does for block devices and for these file systems. Others may take the flag and do
+/// nothing about it: FUSE passes it on to a server, which need not look at it.
+fn keeps_durable_writes(file: &File) -> io::Result<bool> {
+    if file.metadata()?.file_type().is_block_device() {
+        return Ok(true);
+    }
+    let found = fstatfs(file)?.filesystem_type();
+    Ok([EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC].contains(&found))
 }
 
 const OPEN: &str = "open component";
@@ -76,7 +89,8 @@ pub(super) fn open(path: &Path, write: bool) -> Result<Component, EngineError> {
     // Works on block devices too, whose metadata has no length.
     let len_bytes = file.seek(SeekFrom::End(0)).map_err(|error| from_io(OPEN, path, &error))?;
     let len_bytes = len_bytes - len_bytes % BLOCK_BYTES as u64;
-    Ok(Component { file, name: path.to_string_lossy().into_owned(), len_bytes })
+    let keeps_durable_writes = keeps_durable_writes(&file).map_err(|error| from_io(OPEN, path, &error))?;
+    Ok(Component { file, name: path.to_string_lossy().into_owned(), len_bytes, keeps_durable_writes })
 }
 
 /// Creates a component file, or takes over a block device.
@@ -104,7 +118,8 @@ pub(super) fn create(path: &Path, len_bytes: u64) -> Result<Component, EngineErr
         let _ = std::fs::remove_file(path);
         return Err(error);
     }
-    Ok(Component { file, name: place.into_owned(), len_bytes })
+    let keeps_durable_writes = keeps_durable_writes(&file).map_err(|error| from_io(CREATE, path, &error))?;
+    Ok(Component { file, name: place.into_owned(), len_bytes, keeps_durable_writes })
 }
 
 /// Makes a component file longer; a block device must be long enough already.

@@ -28,6 +28,16 @@ pub(super) enum Request {
     Flush { done: Option<Completer<()>> },
 }
 
+impl Request {
+    fn note_error(&self, counters: &mut DeviceCounters) {
+        match self {
+            Request::Read { .. } => counters.read_errors += 1,
+            Request::Write { .. } => counters.write_errors += 1,
+            Request::Flush { .. } => counters.flush_errors += 1,
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Read,
@@ -52,6 +62,8 @@ pub(super) struct Operation {
     len_bytes: usize,
     moved_bytes: usize,
     parts: Vec<libc::iovec>,
+    /// A durable write is on its device, and the flush that makes it durable there is under way.
+    flushing: bool,
     given_up: bool,
 }
 
@@ -63,7 +75,16 @@ impl Operation {
         request: Request,
         len_bytes: usize,
     ) -> Self {
-        Self { component, counters, request, len_bytes, moved_bytes: 0, parts: Vec::new(), given_up: false }
+        Self {
+            component,
+            counters,
+            request,
+            len_bytes,
+            moved_bytes: 0,
+            parts: Vec::new(),
+            flushing: false,
+            given_up: false,
+        }
     }
 
     /// What is to be moved next.
@@ -77,9 +98,11 @@ impl Operation {
                 self.parts.push(libc::iovec { iov_base: start.cast(), iov_len: len });
                 (Kind::Read, *offset_bytes)
             }
+            Request::Write { .. } if self.flushing => (Kind::Flush, 0),
             Request::Write { offset_bytes, data, durably, .. } => {
                 gather(&mut self.parts, data, self.moved_bytes);
-                (if *durably { Kind::DurableWrite } else { Kind::Write }, *offset_bytes)
+                let durably = *durably && self.component.keeps_durable_writes;
+                (if durably { Kind::DurableWrite } else { Kind::Write }, *offset_bytes)
             }
         };
         Transfer {
@@ -97,11 +120,12 @@ impl Operation {
                 None
             }
             Err(error) => Some(Err(error)),
-            Ok(_) if matches!(self.request, Request::Flush { .. }) => Some(Ok(())),
+            Ok(_) if matches!(self.request, Request::Flush { .. }) || self.flushing => Some(Ok(())),
             Ok(moved) => {
                 self.moved_bytes += moved;
                 if self.moved_bytes >= self.len_bytes {
-                    return Some(Ok(()));
+                    self.flushing = self.needs_flush();
+                    return if self.flushing { None } else { Some(Ok(())) };
                 }
                 // Begin again at a whole block, as O_DIRECT demands.
                 let partial_bytes = self.moved_bytes % BLOCK_BYTES;
@@ -113,6 +137,11 @@ impl Operation {
                 None
             }
         }
+    }
+
+    /// Whether what was written is durable only after a flush.
+    fn needs_flush(&self) -> bool {
+        matches!(self.request, Request::Write { durably: true, .. }) && !self.component.keeps_durable_writes
     }
 
     fn describe(&self) -> String {
@@ -141,7 +170,7 @@ impl Operation {
         let result =
             result.map_err(|error| EngineError::from_io(self.describe(), &self.component.name, &error));
         self.count(|counters| match (&result, &self.request) {
-            (Err(_), _) => counters.errors += 1,
+            (Err(_), request) => request.note_error(counters),
             (Ok(()), Request::Read { .. }) => {
                 counters.reads += 1;
                 counters.read_bytes += len_bytes;
@@ -168,7 +197,10 @@ impl Operation {
     /// Fails the request towards its caller. The memory stays: the kernel may yet use it.
     fn give_up(&mut self) {
         self.given_up = true;
-        self.count(|counters| counters.errors += 1);
+        self.count(|counters| {
+            counters.timeouts += 1;
+            self.request.note_error(counters);
+        });
         let error = EngineError::new(ErrorKind::Failed, self.describe(), &self.component.name, "timed out");
         match &mut self.request {
             Request::Read { done, .. } => fail(done.take(), error),
@@ -290,17 +322,24 @@ mod tests {
     use std::rc::Rc;
     use std::time::Instant;
 
-    use super::{BLOCK_BYTES, Component, ErrorKind, Operation, PARTS_MAX, Request, Slice, Table};
+    use super::{BLOCK_BYTES, Component, ErrorKind, Kind, Operation, PARTS_MAX, Request, Slice, Table};
     use crate::completion::completion;
 
     const BLOCK: u64 = BLOCK_BYTES as u64;
 
-    fn write(data: Vec<Slice>) -> (Operation, crate::completion::Completion<()>) {
+    type Written = crate::completion::Completion<()>;
+
+    fn write(data: Vec<Slice>) -> (Operation, Written) {
+        write_to(data, false, false)
+    }
+
+    fn write_to(data: Vec<Slice>, durably: bool, keeps_durable_writes: bool) -> (Operation, Written) {
         let file = std::fs::File::open("/dev/null").unwrap();
-        let component = Rc::new(Component { file, name: "null".into(), len_bytes: 1 << 30 });
+        let name = "null".into();
+        let component = Rc::new(Component { file, name, len_bytes: 1 << 30, keeps_durable_writes });
         let len_bytes = data.iter().map(|slice| slice.len()).sum();
         let (done, completion) = completion();
-        let request = Request::Write { offset_bytes: 8 * BLOCK, data, durably: false, done: Some(done) };
+        let request = Request::Write { offset_bytes: 8 * BLOCK, data, durably, done: Some(done) };
         (Operation::new(component, Rc::default(), request, len_bytes), completion)
     }
 
@@ -326,6 +365,39 @@ mod tests {
         assert_eq!(shape(table.get_mut(index).unwrap()), (9 * BLOCK, vec![BLOCK_BYTES; 2]));
         assert!(!table.advance(index, Ok(2 * BLOCK_BYTES)));
         assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_durable_write_asks_for_it_where_that_is_kept_and_is_flushed_elsewhere() {
+        let kind = |table: &mut Table| table.get_mut(0).unwrap().transfer().kind;
+        for (keeps, first) in [(true, Kind::DurableWrite), (false, Kind::Write)] {
+            let mut table = Table::default();
+            let (operation, completion) = write_to(apart(2), true, keeps);
+            assert_eq!(table.insert(operation, None), 0);
+            assert!(kind(&mut table) == first);
+            assert!(table.advance(0, Ok(BLOCK_BYTES)));
+            assert!(kind(&mut table) == first, "the rest as what went before");
+            let mut completion = std::pin::pin!(completion);
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            if !keeps {
+                assert!(table.advance(0, Ok(BLOCK_BYTES)));
+                assert!(completion.as_mut().poll(&mut context).is_pending(), "not durable yet");
+                assert!(kind(&mut table) == Kind::Flush);
+            }
+            assert!(!table.advance(0, Ok(if keeps { BLOCK_BYTES } else { 0 })));
+            assert!(completion.poll(&mut context).is_ready());
+        }
+    }
+
+    #[test]
+    fn a_durable_write_whose_flush_fails_has_failed() {
+        let mut table = Table::default();
+        let (operation, completion) = write_to(apart(1), true, false);
+        let index = table.insert(operation, None);
+        assert!(table.advance(index, Ok(BLOCK_BYTES)));
+        assert!(!table.advance(index, Err(io::Error::from_raw_os_error(libc::EIO))));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(matches!(std::pin::pin!(completion).poll(&mut context), std::task::Poll::Ready(Err(_))));
     }
 
     #[test]

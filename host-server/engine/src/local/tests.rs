@@ -18,7 +18,8 @@ const ARENA_BYTES: usize = 256 << 10;
 /// A "device" that answers a read only when somebody writes to the other end.
 fn hanging() -> (Rc<Component>, File) {
     let (reader, writer) = nix::unistd::pipe().unwrap();
-    let component = Component { file: File::from(reader), name: "pipe".into(), len_bytes: 1 << 20 };
+    let (file, name) = (File::from(reader), "pipe".into());
+    let component = Component { file, name, len_bytes: 1 << 20, keeps_durable_writes: true };
     (Rc::new(component), File::from(writer))
 }
 

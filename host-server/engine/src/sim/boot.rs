@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::RunOutcome;
 use super::disk::Disk;
+use super::engine::Lock;
 use super::fault::WriteFate;
 use super::random::Random;
 use crate::buffer::{Buffer, Slice};
@@ -33,6 +34,8 @@ pub(super) struct InFlight {
     pub(super) disk: Rc<RefCell<Disk>>,
     pub(super) name: Rc<str>,
     pub(super) counters: Rc<Cell<DeviceCounters>>,
+    /// Nobody else opens the device while a request is on its way, whoever made it.
+    pub(super) _lock: Rc<Lock>,
     pub(super) request: Request,
 }
 
@@ -215,7 +218,14 @@ impl Boot {
     fn time_out(&self, serial: u64) {
         let mut queue = self.queue.borrow_mut();
         let Some((in_flight, _)) = queue.in_flight.get_mut(&serial) else { return };
-        count(&in_flight.counters, |counters| counters.errors += 1);
+        count(&in_flight.counters, |counters| {
+            counters.timeouts += 1;
+            match in_flight.request {
+                Request::Read { .. } => counters.read_errors += 1,
+                Request::Write { .. } => counters.write_errors += 1,
+                Request::Flush { .. } => counters.flush_errors += 1,
+            }
+        });
         let error =
             |operation: &str| EngineError::new(ErrorKind::Failed, operation, &*in_flight.name, "timed out");
         // The request stays: the device may yet carry it out.
@@ -240,9 +250,9 @@ impl Boot {
             }
             in_flight
         };
-        let InFlight { disk, name, counters, request } = in_flight;
-        let failed = |operation: String, disk: &Disk| {
-            count(&counters, |counters| counters.errors += 1);
+        let InFlight { disk, name, counters, request, _lock } = in_flight;
+        let failed = |operation: String, disk: &Disk, note: fn(&mut DeviceCounters)| {
+            count(&counters, note);
             let found = if disk.faults.vanished() { "the device is gone" } else { "input/output error" };
             EngineError::new(ErrorKind::Failed, operation, &*name, found)
         };
@@ -250,7 +260,8 @@ impl Boot {
             Request::Read { offset_bytes, mut buffer, done } => {
                 let disk = disk.borrow();
                 let result = if disk.faults.read_fails(offset_bytes, buffer.len()) {
-                    Err(failed(format!("read {} bytes at offset {offset_bytes} of", buffer.len()), &disk))
+                    let operation = format!("read {} bytes at offset {offset_bytes} of", buffer.len());
+                    Err(failed(operation, &disk, |counters| counters.read_errors += 1))
                 } else {
                     disk.read(offset_bytes, &mut buffer);
                     count(&counters, |counters| {
@@ -275,7 +286,8 @@ impl Boot {
                         if !disk.faults.vanished() {
                             disk.remember_torn(&mut self.random.borrow_mut(), offset_bytes, &bytes);
                         }
-                        Err(failed(format!("write {len_bytes} bytes at offset {offset_bytes} of"), &disk))
+                        let operation = format!("write {len_bytes} bytes at offset {offset_bytes} of");
+                        Err(failed(operation, &disk, |counters| counters.write_errors += 1))
                     }
                     fate => {
                         match fate {
@@ -289,10 +301,11 @@ impl Boot {
                         let flush_fails = durably && disk.faults.take_flush_error();
                         if flush_fails {
                             disk.fail_newest(&mut self.random.borrow_mut());
-                            Err(failed(format!("write {len_bytes} bytes at offset {offset_bytes} of"), &disk))
+                            let operation = format!("write {len_bytes} bytes at offset {offset_bytes} of");
+                            Err(failed(operation, &disk, |counters| counters.write_errors += 1))
                         } else {
                             // A device that loses or misplaces writes owns up to nothing when asked for durable ones.
-                            if durably && !matches!(fate, WriteFate::Lost) {
+                            if durably && !matches!(fate, WriteFate::Lost) && !disk.faults.ignores_flushes() {
                                 disk.flush_newest();
                             }
                             count(&counters, |counters| {
@@ -311,9 +324,11 @@ impl Boot {
                 let mut disk = disk.borrow_mut();
                 let result = if disk.faults.take_flush_error() {
                     disk.fail_flush(mark, &mut self.random.borrow_mut());
-                    Err(failed("flush".into(), &disk))
+                    Err(failed("flush".into(), &disk, |counters| counters.flush_errors += 1))
                 } else {
-                    disk.flush(mark);
+                    if !disk.faults.ignores_flushes() {
+                        disk.flush(mark);
+                    }
                     count(&counters, |counters| counters.flushes += 1);
                     Ok(())
                 };

@@ -29,8 +29,8 @@ pub(super) struct SimEngine {
     locks: Locks,
 }
 
-/// A lock that goes with the device handle.
-struct Lock {
+/// A lock that goes with the device handle and the last of its requests.
+pub(super) struct Lock {
     locks: Locks,
     path: Rc<str>,
     write: bool,
@@ -53,7 +53,7 @@ struct SimDevice {
     len_bytes: u64,
     writable: bool,
     counters: Rc<Cell<DeviceCounters>>,
-    _lock: Lock,
+    lock: Rc<Lock>,
 }
 
 impl SimEngine {
@@ -81,7 +81,7 @@ impl SimEngine {
             return Err(EngineError::new(ErrorKind::Busy, "open component", &*name, found));
         }
         locks.push((Rc::clone(&name), write));
-        let lock = Lock { locks: Rc::clone(&self.locks), path: Rc::clone(&name), write };
+        let lock = Rc::new(Lock { locks: Rc::clone(&self.locks), path: Rc::clone(&name), write });
         let len_bytes = disk.borrow().len_bytes;
         Ok(Rc::new(SimDevice {
             boot: Rc::clone(&self.boot),
@@ -90,7 +90,7 @@ impl SimEngine {
             len_bytes,
             writable: write,
             counters: Rc::default(),
-            _lock: lock,
+            lock,
         }))
     }
 }
@@ -195,6 +195,7 @@ impl SimDevice {
             disk: Rc::clone(&self.disk),
             name: Rc::clone(&self.name),
             counters: Rc::clone(&self.counters),
+            _lock: Rc::clone(&self.lock),
             request,
         });
     }

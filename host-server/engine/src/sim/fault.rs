@@ -16,6 +16,8 @@ pub enum Fault {
     /// The next flush fails. Of the writes it covers, some are durable and the others never will be, although reads
     /// show them and later flushes succeed.
     NextFlushError,
+    /// Flushes and durable writes are acknowledged, and make nothing durable.
+    IgnoreFlushes,
     /// The next write that touches the range is acknowledged and dropped.
     LoseNextWrite(Range<u64>),
     /// The next write that touches `from` is acknowledged and lands at `to_bytes` instead (cut at the end of the device).
@@ -90,6 +92,10 @@ impl Faults {
             Fault::MisdirectNextWrite { to_bytes, .. } => WriteFate::Misdirected(to_bytes),
             _ => WriteFate::Failed,
         }
+    }
+
+    pub(super) fn ignores_flushes(&self) -> bool {
+        self.0.contains(&Fault::IgnoreFlushes)
     }
 
     pub(super) fn take_flush_error(&mut self) -> bool {

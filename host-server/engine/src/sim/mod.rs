@@ -3,7 +3,8 @@
 //! # Fault model
 //! **Requests.** Every request takes a seeded time, sometimes a very long one, so requests in flight together complete in
 //! any order. A write takes effect at its completion, a read sees the device as it is at its own. A request that is not
-//! answered within the request timeout fails with "timed out", and the device may still carry it out later.
+//! answered within the request timeout fails with "timed out", and the device may still carry it out later; until it has, nobody
+//! else opens the device, even if the caller has gone.
 //!
 //! **Durability.** A completed write is visible and not durable. A flush makes durable the writes that had completed when it
 //! was *submitted*. A failed flush makes some of them durable and dooms the others: reads show them, later flushes succeed, and
@@ -22,8 +23,8 @@
 //! writes to memory files until then is kept, as if the crash had come that much later.
 //!
 //! **Faults by order of the test**: see [`Fault`], and [`Controls`] for silent changes to stored bytes. What is *not* modelled:
-//! sectors that change by themselves, reads that return other bytes than are stored (change the bytes instead), devices that
-//! lie about flushes (use [`Fault::LoseNextWrite`]), and a clock that drifts.
+//! sectors that change by themselves, reads that return other bytes than are stored (change the bytes instead), and a clock that
+//! drifts.
 //!
 //! # Determinism
 //! The same seed and the same program give the same run, to the last completion. The clock advances only when no task is

@@ -3,9 +3,10 @@
 use std::rc::Rc;
 
 use ringfort_filesystem::errno::Errno;
-use ringfort_filesystem::operation::{FileKind, NewNode, NodeId, Operation, Reply, SetXattrMode};
+use ringfort_filesystem::operation::{FileKind, NewNode, NodeId, Operation, SetXattrMode};
 use ringfort_store::model::ModelSettings;
 
+use crate::reference_acl::{GROUP, List, MASK, NAMED_GROUP, NOBODY, OTHERS, OWNER, USER};
 use crate::world::{Guest, make, name, open, run};
 
 async fn guest() -> Guest {
@@ -15,23 +16,9 @@ async fn guest() -> Guest {
 const ACCESS: &[u8] = b"system.posix_acl_access";
 const DEFAULT: &[u8] = b"system.posix_acl_default";
 
-const OWNER: u16 = 1;
-const USER: u16 = 2;
-const GROUP: u16 = 4;
-const NAMED_GROUP: u16 = 8;
-const MASK: u16 = 16;
-const OTHERS: u16 = 32;
-const NOBODY: u32 = u32::MAX;
-
 /// The value that Linux gives a list.
 fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
-    let mut value = vec![2, 0, 0, 0];
-    for (tag, permissions, id) in entries {
-        value.extend_from_slice(&tag.to_le_bytes());
-        value.extend_from_slice(&permissions.to_le_bytes());
-        value.extend_from_slice(&id.to_le_bytes());
-    }
-    value
+    List(entries.to_vec()).value()
 }
 
 /// Owner, a user who is named, group, mask and others.
@@ -66,19 +53,6 @@ impl Guest {
         self.done(Operation::SetXattr { node, name: xattr.to_vec(), value, mode, clear_set_gid }).await
     }
 
-    async fn acl(&self, path: &str, xattr: &[u8]) -> Result<Vec<u8>, Errno> {
-        let node = self.resolve(path).await?;
-        match self.execute(Operation::GetXattr { node, name: xattr.to_vec() }).await? {
-            Reply::Value(value) => Ok(value),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn remove_acl(&self, path: &str, xattr: &[u8]) -> Result<(), Errno> {
-        let node = self.resolve(path).await?;
-        self.done(Operation::RemoveXattr { node, name: xattr.to_vec() }).await
-    }
-
     async fn permissions(&self, path: &str) -> u16 {
         self.stat(path).await.unwrap().permissions
     }
@@ -99,20 +73,20 @@ fn an_access_list_and_the_mode_follow_each_other() {
         let guest = guest().await;
         guest.put("/f", b"").await.unwrap();
         guest.chmod("/f", 0o2644).await.unwrap();
-        assert_eq!(guest.acl("/f", ACCESS).await, Err(Errno::ENODATA));
+        assert_eq!(guest.xattr("/f", ACCESS).await, Err(Errno::ENODATA));
         guest.set_acl("/f", ACCESS, with_user(7, 10, 6, 4, 6, 1)).await.unwrap();
         assert_eq!(guest.permissions("/f").await, 0o2761);
         let stat = guest.chmod("/f", 0o640).await.unwrap();
         assert_eq!(stat.permissions, 0o640);
-        assert_eq!(guest.acl("/f", ACCESS).await, Ok(with_user(6, 10, 6, 4, 4, 0)));
+        assert_eq!(guest.xattr("/f", ACCESS).await, Ok(with_user(6, 10, 6, 4, 4, 0)));
         // A list that the mode says as well is not kept.
         guest.set_acl("/f", ACCESS, minimal(7, 5, 5)).await.unwrap();
         assert_eq!(guest.permissions("/f").await, 0o755);
-        assert_eq!(guest.acl("/f", ACCESS).await, Err(Errno::ENODATA));
+        assert_eq!(guest.xattr("/f", ACCESS).await, Err(Errno::ENODATA));
         guest.set_acl("/f", ACCESS, with_user(7, 10, 6, 4, 6, 1)).await.unwrap();
-        guest.remove_acl("/f", ACCESS).await.unwrap();
+        guest.remove_xattr("/f", ACCESS).await.unwrap();
         assert_eq!(guest.permissions("/f").await, 0o761, "the mask stays the group's bits");
-        guest.remove_acl("/f", ACCESS).await.unwrap();
+        guest.remove_xattr("/f", ACCESS).await.unwrap();
         guest.check().await;
     });
 }
@@ -138,16 +112,16 @@ fn lists_belong_to_owners_and_default_lists_to_directories() {
         let list = with_user(7, 10, 6, 4, 6, 1);
         assert_eq!(guest.set_acl("/l", ACCESS, list.clone()).await, Err(Errno::EOPNOTSUPP));
         assert_eq!(guest.set_acl("/f", DEFAULT, list.clone()).await, Err(Errno::EACCES));
-        assert_eq!(guest.remove_acl("/f", DEFAULT).await, Ok(()));
+        assert_eq!(guest.remove_xattr("/f", DEFAULT).await, Ok(()));
         assert_eq!(guest.user(5, 5).set_acl("/d", ACCESS, list.clone()).await, Err(Errno::EPERM));
         assert_eq!(guest.set_acl("/d", ACCESS, b"jun".to_vec()).await, Err(Errno::EINVAL));
         guest.set_acl("/d", DEFAULT, list.clone()).await.unwrap();
         assert_eq!(guest.permissions("/d").await, 0o755, "a default list is not the directory's own");
         let anew = Guest::new(&open(Rc::clone(guest.fs.volume())).await);
-        assert_eq!(anew.acl("/d", DEFAULT).await, Ok(list));
+        assert_eq!(anew.xattr("/d", DEFAULT).await, Ok(list));
         let guest = anew;
-        guest.remove_acl("/d", DEFAULT).await.unwrap();
-        assert_eq!(guest.acl("/d", DEFAULT).await, Err(Errno::ENODATA));
+        guest.remove_xattr("/d", DEFAULT).await.unwrap();
+        assert_eq!(guest.xattr("/d", DEFAULT).await, Err(Errno::ENODATA));
         guest.check().await;
     });
 }
@@ -165,14 +139,14 @@ fn what_is_made_in_a_directory_gets_its_default_list_in_place_of_the_umask() {
         let new = new_node(directory, "file", 0o666, 0o077);
         guest.execute(Operation::MakeNode { new, kind: FileKind::Regular, device: 0 }).await.unwrap();
         assert_eq!(guest.permissions("/d/file").await, 0o664);
-        assert_eq!(guest.acl("/d/file", ACCESS).await, Ok(with_user(6, 10, 6, 4, 6, 4)));
-        assert_eq!(guest.acl("/d/file", DEFAULT).await, Err(Errno::ENODATA));
+        assert_eq!(guest.xattr("/d/file", ACCESS).await, Ok(with_user(6, 10, 6, 4, 6, 4)));
+        assert_eq!(guest.xattr("/d/file", DEFAULT).await, Err(Errno::ENODATA));
 
         let new = new_node(directory, "directory", 0o750, 0o077);
         guest.execute(Operation::MakeDirectory { new }).await.unwrap();
         assert_eq!(guest.permissions("/d/directory").await, 0o740);
-        assert_eq!(guest.acl("/d/directory", ACCESS).await, Ok(with_user(7, 10, 6, 4, 4, 0)));
-        assert_eq!(guest.acl("/d/directory", DEFAULT).await, Ok(with_user(7, 10, 6, 4, 6, 4)));
+        assert_eq!(guest.xattr("/d/directory", ACCESS).await, Ok(with_user(7, 10, 6, 4, 4, 0)));
+        assert_eq!(guest.xattr("/d/directory", DEFAULT).await, Ok(with_user(7, 10, 6, 4, 6, 4)));
 
         guest.symlink("/d/link", b"file").await.unwrap();
         assert_eq!(guest.permissions("/d/link").await, 0o777);
@@ -183,7 +157,7 @@ fn what_is_made_in_a_directory_gets_its_default_list_in_place_of_the_umask() {
         let new = new_node(directory, "plain", 0o666, 0o077);
         guest.execute(Operation::MakeNode { new, kind: FileKind::Regular, device: 0 }).await.unwrap();
         assert_eq!(guest.permissions("/d/plain").await, 0o640);
-        assert_eq!(guest.acl("/d/plain", ACCESS).await, Err(Errno::ENODATA));
+        assert_eq!(guest.xattr("/d/plain", ACCESS).await, Err(Errno::ENODATA));
         guest.check().await;
     });
 }

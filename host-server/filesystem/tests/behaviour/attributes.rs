@@ -181,37 +181,6 @@ fn sizes_can_be_set_only_on_files() {
     });
 }
 
-impl Guest {
-    async fn set(&self, path: &str, name: &[u8], value: &[u8], mode: SetXattrMode) -> Result<(), Errno> {
-        let node = self.resolve(path).await?;
-        self.done(Operation::SetXattr {
-            node,
-            name: name.to_vec(),
-            value: value.to_vec(),
-            mode,
-            clear_set_gid: false,
-        })
-        .await
-    }
-
-    async fn value(&self, operation: Operation) -> Result<Vec<u8>, Errno> {
-        match self.execute(operation).await? {
-            Reply::Value(value) => Ok(value),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn xattr(&self, path: &str, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        let node = self.resolve(path).await?;
-        self.value(Operation::GetXattr { node, name: name.to_vec() }).await
-    }
-
-    async fn xattrs(&self, path: &str) -> Result<Vec<u8>, Errno> {
-        let node = self.resolve(path).await?;
-        self.value(Operation::ListXattr { node }).await
-    }
-}
-
 #[test]
 fn extended_attributes_come_and_go() {
     run(async {
@@ -219,11 +188,11 @@ fn extended_attributes_come_and_go() {
         let guest = guest().await;
         guest.put("/f", b"").await.unwrap();
         assert_eq!(guest.xattr("/f", b"user.a").await, Err(Errno::ENODATA));
-        assert_eq!(guest.set("/f", b"user.a", b"1", Replace).await, Err(Errno::ENODATA));
-        guest.set("/f", b"user.a", b"1", Create).await.unwrap();
-        assert_eq!(guest.set("/f", b"user.a", b"2", Create).await, Err(Errno::EEXIST));
-        guest.set("/f", b"user.a", b"22", Replace).await.unwrap();
-        guest.set("/f", b"trusted.b", b"", Any).await.unwrap();
+        assert_eq!(guest.set_xattr("/f", b"user.a", b"1", Replace).await, Err(Errno::ENODATA));
+        guest.set_xattr("/f", b"user.a", b"1", Create).await.unwrap();
+        assert_eq!(guest.set_xattr("/f", b"user.a", b"2", Create).await, Err(Errno::EEXIST));
+        guest.set_xattr("/f", b"user.a", b"22", Replace).await.unwrap();
+        guest.set_xattr("/f", b"trusted.b", b"", Any).await.unwrap();
         assert_eq!(guest.xattr("/f", b"user.a").await.unwrap(), b"22");
         let names = guest.xattrs("/f").await.unwrap();
         let mut names: Vec<_> = names.split_inclusive(|&byte| byte == 0).collect();
@@ -248,21 +217,21 @@ fn extended_attributes_have_their_limits() {
         guest.put("/f", b"").await.unwrap();
         guest.symlink("/l", b"f").await.unwrap();
         let long = [&b"user."[..], &[b'x'; 251]].concat();
-        assert_eq!(guest.set("/f", &long, b"", Any).await, Err(Errno::ERANGE));
-        guest.set("/f", &long[..255], b"", Any).await.unwrap();
-        assert_eq!(guest.set("/f", b"user.", b"", Any).await, Err(Errno::EINVAL));
-        assert_eq!(guest.set("/f", b"system.anything", b"", Any).await, Err(Errno::EOPNOTSUPP));
-        assert_eq!(guest.set("/f", b"nothing", b"", Any).await, Err(Errno::EOPNOTSUPP));
-        assert_eq!(guest.set("/l", b"user.a", b"", Any).await, Err(Errno::EPERM));
-        assert_eq!(guest.set("/f", b"user.big", &[1; 70_000], Any).await, Err(Errno::E2BIG));
-        assert_eq!(guest.set("/f", b"user.big", &[1; 6200], Any).await, Err(Errno::ENOSPC));
-        guest.set("/f", b"user.big", &[1; 6000], Any).await.unwrap();
+        assert_eq!(guest.set_xattr("/f", &long, b"", Any).await, Err(Errno::ERANGE));
+        guest.set_xattr("/f", &long[..255], b"", Any).await.unwrap();
+        assert_eq!(guest.set_xattr("/f", b"user.", b"", Any).await, Err(Errno::EINVAL));
+        assert_eq!(guest.set_xattr("/f", b"system.anything", b"", Any).await, Err(Errno::EOPNOTSUPP));
+        assert_eq!(guest.set_xattr("/f", b"nothing", b"", Any).await, Err(Errno::EOPNOTSUPP));
+        assert_eq!(guest.set_xattr("/l", b"user.a", b"", Any).await, Err(Errno::EPERM));
+        assert_eq!(guest.set_xattr("/f", b"user.big", &[1; 70_000], Any).await, Err(Errno::E2BIG));
+        assert_eq!(guest.set_xattr("/f", b"user.big", &[1; 6200], Any).await, Err(Errno::ENOSPC));
+        guest.set_xattr("/f", b"user.big", &[1; 6000], Any).await.unwrap();
         assert_eq!(guest.xattr("/f", b"user.big").await.unwrap(), [1; 6000]);
-        assert_eq!(guest.user(5, 5).set("/f", b"trusted.x", b"", Any).await, Err(Errno::EPERM));
-        assert_eq!(guest.user(5, 5).set("/f", b"user.x", b"", Any).await, Err(Errno::EACCES));
+        assert_eq!(guest.user(5, 5).set_xattr("/f", b"trusted.x", b"", Any).await, Err(Errno::EPERM));
+        assert_eq!(guest.user(5, 5).set_xattr("/f", b"user.x", b"", Any).await, Err(Errno::EACCES));
         for number in 0..300 {
             let name = format!("user.{number}");
-            match guest.set("/f", name.as_bytes(), b"v", Any).await {
+            match guest.set_xattr("/f", name.as_bytes(), b"v", Any).await {
                 Ok(()) => assert!(number < 256),
                 Err(errno) => assert!(errno == Errno::ENOSPC && number > 200),
             }
@@ -278,7 +247,7 @@ fn capabilities_of_a_program_do_not_outlive_its_contents() {
         let change = SetAttributes { clear_set_id: true, size_bytes: Some(1), ..Default::default() };
         guest.put("/f", b"program").await.unwrap();
         for round in 0..6 {
-            guest.set("/f", capability, b"caps", SetXattrMode::Any).await.unwrap();
+            guest.set_xattr("/f", capability, b"caps", SetXattrMode::Any).await.unwrap();
             match round {
                 0 => drop(guest.change("/f", change.clone()).await.unwrap()),
                 1 => drop(guest.chown("/f", Some(3), None).await.unwrap()),

@@ -1,5 +1,6 @@
 //! Power loss, and failures of the store below.
 
+use std::future::Future;
 use std::rc::Rc;
 
 use ringfort_filesystem::check;
@@ -8,6 +9,7 @@ use ringfort_filesystem::operation::*;
 use ringfort_store::error::ErrorKind;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::model::{ModelSettings, ModelVolume};
+use ringfort_store::volume::Volume;
 
 use crate::model::Random;
 use crate::world::{Guest, make, open, pattern, run};
@@ -214,6 +216,90 @@ fn a_full_volume_says_so_and_can_be_emptied() {
         guest.unlink("/f").await.unwrap();
         assert_eq!(check(&**guest.fs.volume()).await.unwrap().data_blocks, 0);
     });
+}
+
+/// Inodes in all, and those that can still be made.
+async fn inode_counts<V: Volume>(guest: &Guest<V>) -> (u64, u64) {
+    match guest.execute(Operation::StatFs).await.unwrap() {
+        Reply::Statistics(statistics) => (statistics.total_inodes, statistics.free_inodes),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn free_inodes_are_those_that_can_still_be_made() {
+    run(async {
+        let settings = ModelSettings { entries_max: 500, reserve_entries: 20, ..Default::default() };
+        let guest = Guest::new(&make(settings).await);
+        let (total, promised) = inode_counts(&guest).await;
+        assert_eq!(total, promised + 1, "the root is one");
+        let mut made = 0;
+        while guest.put(&format!("/{made}"), b"").await.is_ok() {
+            made += 1;
+            let (total, free) = inode_counts(&guest).await;
+            assert_eq!(total - free, made + 1);
+        }
+        // Making takes room for a list and a name that is gone before it is used.
+        assert!((promised - 3..=promised).contains(&made), "{made} made of {promised}");
+        guest.unlink("/7").await.unwrap();
+        let (total, free) = inode_counts(&guest).await;
+        assert_eq!(total - free, made);
+    });
+}
+
+#[test]
+fn what_a_failure_keeps_from_coming_back_is_seen_and_tried_again() {
+    run(async {
+        let mut failures = 0;
+        for calls in (0..60).step_by(2) {
+            let guest = Guest::new(&make(ModelSettings::default()).await);
+            let handle = guest.create("/f").await.unwrap();
+            for number in 0..12 {
+                guest.write_at(handle, number << 20, &pattern(1, 1 << 20)).await.unwrap();
+            }
+            guest.unlink("/f").await.unwrap();
+            assert_eq!((guest.fs.counts().unlinked_inodes, guest.fs.counts().unreclaimed_inodes), (1, 0));
+            let volume = guest.fs.volume();
+            volume.fail_after(calls, Some(ErrorKind::Device));
+            guest.close(handle).await.unwrap();
+            let failed = guest.fs.counts();
+            // As long as it fails it is tried again without harm.
+            volume.fail_after(0, Some(ErrorKind::Device));
+            guest.fs.retry_reclaims().await;
+            volume.fail_after(0, None);
+            failures += failed.reclaim_failures;
+            assert_eq!(failed.reclaim_failures, failed.unreclaimed_inodes as u64, "after {calls} calls");
+            guest.fs.retry_reclaims().await;
+            let counts = guest.fs.counts();
+            assert_eq!((counts.unlinked_inodes, counts.unreclaimed_inodes), (0, 0));
+            let report = check(&**volume).await.unwrap();
+            assert!(report.is_clean() && report.data_blocks == 0 && report.unfinished == 0, "{report:#?}");
+        }
+        assert!(failures > 5, "only {failures} failures");
+    });
+}
+
+#[test]
+fn a_release_that_is_dropped_half_way_is_finished_later() {
+    let guest = run(async { Guest::new(&make(settings(6)).await) });
+    let handle = run(guest.create("/f")).unwrap();
+    for number in 0..12 {
+        run(guest.write_at(handle, number << 20, &pattern(1, 1 << 20))).unwrap();
+    }
+    run(guest.unlink("/f")).unwrap();
+    {
+        let mut close = std::pin::pin!(guest.close(handle));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        for _ in 0..60 {
+            assert!(close.as_mut().poll(&mut context).is_pending(), "it was over too soon");
+        }
+    }
+    let left = run(check(&**guest.fs.volume())).unwrap().data_blocks;
+    assert!((1..12 * 256).contains(&left), "{left} blocks were left");
+    assert_eq!(guest.fs.counts().unreclaimed_inodes, 1);
+    run(guest.fs.retry_reclaims());
+    assert_eq!(guest.fs.counts().unreclaimed_inodes, 0);
+    assert_eq!(run(check(&**guest.fs.volume())).unwrap().data_blocks, 0);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod acl;
 mod attributes;
+mod big_directory;
 mod concurrency;
 mod copying;
 mod crash;
@@ -12,8 +13,12 @@ mod full;
 mod links;
 mod locks;
 mod model;
+mod model_contents;
+mod model_marks;
 mod namespace;
+mod power;
 mod ranges;
 mod real_store;
 mod reference;
+mod reference_acl;
 mod world;

@@ -15,7 +15,7 @@ use crate::model::{Random, compare, step};
 use crate::reference::Reference;
 use crate::world::{Guest, pattern};
 
-fn components() -> Vec<PathBuf> {
+pub fn components() -> Vec<PathBuf> {
     (0..6).map(|index| PathBuf::from(format!("component-{index}"))).collect()
 }
 

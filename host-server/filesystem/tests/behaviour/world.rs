@@ -1,6 +1,7 @@
 //! A filesystem on a model volume, and a guest that uses it by path.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::path::Path;
 use std::pin::{Pin, pin};
@@ -144,11 +145,18 @@ pub struct Guest<V: Volume = ModelVolume> {
     pub fs: Filesystem<V>,
     pub session: SessionId,
     pub credentials: Credentials,
+    /// Names of the operations that were executed.
+    pub seen: Rc<RefCell<BTreeSet<&'static str>>>,
 }
 
 impl<V: Volume> Clone for Guest<V> {
     fn clone(&self) -> Self {
-        Self { fs: self.fs.clone(), session: self.session, credentials: self.credentials.clone() }
+        Self {
+            fs: self.fs.clone(),
+            credentials: self.credentials.clone(),
+            seen: Rc::clone(&self.seen),
+            ..*self
+        }
     }
 }
 
@@ -200,7 +208,7 @@ type Answer<T> = Result<T, Errno>;
 impl<V: Volume> Guest<V> {
     pub fn new(fs: &Filesystem<V>) -> Self {
         let session = fs.open_session();
-        Self { fs: fs.clone(), session, credentials: Credentials::root() }
+        Self { fs: fs.clone(), session, credentials: Credentials::root(), seen: Rc::default() }
     }
 
     /// The same session, on behalf of a user whose permissions are checked.
@@ -210,6 +218,7 @@ impl<V: Volume> Guest<V> {
     }
 
     pub async fn execute(&self, operation: Operation) -> Answer<Reply> {
+        self.seen.borrow_mut().insert(operation.name());
         self.fs.execute(self.session, &self.credentials, operation).await
     }
 
@@ -224,7 +233,7 @@ impl<V: Volume> Guest<V> {
         self.done(Operation::Forget { node, count: 1 }).await.unwrap();
     }
 
-    async fn node_reply(&self, operation: Operation) -> Answer<Attributes> {
+    pub async fn node_reply(&self, operation: Operation) -> Answer<Attributes> {
         match self.execute(operation).await? {
             Reply::Node(attributes) => {
                 self.forget(attributes.node).await;
@@ -262,7 +271,7 @@ impl<V: Volume> Guest<V> {
         }
     }
 
-    async fn new_node(&self, path: &str, permissions: u16) -> Answer<NewNode> {
+    pub async fn new_node(&self, path: &str, permissions: u16) -> Answer<NewNode> {
         let (parent, name) = split(path);
         Ok(NewNode { parent: self.resolve(parent).await?, name, permissions, umask: 0 })
     }
@@ -448,5 +457,33 @@ impl<V: Volume> Guest<V> {
             entries.into_iter().map(|entry| String::from_utf8(entry.name).unwrap()).collect();
         names.sort();
         Ok(names)
+    }
+
+    pub async fn set_xattr(&self, path: &str, name: &[u8], value: &[u8], mode: SetXattrMode) -> Answer<()> {
+        let (node, name, value) = (self.resolve(path).await?, name.to_vec(), value.to_vec());
+        self.done(Operation::SetXattr { node, name, value, mode, clear_set_gid: false }).await
+    }
+
+    pub async fn remove_xattr(&self, path: &str, name: &[u8]) -> Answer<()> {
+        let node = self.resolve(path).await?;
+        self.done(Operation::RemoveXattr { node, name: name.to_vec() }).await
+    }
+
+    async fn value(&self, operation: Operation) -> Answer<Vec<u8>> {
+        match self.execute(operation).await? {
+            Reply::Value(value) => Ok(value),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn xattr(&self, path: &str, name: &[u8]) -> Answer<Vec<u8>> {
+        let node = self.resolve(path).await?;
+        self.value(Operation::GetXattr { node, name: name.to_vec() }).await
+    }
+
+    /// Names, each ended by a NUL.
+    pub async fn xattrs(&self, path: &str) -> Answer<Vec<u8>> {
+        let node = self.resolve(path).await?;
+        self.value(Operation::ListXattr { node }).await
     }
 }

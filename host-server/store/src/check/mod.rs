@@ -111,6 +111,10 @@ impl Volume for CheckedVolume {
         Ok(())
     }
 
+    fn entry_count(&self, tree: TreeId) -> u64 {
+        self.0.maps.entry_count(tree)
+    }
+
     fn space(&self) -> SpaceReport {
         SpaceReport::default()
     }

@@ -284,6 +284,11 @@ impl Maps {
         self.pending.len()
     }
 
+    /// Entries of a tree.
+    pub fn entry_count(&self, tree: TreeId) -> u64 {
+        self.kv.entry_count(tree)
+    }
+
     /// Memory of all pages, those included that only snapshots hold.
     pub fn memory_bytes(&self) -> usize {
         self.kv.memory_bytes()

@@ -15,6 +15,8 @@
 //! # Callers keep
 //! * No range is written while it is being read: reads repair in place. (Space is reused only after the reads of what it
 //!   held.)
+//! * A future that writes runs to its end: writes and flushes, [`Object::make_good`] and metadata reads, which repair. Dropped
+//!   half way it would leave its requests in flight, perhaps those of labels, with nobody who keeps others from the same place.
 //! * Durability: a write is visible when it returns, durable after the flush that follows.
 //!
 //! Modules, lowest first:
@@ -51,8 +53,10 @@ pub use component::ComponentCounters;
 pub use erasure::{Code, Decoder};
 pub use galois::Kernel;
 pub use open::{ComponentSpec, OpenOptions, OpenReport};
+pub use read::{Fetched, PartialRead};
 pub use reconstruct::ChecksumSource;
 pub use scrub::StripeFault;
+pub use stripe::StripeWrite;
 pub use survey::{Finding, FindingKind};
 pub use tree::{ComponentReport, Health, TreeReport};
 

@@ -1,5 +1,7 @@
 //! Reading data blocks: verified, reconstructed where a component does not give them, repaired in place.
 //!
+//! In two halves: most reads end with the first, which changes nothing.
+//!
 //! A logically contiguous range touches one contiguous range of rows in each column, so that every component is asked once,
 //! however many stripes the range covers.
 
@@ -10,7 +12,7 @@ use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 use super::Object;
 use super::component::Part;
 use super::reconstruct::{ChecksumSource, Image, Missing, Reading, block_range, find, hull};
-use crate::address::{BlockChecksum, ColumnIndex, PhysicalBlock};
+use crate::address::{BlockChecksum, ColumnIndex, PhysicalBlock, SegmentId};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::checksum::block_checksum;
 use crate::geometry::{ColumnBlock, Geometry};
@@ -40,56 +42,95 @@ fn rows_between(
     start..end.max(start)
 }
 
+/// What [`Object::fetch_blocks`] got.
+pub enum Fetched {
+    /// Slices that cover the blocks in order, verified.
+    Whole(Vec<Slice>),
+    /// Some blocks were not given or are wrong.
+    Partial(PartialRead),
+}
+
+/// A read that [`Object::make_good`] goes on with.
+pub struct PartialRead {
+    segment: SegmentId,
+    first: PhysicalBlock,
+    images: Vec<Image>,
+    missing: Vec<Missing>,
+}
+
 impl Object {
-    /// Reads `expected.len()` blocks from `first` on, all of one segment; `expected` are their checksums. Returns slices that
-    /// cover the blocks in order. Blocks that a component does not give, or gives wrong, are reconstructed from K others,
-    /// and written back if that component is in use. [`ErrorKind::Damaged`] names the first block that cannot be had.
+    /// Reads `expected.len()` blocks from `first` on, all of one segment; `expected` are their checksums. Changes nothing, so it
+    /// may be dropped at any time.
     ///
     /// Nobody may be writing these stripes meanwhile, and their segment may not be reused until the read is done.
-    pub async fn read_blocks(
+    pub async fn fetch_blocks(
         &self,
         first: PhysicalBlock,
         expected: &[BlockChecksum],
+    ) -> Result<Fetched, StoreError> {
+        let (start, last) = self.check_blocks(first, expected.len() as u64)?;
+        let mut reading =
+            Reading { object: self, segment: start.segment, first, expected, images: Vec::new() };
+        reading.fetch(reading.plan(start, last)).await;
+        let missing = reading.missing();
+        if missing.is_empty() {
+            return Ok(Fetched::Whole(reading.gather(&[], &[])));
+        }
+        let Reading { segment, images, .. } = reading;
+        Ok(Fetched::Partial(PartialRead { segment, first, images, missing }))
+    }
+
+    /// Completes a read: reconstructs the blocks that components did not give, or gave wrong, from K others, and writes them back
+    /// where that component is in use. [`ErrorKind::Damaged`] names the first block that cannot be had.
+    ///
+    /// `expected` is what it was for [`fetch_blocks`](Self::fetch_blocks), whose conditions hold until this is done.
+    pub async fn make_good(
+        &self,
+        partial: PartialRead,
+        expected: &[BlockChecksum],
         summary: &dyn ChecksumSource,
     ) -> Result<Vec<Slice>, StoreError> {
+        let PartialRead { segment, first, images, mut missing } = partial;
+        let mut reading = Reading { object: self, segment, first, expected, images };
+        summary.load(segment).await;
+        let rebuilt = match reading.reconstruct(&missing, summary) {
+            Ok(rebuilt) => rebuilt,
+            Err(_) => {
+                reading.widen(&missing).await;
+                missing = reading.missing();
+                reading.reconstruct(&missing, summary)?
+            }
+        };
+        reading.repair(&missing, &rebuilt).await;
+        Ok(reading.gather(&missing, &rebuilt))
+    }
+
+    /// The first and the last of `count` blocks, which must be within one segment.
+    fn check_blocks(
+        &self,
+        first: PhysicalBlock,
+        count: u64,
+    ) -> Result<(ColumnBlock, ColumnBlock), StoreError> {
         let geometry = &self.geometry;
-        let last = first.0.checked_add((expected.len() as u64).max(1) - 1);
-        let Some(last) = last.filter(|last| {
-            !expected.is_empty()
+        let last = first.0.checked_add(count.max(1) - 1).filter(|last| {
+            count > 0
                 && *last < geometry.data_blocks()
                 && first.0 / geometry.blocks_per_segment() == last / geometry.blocks_per_segment()
-        }) else {
-            return Err(StoreError::new(
+        });
+        match last {
+            Some(last) => Ok((geometry.locate(first), geometry.locate(PhysicalBlock(last)))),
+            None => Err(StoreError::new(
                 ErrorKind::Invalid,
                 "read",
                 format!("physical block {first}"),
-                format!("{} blocks", expected.len()),
+                format!("{count} blocks"),
             )
             .expected(format!(
                 "at least one, within one segment of {} blocks and {} segments",
                 geometry.blocks_per_segment(),
                 geometry.segment_count
-            )));
-        };
-        let (start, last) = (geometry.locate(first), geometry.locate(PhysicalBlock(last)));
-        let mut reading =
-            Reading { object: self, segment: start.segment, first, expected, images: Vec::new() };
-        reading.fetch(reading.plan(start, last)).await;
-        let mut missing = reading.missing();
-        let mut rebuilt = Vec::new();
-        if !missing.is_empty() {
-            summary.load(start.segment).await;
-            rebuilt = match reading.reconstruct(&missing, summary) {
-                Ok(rebuilt) => rebuilt,
-                Err(_) => {
-                    reading.widen(&missing).await;
-                    missing = reading.missing();
-                    reading.reconstruct(&missing, summary)?
-                }
-            };
+            ))),
         }
-        reading.repair(&missing, &rebuilt).await;
-        Ok(reading.gather(&missing, &rebuilt))
     }
 }
 

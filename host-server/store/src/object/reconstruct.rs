@@ -53,7 +53,7 @@ pub(super) struct Missing {
     pub(super) expected: BlockChecksum,
 }
 
-/// One call of [`Object::read_blocks`], or one step of a rebuild.
+/// One read of data blocks, or one step of a rebuild.
 pub(super) struct Reading<'a> {
     pub(super) object: &'a Object,
     pub(super) segment: SegmentId,

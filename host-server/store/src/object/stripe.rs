@@ -1,9 +1,10 @@
 //! Writing whole stripes: parity, then one gather write a column.
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
+use ringfort_engine::completion::Completion;
 
 use super::Object;
-use super::component::Part;
+use super::component::{Component, Part};
 use super::erasure::Code;
 use crate::address::{BlockChecksum, ColumnIndex, SegmentId, StripeIndex};
 use crate::error::{ErrorKind, StoreError};
@@ -13,36 +14,76 @@ use crate::geometry::Geometry;
 /// The pieces of one column over consecutive stripes, in order.
 type ColumnPieces = Vec<Slice>;
 
-impl Object {
-    /// Writes full stripes from `first_stripe` on: `data` is whole blocks in logical order (stripe by stripe, column by
-    /// column). Returns the checksums of the parity blocks: for each stripe, for each parity column, for each block of
-    /// the unit. Visible to reads that begin later; durable after [`flush_data`](Self::flush_data).
+/// Full stripes on their way to the components.
+#[must_use = "a write that fails must expel its component"]
+pub struct StripeWrite<'a> {
+    object: &'a Object,
+    writes: Vec<(&'a Component, Completion<()>)>,
+    parity_checksums: Vec<BlockChecksum>,
+}
+
+impl StripeWrite<'_> {
+    /// Returns the checksums of the parity blocks: for each stripe, for each parity column, for each block of the unit.
+    /// Visible to reads that begin later; durable after [`flush_data`](Object::flush_data).
     ///
     /// Failed components are skipped; one that fails now is expelled. An error only where too few components are left.
+    pub async fn finish(self) -> Result<Vec<BlockChecksum>, StoreError> {
+        self.object.finish_writes(self.writes, Part::Data).await?;
+        Ok(self.parity_checksums)
+    }
+}
+
+impl Object {
+    /// Begins to write full stripes from `first_stripe` on: `data` is whole blocks in logical order (stripe by stripe, column by
+    /// column). When this returns, every column is with its device or goes there at the engine's next turn.
+    ///
     /// Nobody may be reading these stripes meanwhile.
+    pub async fn begin_stripes(
+        &self,
+        segment: SegmentId,
+        first_stripe: StripeIndex,
+        data: Vec<Slice>,
+    ) -> Result<StripeWrite<'_>, StoreError> {
+        self.check_writable()?;
+        let stripe_count = check_stripes(&self.geometry, segment, first_stripe, &data)?;
+        let columns = split(&self.geometry, stripe_count, &data);
+        let mut writes = Vec::with_capacity(usize::from(self.geometry.column_count()));
+        self.submit_columns(&mut writes, segment, first_stripe, 0, columns.clone());
+        if self.geometry.parity_columns > 0 {
+            // The devices get the data now, and have something to do while parity is computed.
+            self.engine.yield_now().await;
+        }
+        let (parity, parity_checksums) = encode(&self.geometry, &self.code, stripe_count, &columns);
+        let parity = parity.into_iter().map(|parity| vec![parity]).collect();
+        self.submit_columns(&mut writes, segment, first_stripe, self.geometry.data_columns, parity);
+        Ok(StripeWrite { object: self, writes, parity_checksums })
+    }
+
+    /// [`begin_stripes`](Self::begin_stripes) and [`finish`](StripeWrite::finish).
     pub async fn write_stripes(
         &self,
         segment: SegmentId,
         first_stripe: StripeIndex,
         data: Vec<Slice>,
     ) -> Result<Vec<BlockChecksum>, StoreError> {
-        self.check_writable()?;
-        let stripe_count = check_stripes(&self.geometry, segment, first_stripe, &data)?;
-        let mut columns = split(&self.geometry, stripe_count, &data);
-        let (parity, checksums) = encode(&self.geometry, &self.code, stripe_count, &columns);
-        columns.extend(parity.into_iter().map(|parity| vec![parity]));
-        let writes = columns
-            .into_iter()
-            .enumerate()
-            .filter_map(|(column, pieces)| {
-                let position = self.geometry.position_of(segment, ColumnIndex(column as u8));
-                let component = &self.components[usize::from(position.0)];
-                let offset_bytes = self.geometry.unit_offset(position, segment, first_stripe);
-                Some((component, component.write(offset_bytes, pieces)?))
-            })
-            .collect();
-        self.finish_writes(writes, Part::Data).await?;
-        Ok(checksums)
+        self.begin_stripes(segment, first_stripe, data).await?.finish().await
+    }
+
+    /// Submits a write for each of the columns from `first_column` on whose component is in use.
+    fn submit_columns<'a>(
+        &'a self,
+        writes: &mut Vec<(&'a Component, Completion<()>)>,
+        segment: SegmentId,
+        first_stripe: StripeIndex,
+        first_column: u8,
+        columns: Vec<ColumnPieces>,
+    ) {
+        for (column, pieces) in (first_column..).map(ColumnIndex).zip(columns) {
+            let position = self.geometry.position_of(segment, column);
+            let component = &self.components[usize::from(position.0)];
+            let offset_bytes = self.geometry.unit_offset(position, segment, first_stripe);
+            writes.extend(component.write(offset_bytes, pieces).map(|write| (component, write)));
+        }
     }
 
     /// Makes every data write that completed before the call durable.

@@ -7,6 +7,7 @@ use ringfort_engine::buffer::BLOCK_BYTES;
 
 use super::Store;
 use crate::error::{ErrorKind, StoreError};
+use crate::format::page::{PAGE_BYTES, PAGE_CAPACITY_BYTES};
 use crate::limits::{
     ASK_LOG_PART, BANKS_WAITING_MAX, ENTRY_BYTES_SHORT, ENTRY_BYTES_TYPICAL, HOPEFUL_CHECKPOINTS_MAX,
     LOG_EIGHTHS_MAX, MERGE_SLICE, PAGE_RESERVE_PART, PROMISES_WAIT, RELIEVE_AT_EIGHTHS,
@@ -115,16 +116,19 @@ impl State {
         self.pages_of(Demand::from(&freeing)) + self.maps.allocator().page_count() / PAGE_RESERVE_PART
     }
 
-    /// Whether an ordinary transaction would find pages after a checkpoint.
-    fn has_pages_for_more(&self) -> bool {
+    /// Pages that an ordinary transaction would find after a checkpoint, in the metadata region and in `memory_bytes`; `None`
+    /// where they would not do even for a small one.
+    fn pages_for_more(&self, memory_bytes: u64) -> Option<usize> {
         let small = Cost { data_blocks: 1, entries: 3, frees_space: false };
-        let needed = self.maps.page_count() + self.pages_of(Demand::from(&small)) + self.page_reserve();
-        needed <= self.maps.allocator().page_count()
+        let taken = self.maps.page_count() + self.pages_of(Demand::from(&small)) + self.page_reserve();
+        let in_region = self.maps.allocator().page_count().checked_sub(taken)?;
+        let in_memory = (memory_bytes as usize / PAGE_BYTES).saturating_sub(self.maps.page_count());
+        Some(in_region.min(in_memory))
     }
 
     /// What can still be written: the lesser of what the volume's size leaves and of what space that is free, or will be when waiting
     /// effects have taken place, has room for.
-    pub(super) fn space(&mut self) -> SpaceReport {
+    pub(super) fn space(&mut self, memory_bytes: u64) -> SpaceReport {
         while self.maps.merge_pending(usize::MAX) {}
         let total_blocks = self.root.total_blocks;
         let unused_blocks = total_blocks.saturating_sub(self.maps.live_blocks_in_all());
@@ -132,8 +136,10 @@ impl State {
         let reclaimable_blocks = empty.count() as u64 * self.geometry.blocks_per_segment();
         let kept_blocks = self.reserved.data_blocks.get() + self.data_margin_blocks(false);
         let room_blocks = (self.free_blocks() + reclaimable_blocks).saturating_sub(kept_blocks);
-        let available_blocks = if self.has_pages_for_more() { unused_blocks.min(room_blocks) } else { 0 };
-        SpaceReport { total_blocks, free_blocks: unused_blocks, available_blocks }
+        let pages = self.pages_for_more(memory_bytes);
+        let available_blocks = if pages.is_some() { unused_blocks.min(room_blocks) } else { 0 };
+        let available_entry_bytes = (pages.unwrap_or(0) * PAGE_CAPACITY_BYTES / 2) as u64;
+        SpaceReport { total_blocks, free_blocks: unused_blocks, available_blocks, available_entry_bytes }
     }
 }
 

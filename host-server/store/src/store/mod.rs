@@ -94,37 +94,40 @@ impl Store {
         )
         .await?;
         let core = Rc::new(core);
-        engine.spawn(Box::pin(Rc::clone(&core).run_commits()));
-        engine.spawn(Box::pin(Rc::clone(&core).run_interval()));
-        engine.spawn(Box::pin(Rc::clone(&core).run_checkpoints()));
+        core.tasks.spawn(Rc::clone(&core).run_commits());
+        core.tasks.spawn(Rc::clone(&core).run_interval());
+        core.tasks.spawn(Rc::clone(&core).run_checkpoints());
         Ok(Self { core, recovery })
     }
 
-    /// Everything durable, banks written, maps checkpointed; background work ends. The components can be opened again
+    /// Everything durable, banks written, maps checkpointed; background work has ended. The components can be opened again
     /// when every clone of the store is dropped.
     pub async fn close(&self) -> Result<(), StoreError> {
-        if self.core.closing.get() {
+        if self.core.closing.is_set() {
+            self.core.tasks.ended().await;
             return Ok(());
         }
         let result = async {
             self.sync().await?;
-            self.core.checkpoint(true).await
+            self.checkpoint().await
         }
         .await;
         self.core.ahead.stop().await;
-        self.core.closing.set(true);
         self.core.refuse_changes();
+        self.core.closing.set();
         self.core.commit_wanted.notify_one();
         self.core.checkpoint_wanted.notify_one();
         if result.is_ok() {
             keep::forget(&self.core.engine, self.core.volume);
         }
+        self.core.tasks.ended().await;
         result
     }
 
     /// Forces a checkpoint, with all banks written.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
-        self.core.checkpoint(true).await
+        let core = Rc::clone(&self.core);
+        self.core.complete("checkpoint", async move { core.checkpoint(true).await }).await
     }
 
     pub fn volume_id(&self) -> VolumeId {
@@ -212,7 +215,11 @@ impl Volume for Store {
         self.core.wait_durable(last).await
     }
 
+    fn entry_count(&self, tree: TreeId) -> u64 {
+        self.core.state().maps.entry_count(tree)
+    }
+
     fn space(&self) -> SpaceReport {
-        self.core.state_mut().space()
+        self.core.state_mut().space(self.core.memory_bytes)
     }
 }

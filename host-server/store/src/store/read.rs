@@ -10,6 +10,7 @@ use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, Physi
 use crate::ahead::{Chunk, HeldRun};
 use crate::error::{ErrorKind, StoreError};
 use crate::map::Content;
+use crate::object::{Fetched, PartialRead};
 use crate::segment::summary::{Summaries, summary_of};
 use crate::segment::table::SegmentPin;
 use crate::state::State;
@@ -120,7 +121,7 @@ impl Store {
         let arrival = self.core.ahead.arrive(object, start, len_blocks);
         for chunk in arrival.wanted {
             let store = self.clone();
-            self.core.engine.spawn(Box::pin(async move { store.read_ahead(object, chunk).await }));
+            self.core.tasks.spawn(async move { store.read_ahead(object, chunk).await });
         }
         for chunk in &arrival.held {
             chunk.filled().await;
@@ -199,13 +200,29 @@ impl Store {
 
     async fn fetch(&self, object: ObjectId, found: &Found) -> Result<Vec<Slice>, StoreError> {
         let Found::Stored(run) = found else { return Ok(Vec::new()) };
-        let summaries = Summaries::new(self.core.object.geometry(), |segment, stripe| {
-            summary_of(&self.core.state().maps, segment, stripe)
-        });
-        let read = self.core.object.read_blocks(run.physical, &run.checksums, &summaries);
-        read.await.map_err(|mut error| {
+        let fetched = match self.core.object.fetch_blocks(run.physical, &run.checksums).await {
+            Ok(Fetched::Whole(slices)) => Ok(slices),
+            Ok(Fetched::Partial(partial)) => self.make_good(run, partial).await,
+            Err(error) => Err(error),
+        };
+        fetched.map_err(|mut error| {
             error.place = format!("object {object}, {}", error.place).into();
             error
         })
+    }
+
+    /// Computes what the devices did not give and repairs them, to the end: a reader that goes away in the middle must not take the
+    /// pin along while a repair is on its way to the segment, nor leave labels half written.
+    async fn make_good(&self, run: &StoredRun, partial: PartialRead) -> Result<Vec<Slice>, StoreError> {
+        let (core, checksums) = (Rc::clone(&self.core), run.checksums.clone());
+        let pin = core.state().segments.pin(core.object.geometry().locate(run.physical).segment);
+        let work = async move {
+            let _pin = pin;
+            let summaries = Summaries::new(core.object.geometry(), |segment, stripe| {
+                summary_of(&core.state().maps, segment, stripe)
+            });
+            core.object.make_good(partial, &checksums, &summaries).await
+        };
+        self.core.complete("read from", work).await
     }
 }

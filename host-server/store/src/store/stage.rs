@@ -1,11 +1,10 @@
 //! Contents on their way into a transaction: what fills stripes is written at once.
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
-use ringfort_engine::sync::oneshot;
 
 use super::Store;
 use super::admit::Obstacle;
-use crate::error::{ErrorKind, StoreError};
+use crate::error::StoreError;
 use crate::format::segment::StripeSummary;
 use crate::segment::table::{Class, SegmentPin, StripeRange};
 use crate::state::{Reservation, checksums_of};
@@ -61,14 +60,7 @@ impl Store {
     async fn write_large(&self, range: StripeRange, blocks: &[Slice]) -> Result<WrittenRun, StoreError> {
         let (store, blocks) = (self.clone(), blocks.to_vec());
         let pin = self.core.state().segments.pin(range.segment);
-        let (sender, receiver) = oneshot::channel();
-        self.core.engine.spawn(Box::pin(async move {
-            sender.send(store.write_pinned(range, pin, &blocks).await);
-        }));
-        receiver.await.unwrap_or_else(|| {
-            let place = format!("volume {}", self.core.volume);
-            Err(StoreError::new(ErrorKind::Invalid, "write to", place, "it is being closed"))
-        })
+        self.core.complete("write to", async move { store.write_pinned(range, pin, &blocks).await }).await
     }
 
     async fn write_pinned(
@@ -80,8 +72,11 @@ impl Store {
         let core = &self.core;
         let geometry = core.object.geometry();
         let middle = core.state_mut().take_middles(blocks.len() as u64);
+        let writing = core.object.begin_stripes(range.segment, range.first, blocks.to_vec()).await?;
+        // What was submitted last is on its way as well when the checksums are computed.
+        core.engine.yield_now().await;
         let checksums = checksums_of(blocks);
-        let parity = core.object.write_stripes(range.segment, range.first, blocks.to_vec()).await?;
+        let parity = writing.finish().await?;
         let mut state = core.state_mut();
         core.count_stripes(&mut state, u64::from(range.count));
         state.counters.large_stripes += u64::from(range.count);

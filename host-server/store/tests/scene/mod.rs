@@ -3,16 +3,20 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
 use ringfort_engine::engine::Engine;
 use ringfort_engine::sim::{CrashMode, SimWorld};
 use ringfort_store::address::{LogicalBlock, ObjectId};
 use ringfort_store::check::check;
-use ringfort_store::create::CreateOptions;
+use ringfort_store::create::{CreateOptions, plan};
 use ringfort_store::error::StoreError;
+use ringfort_store::format::root::LOG_START;
 use ringfort_store::store::{OpenOptions, Store};
 use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume, shift_entries};
 
@@ -56,6 +60,13 @@ pub fn create_options() -> CreateOptions {
         unit_bytes: Some(8192),
         ..CreateOptions::new(components(), 8 << 20)
     }
+}
+
+/// Where the log lies on a component that mirrors the metadata.
+pub fn log_region() -> std::ops::Range<u64> {
+    let plan = plan(&create_options()).unwrap();
+    let start = plan.geometry.metadata_base() + LOG_START.0;
+    start..start + plan.log_bytes
 }
 
 pub fn block(content: u64) -> Slice {
@@ -136,6 +147,21 @@ pub async fn read(
     Ok(found)
 }
 
+/// Polls a future until it has waited so many times, then drops it. What it gave by then.
+pub async fn drop_after<F: Future>(waits: u32, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = waits;
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if left == 0 => Poll::Ready(None),
+        Poll::Pending => {
+            left -= 1;
+            Poll::Pending
+        }
+    })
+    .await
+}
+
 /// Everything a volume holds. Panics where a block is neither zero nor what some write put there.
 pub async fn read_all(store: &Store, objects: u64, blocks: u64) -> Model {
     let mut model = Model::default();
@@ -157,6 +183,21 @@ pub async fn open(engine: Rc<dyn Engine>) -> Store {
         Ok((store, _)) => store,
         Err(error) => panic!("the volume does not open: {error}"),
     }
+}
+
+/// Opens a world's volume and does something with it, which no crash cuts short. It is left open.
+pub fn with_store<T>(world: &SimWorld, work: impl AsyncFnOnce(Store) -> T) -> T {
+    let engine = world.engine();
+    world.run(async move { work(open(engine).await).await }).done()
+}
+
+/// One of several writes of growing length into three objects, each with an entry.
+pub async fn grow_contents(store: &Store, at: u64, model: &mut Model) {
+    let contents: Vec<u64> = (0..1 + at * 5).map(|index| 1 + at * 1000 + index).collect();
+    write(store, at % 3, at * 80, &contents).await.unwrap();
+    model.write(at % 3, at * 80, &contents);
+    put(store, at, at + 1).await.unwrap();
+    model.entries.insert(at, at + 1);
 }
 
 /// A world with a fresh, closed volume.

@@ -247,10 +247,7 @@ fn requests_that_make_no_sense_are_refused() {
             let per_segment = geometry.blocks_per_segment();
             for (first, count) in [(0, 0), (per_segment - 1, 2), (per_segment * 7, 1), (u64::MAX, 2)] {
                 let expected = vec![BlockChecksum::default(); count];
-                let error = object
-                    .read_blocks(PhysicalBlock(first), &expected, &Summary::default())
-                    .await
-                    .unwrap_err();
+                let error = read_blocks(&object, first, &expected, &Summary::default()).await.unwrap_err();
                 assert_eq!(error.kind, ErrorKind::Invalid);
             }
         })

@@ -11,7 +11,7 @@ use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
 use ringfort_engine::engine::Engine;
 use ringfort_engine::sim::SimWorld;
 
-use super::{ChecksumSource, ComponentSpec, Object, OpenOptions, OpenReport};
+use super::{ChecksumSource, ComponentSpec, Fetched, Object, OpenOptions, OpenReport};
 use crate::address::{
     BlockChecksum, ColumnIndex, ComponentPosition, MetadataAddress, PhysicalBlock, SegmentId, StripeIndex,
     VolumeId,
@@ -141,13 +141,26 @@ impl Summary {
     async fn check(&self, object: &Object, first: u64, count: u64, writing: u64) -> Result<(), StoreError> {
         let expected: Vec<BlockChecksum> =
             (first..first + count).map(|number| block_checksum(&block(number, writing))).collect();
-        let slices = object.read_blocks(PhysicalBlock(first), &expected, self).await?;
+        let slices = read_blocks(object, first, &expected, self).await?;
         let found: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
         assert_eq!(found.len() as u64, count * BLOCK_BYTES as u64);
         for (found, number) in found.chunks_exact(BLOCK_BYTES).zip(first..) {
             assert!(found == block(number, writing), "block {number}");
         }
         Ok(())
+    }
+}
+
+/// Both halves of a read.
+async fn read_blocks(
+    object: &Object,
+    first: u64,
+    expected: &[BlockChecksum],
+    summary: &Summary,
+) -> Result<Vec<Slice>, StoreError> {
+    match object.fetch_blocks(PhysicalBlock(first), expected).await? {
+        Fetched::Whole(slices) => Ok(slices),
+        Fetched::Partial(partial) => object.make_good(partial, expected, summary).await,
     }
 }
 
