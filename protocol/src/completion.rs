@@ -79,7 +79,7 @@ mod tests {
             value: 0x2122_2324_2526_2728,
             extra: 0x4142_4344_4546_4748,
         };
-        crate::golden::check("completion", &completion.encode().to_bytes());
+        assert_eq!(&completion.encode().to_bytes()[..], include_bytes!("../tests/golden/completion.bin"));
         assert_eq!(Completion::decode(completion.encode()), completion);
     }
 }

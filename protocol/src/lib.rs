@@ -1,14 +1,11 @@
 //! Every byte that a guest and a host share: layouts and their checks, no I/O.
 //!
 //! Modules, lowest first:
-//! `layout` · `golden` · `version` · `control` · `ring` · `argument` · `command` · `completion`
+//! `layout` · `version` · `control` · `ring` · `argument` · `command` · `completion`
 
 #![deny(unsafe_code)]
 
 pub mod layout;
-
-#[cfg(test)]
-mod golden;
 
 pub mod version;
 

@@ -38,9 +38,9 @@ fn groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
                 return Ok(groups);
             }
             _ => match io::Error::last_os_error() {
-                // The kernel says how many there are.
-                error if error.raw_os_error() == Some(libc::ERANGE) && count <= GROUP_COUNT_MAX => {
-                    groups.resize(count.max(groups.len() * 2), 0);
+                // Too little room, and the kernel says how much is needed.
+                _ if count > groups.len() && count <= GROUP_COUNT_MAX => {
+                    groups.resize(count, 0);
                 }
                 error => return Err(error),
             },

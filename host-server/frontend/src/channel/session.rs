@@ -265,12 +265,12 @@ impl<S: Service> Call<'_, S> {
 
     async fn place_at(&mut self, path: &[u8]) -> Result<Spot> {
         let (start, follow) = (self.start(self.command.target)?, self.follows());
-        self.walk.to_node(start, path, follow).await
+        self.walk.reach(start, path, follow).await
     }
 
     async fn parent_at(&mut self, start: u64, path: &[u8]) -> Result<(Spot, Last)> {
         let start = self.start(start)?;
-        self.walk.to_parent(start, path).await
+        self.walk.reach_parent(start, path).await
     }
 
     async fn open(&mut self) -> Result<Outcome> {
@@ -500,7 +500,7 @@ impl<S: Service> Call<'_, S> {
     async fn read_link(&mut self) -> std::result::Result<Outcome, Refusal> {
         let path = self.data.input(self.command.input)?;
         let start = self.start(self.command.target)?;
-        let spot = self.walk.to_node(start, &path, false).await?;
+        let spot = self.walk.reach(start, &path, false).await?;
         self.give(Operation::ReadLink { node: spot.node }).await
     }
 
@@ -548,7 +548,7 @@ impl<S: Service> Call<'_, S> {
         let (new_parent, new_last) = self.parent_at(self.command.operand, to).await?;
         let (new_name, new_slash) = new_last.name_or(Errno::EBUSY)?;
         if slash || new_slash {
-            let spot = self.walk.to_node(parent, name.as_bytes(), false).await?;
+            let spot = self.walk.reach(parent, name.as_bytes(), false).await?;
             if spot.kind != FileKind::Directory {
                 return Err(Errno::ENOTDIR);
             }

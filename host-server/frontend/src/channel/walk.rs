@@ -114,7 +114,7 @@ impl<'a, S: Service> Walk<'a, S> {
     }
 
     /// What a path from `start` leads to. The link at its end is followed where `follow` says so, or a slash.
-    pub async fn to_node(&mut self, start: Spot, path: &[u8], follow: bool) -> Result<Spot, Errno> {
+    pub async fn reach(&mut self, start: Spot, path: &[u8], follow: bool) -> Result<Spot, Errno> {
         let mut at = if path.starts_with(b"/") { Spot::ROOT } else { start };
         let mut parts = Parts::of(path)?;
         while let Some(part) = parts.0.pop() {
@@ -133,7 +133,7 @@ impl<'a, S: Service> Walk<'a, S> {
     }
 
     /// The directory in which the last part of a path from `start` lies, and that part.
-    pub async fn to_parent(&mut self, start: Spot, path: &[u8]) -> Result<(Spot, Last), Errno> {
+    pub async fn reach_parent(&mut self, start: Spot, path: &[u8]) -> Result<(Spot, Last), Errno> {
         if path.is_empty() {
             return Err(Errno::ENOENT);
         }
