@@ -194,8 +194,8 @@ record! {
 }
 
 record! {
-    /// Body of [`Kind::Attach`]. From a process on the host two descriptors come with it: eventfds by which the server is rung, and
-    /// by which it rings. From a guest, a connection of [`Role::Doorbell`] rings both ways.
+    /// Body of [`Kind::Attach`]. From a process on the host two descriptors come with it: an eventfd by which the server is
+    /// rung, and a stream socket into which it puts a byte to ring, if there is room for one. From a guest, a connection of [`Role::Doorbell`] rings both ways.
     pub struct Attach: 48 {
         pub region: U32,
         pub ring: U32,
