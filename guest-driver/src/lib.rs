@@ -1,6 +1,6 @@
 //! Client library: files of a Ringfort volume through shared memory, without the kernel.
 //!
-//! Processes on the host connect to the Unix socket of `ringfort serve --channel-socket`. Calls block, and poll for their answer before they sleep;
+//! Processes on the host connect to the Unix socket of `ringfort serve --channel unix:PATH`. Calls block, and poll for their answer before they sleep;
 //! any number of threads may share a [`Volume`], each call uses one of its rings.
 //!
 //! ```no_run

@@ -22,6 +22,7 @@ use ringfort_engine::mailbox::{Receiver, Sender, mailbox};
 use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::{Credentials, Operation, Reply, SessionId};
 use ringfort_filesystem::{Counts, Filesystem, FilesystemOptions};
+use ringfort_frontend::channel::{ChannelServer, Limits};
 use ringfort_frontend::metrics::Metrics;
 use ringfort_frontend::service::Service;
 use ringfort_frontend::virtiofs::{CachePolicy, Options, VirtioFsServer};
@@ -37,6 +38,8 @@ pub struct Settings {
     /// Every component, columns first.
     pub components: Vec<PathBuf>,
     pub sockets: Vec<SocketSettings>,
+    /// Where programs of this host begin a channel.
+    pub channel: Option<PathBuf>,
     pub commit_interval: Duration,
     pub memory_bytes: u64,
     /// The longest time that the volume's thread looks for work before it sleeps.
@@ -85,7 +88,7 @@ impl VolumeRemote {
 /// A volume whose sockets listen.
 pub struct ServedVolume {
     remote: VolumeRemote,
-    servers: Vec<VirtioFsServer>,
+    servers: Servers,
     thread: JoinHandle<Result<()>>,
 }
 
@@ -122,12 +125,7 @@ impl ServedVolume {
 
     /// Stops taking requests, answers those under way, makes everything durable and closes the volume. Blocks.
     pub fn stop(self) -> Result<()> {
-        for server in &self.servers {
-            server.request_stop();
-        }
-        for server in self.servers {
-            server.stop();
-        }
+        self.servers.stop();
         // Where the thread is gone already, joining it tells why.
         let _ = self.remote.0.send(Request::Stop);
         join(self.thread)
@@ -153,7 +151,7 @@ fn run_on<T>(options: LocalOptions, work: impl AsyncFnOnce(Rc<dyn Engine>) -> Re
 fn serve(
     settings: &Settings,
     mut requests: Receiver<Request>,
-    listening: impl FnOnce(Vec<VirtioFsServer>) -> bool,
+    listening: impl FnOnce(Servers) -> bool,
 ) -> Result<()> {
     let started = Instant::now();
     let options = LocalOptions { busy_poll: settings.busy_poll, ..LocalOptions::default() };
@@ -168,7 +166,7 @@ fn serve(
         let volume = Rc::new(store.clone());
         let filesystem = Filesystem::open(volume, Rc::clone(&engine), FilesystemOptions::default()).await?;
         let service = Rc::new(Guests(filesystem.clone()));
-        let servers = match listen(&engine, &service, settings) {
+        let servers = match listen(&engine, &service, settings, store.volume_id().0.to_le_bytes()) {
             Ok(servers) => servers,
             Err(error) => {
                 store.close().await?;
@@ -176,6 +174,7 @@ fn serve(
             }
         };
         let observed: Vec<_> = servers
+            .devices
             .iter()
             .zip(&settings.sockets)
             .map(|(server, settings)| Observed { settings: settings.clone(), metrics: server.metrics() })
@@ -221,8 +220,30 @@ async fn retry_reclaims(engine: Rc<dyn Engine>, filesystem: Filesystem<Store>, s
     }
 }
 
-/// A device for each socket; all of them or none.
-fn listen(engine: &Rc<dyn Engine>, service: &Rc<Guests>, settings: &Settings) -> Result<Vec<VirtioFsServer>> {
+/// What listens: a device for each virtio-fs socket, and the channel.
+struct Servers {
+    devices: Vec<VirtioFsServer>,
+    channel: Option<ChannelServer>,
+}
+
+impl Servers {
+    /// Answers what is under way. Blocks; not for the volume's thread.
+    fn stop(self) {
+        self.devices.iter().for_each(VirtioFsServer::request_stop);
+        if let Some(channel) = self.channel {
+            channel.stop();
+        }
+        self.devices.into_iter().for_each(VirtioFsServer::stop);
+    }
+}
+
+/// All of what is to listen, or none.
+fn listen(
+    engine: &Rc<dyn Engine>,
+    service: &Rc<Guests>,
+    settings: &Settings,
+    volume: [u8; 16],
+) -> Result<Servers> {
     let start = |socket: &SocketSettings| {
         let options = Options {
             cache: match socket.cache {
@@ -236,7 +257,12 @@ fn listen(engine: &Rc<dyn Engine>, service: &Rc<Guests>, settings: &Settings) ->
         let queues = usize::try_from(socket.queues).unwrap_or(usize::MAX);
         Ok(VirtioFsServer::start(engine, Rc::clone(service), &socket.path, queues, options)?)
     };
-    settings.sockets.iter().map(start).collect()
+    let devices = settings.sockets.iter().map(start).collect::<Result<_>>()?;
+    let channel = settings
+        .channel
+        .as_ref()
+        .map(|path| ChannelServer::start(engine, Rc::clone(service), path, Limits::default(), volume));
+    Ok(Servers { devices, channel: channel.transpose()? })
 }
 
 fn log_opening(store: &Store) {

@@ -16,6 +16,7 @@ const CRATES: &[Crate] = &[
     Crate { package: "ringfort", folder: "host-server", may_use: None },
     // The guest knows the host by the bytes they share, and by nothing else.
     Crate { package: "ringfort-guest", folder: "guest-driver", may_use: Some(&["ringfort-protocol"]) },
+    Crate { package: "ringfort-rf", folder: "guest-driver/cli", may_use: Some(&["ringfort-guest"]) },
     // Black box: it runs binaries.
     Crate { package: "ringfort-qemu-tests", folder: "qemu-tests", may_use: Some(&[]) },
     Crate { package: "ringfort-measure", folder: "host-server/measure", may_use: None },

@@ -12,6 +12,7 @@
 //! * [`agent`]: commands that run in the guest
 //! * [`machine`]: QEMU's command line and a guest's life
 //! * [`server`]: the `ringfort` program, a volume, a serving process
+//! * [`client`]: the `rf` program
 //! * [`scene`]: a volume served to guests, trees and ledgers in it
 //! * [`powercut`]: states that a power cut may leave, made of recorded writes
 //!
@@ -20,6 +21,7 @@
 
 pub mod agent;
 pub mod apt;
+pub mod client;
 pub mod console;
 pub mod content;
 pub mod frame;

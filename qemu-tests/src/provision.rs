@@ -364,12 +364,12 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Builds a program of the workspace as the running one was built, and returns its path.
-pub fn workspace_program(package: &str) -> Result<PathBuf> {
+/// Builds a package's program as the running one was built, and returns its path.
+pub fn workspace_program(package: &str, name: &str) -> Result<PathBuf> {
     let build = Build::current()?;
     let mut command = cargo();
     command
-        .args(["build", "--quiet", "--package", package, "--bin", package, "--target-dir"])
+        .args(["build", "--quiet", "--package", package, "--bin", name, "--target-dir"])
         .arg(&build.target);
     match build.profile.as_str() {
         "debug" => {}
@@ -378,7 +378,7 @@ pub fn workspace_program(package: &str) -> Result<PathBuf> {
         }
     }
     output_of(&mut command)?;
-    let program = build.target.join(&build.profile).join(package);
+    let program = build.target.join(&build.profile).join(name);
     if !program.is_file() {
         bail!("cargo build of {package} left no {}", program.display());
     }

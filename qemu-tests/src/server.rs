@@ -37,7 +37,7 @@ pub fn program() -> Result<&'static Path> {
     static PROGRAM: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     let found = PROGRAM.get_or_init(|| match std::env::var_os("RINGFORT_PROGRAM") {
         Some(program) => Ok(PathBuf::from(program)),
-        None => workspace_program("ringfort").map_err(|error| format!("{error:#}")),
+        None => workspace_program("ringfort", "ringfort").map_err(|error| format!("{error:#}")),
     });
     match found {
         Ok(path) => Ok(path),
@@ -47,13 +47,19 @@ pub fn program() -> Result<&'static Path> {
 
 /// Runs `ringfort` with `arguments` to its end.
 pub fn ringfort(arguments: &[&str]) -> Result<Said> {
-    let output = run_to_end(Command::new(program()?).args(arguments), COMMAND_TIMEOUT)?;
+    run(Command::new(program()?).args(arguments), COMMAND_TIMEOUT)
+        .with_context(|| format!("ringfort {}", arguments.join(" ")))
+}
+
+/// Runs a program of the workspace to its end, which is not to be a panic.
+pub(crate) fn run(command: &mut Command, timeout: Duration) -> Result<Said> {
+    let output = run_to_end(command, timeout)?;
     let said = Said {
         status: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     };
-    require_no_panic(&said.stderr).with_context(|| format!("ringfort {}", arguments.join(" ")))?;
+    require_no_panic(&said.stderr)?;
     Ok(said)
 }
 

@@ -32,6 +32,8 @@ pub const SERVE: &str = "\
 Examples:
   ringfort serve ./data --virtiofs /run/ringfort/vm1.sock
   ringfort serve ./data --virtiofs /run/ringfort/vm1.sock --virtiofs /run/ringfort/vm2.sock,queues=4 --cache auto
+  ringfort serve ./data --channel unix:/run/ringfort/data.ctl
+      For programs of this host, through the client library, in shared memory.
   ringfort serve --config /etc/ringfort/vm1.toml --metrics unix:/run/ringfort/metrics.sock
   ringfort serve --config /etc/ringfort/vm1.toml --cache never --print-config
 

@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::LogFlags;
 use crate::config::{
-    BUSY_POLL_US, COMMIT_INTERVAL_MS, Cache, Layer, MetricsAddress, Origin, QUEUES, Setting, SocketLayer,
-    Switch,
+    BUSY_POLL_US, COMMIT_INTERVAL_MS, Cache, ChannelAddress, Layer, MetricsAddress, Origin, QUEUES, Setting,
+    SocketLayer, Switch,
 };
 use crate::size::ByteSize;
 
@@ -25,8 +25,11 @@ pub struct Serve {
     pub print_config: bool,
     /// Unix socket for one guest's vhost-user-fs device; repeat for more guests. What differs for this one may follow:
     /// PATH,cache=auto,writeback=off,queues=2. (A path with a comma in it goes into a file.)
-    #[arg(long = "virtiofs", value_name = "SOCKET[,OPTION=VALUE]", required_unless_present = "config")]
+    #[arg(long = "virtiofs", value_name = "SOCKET[,OPTION=VALUE]", required_unless_present_any = ["config", "channel"])]
     pub sockets: Vec<SocketFlag>,
+    /// Unix socket at which programs of this host begin a channel: shared memory, without a mount. unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub channel: Option<ChannelAddress>,
     /// What guests may cache: nothing, for a second, or for ever (only where one guest alone changes files). [default: auto]
     #[arg(long, value_enum, value_name = "POLICY")]
     pub cache: Option<Cache>,
@@ -63,6 +66,7 @@ impl Serve {
         Layer {
             volume: Setting::flag(self.directory.clone(), "argument"),
             sockets: self.sockets.iter().map(SocketFlag::layer).collect(),
+            channel: Setting::flag(self.channel.clone(), "--channel"),
             cache: Setting::flag(self.cache, "--cache"),
             writeback: Setting::flag(self.writeback.map(Switch::is_on), "--writeback"),
             queues: Setting::flag(self.queues, "--queues"),

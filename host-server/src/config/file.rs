@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 
 use super::layer::{Layer, SocketLayer};
 use super::reader::{Section, Source, parse, tables};
-use super::value::{BUSY_POLL_US, COMMIT_INTERVAL_MS, MetricsAddress, QUEUES};
+use super::setting::Setting;
+use super::value::{BUSY_POLL_US, COMMIT_INTERVAL_MS, ChannelAddress, MetricsAddress, QUEUES};
 
 /// Far above what hundreds of sockets need.
 const LEN_BYTES_MAX: u64 = 1 << 20;
@@ -47,8 +48,12 @@ fn read(source: &Source<'_>, base: &Path) -> Result<Layer> {
         metrics: section.text("metrics")?,
         log_level: section.text("log_level")?,
         log_format: section.text("log_format")?,
+        channel: section.text("channel")?,
         sockets: Vec::new(),
     };
+    if let Some(Setting { value: ChannelAddress(path), .. }) = &mut layer.channel {
+        *path = base.join(&*path);
+    }
     if let Some(metrics) = &mut layer.metrics
         && let MetricsAddress::Unix(path) = &mut metrics.value
     {

@@ -8,7 +8,7 @@ use ringfort_frontend::virtiofs::REQUEST_QUEUES_DEFAULT;
 use ringfort_store::limits::COMMIT_INTERVAL_DEFAULT;
 
 use super::setting::Setting;
-use super::value::{Cache, LogFilter, LogFormat, MetricsAddress};
+use super::value::{Cache, ChannelAddress, LogFilter, LogFormat, MetricsAddress};
 use crate::size::ByteSize;
 
 /// What a single source says. Fields that it says nothing of are empty.
@@ -16,6 +16,7 @@ use crate::size::ByteSize;
 pub struct Layer {
     pub volume: Option<Setting<PathBuf>>,
     pub sockets: Vec<SocketLayer>,
+    pub channel: Option<Setting<ChannelAddress>>,
     pub cache: Option<Setting<Cache>>,
     pub writeback: Option<Setting<bool>>,
     pub queues: Option<Setting<u64>>,
@@ -42,6 +43,7 @@ impl Layer {
         Layer {
             volume: self.volume.or(weaker.volume),
             sockets: if self.sockets.is_empty() { weaker.sockets } else { self.sockets },
+            channel: self.channel.or(weaker.channel),
             cache: self.cache.or(weaker.cache),
             writeback: self.writeback.or(weaker.writeback),
             queues: self.queues.or(weaker.queues),
@@ -60,6 +62,7 @@ impl Layer {
 pub struct Config {
     pub volume: Setting<PathBuf>,
     pub sockets: Vec<Socket>,
+    pub channel: Option<Setting<ChannelAddress>>,
     pub commit_interval_ms: Setting<u64>,
     pub busy_poll_us: Setting<u64>,
     pub memory: Setting<ByteSize>,
@@ -86,8 +89,11 @@ impl Config {
         let Some(memory) = said.memory else {
             bail!("no bound of memory is set: give --memory");
         };
-        if said.sockets.is_empty() {
-            bail!("no socket is named: give --virtiofs SOCKET, or [[virtiofs]] in the file of --config");
+        if said.sockets.is_empty() && said.channel.is_none() {
+            bail!(
+                "nobody could reach the volume: give --virtiofs SOCKET or --channel unix:PATH, or [[virtiofs]] or `channel` in \
+                 the file of --config"
+            );
         }
         let sockets = said
             .sockets
@@ -130,9 +136,26 @@ impl Config {
             }
             other => other,
         };
+        let channel = match said.channel {
+            Some(Setting { value: ChannelAddress(path), origin }) => {
+                let path = absolute_path(&path)?;
+                let of_metrics = metrics.as_ref().is_some_and(
+                    |metrics| matches!(&metrics.value, MetricsAddress::Unix(other) if *other == path),
+                );
+                if of_metrics || sockets.iter().any(|socket| socket.path.value == path) {
+                    bail!(
+                        "the channel cannot share the socket {} with a guest or with metrics",
+                        path.display()
+                    );
+                }
+                Some(Setting::new(ChannelAddress(path), origin))
+            }
+            None => None,
+        };
         Ok(Self {
             volume: absolute(volume)?,
             sockets,
+            channel,
             commit_interval_ms: said
                 .commit_interval_ms
                 .unwrap_or(Setting::default(COMMIT_INTERVAL_DEFAULT.as_millis() as u64)),

@@ -17,5 +17,6 @@ pub use file::load;
 pub use layer::{Config, Layer, Socket, SocketLayer};
 pub use setting::{Origin, Setting};
 pub use value::{
-    BUSY_POLL_US, COMMIT_INTERVAL_MS, Cache, LogFilter, LogFormat, MetricsAddress, QUEUES, Switch,
+    BUSY_POLL_US, COMMIT_INTERVAL_MS, Cache, ChannelAddress, LogFilter, LogFormat, MetricsAddress, QUEUES,
+    Switch,
 };

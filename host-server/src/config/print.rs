@@ -31,6 +31,13 @@ impl Config {
             }
             None => text.push_str("# metrics: none are served\n"),
         }
+        match &self.channel {
+            Some(Setting { value: address, origin }) => {
+                quoted_path(&address.0)?;
+                line(&mut text, "channel", &quoted(&address.to_string()), origin);
+            }
+            None => text.push_str("# channel: none is open\n"),
+        }
         setting(&mut text, "log_level", &self.log_level, |value| quoted(value.as_str()));
         setting(&mut text, "log_format", &self.log_format, |value| quoted(&value.to_string()));
         for Socket { path, cache, writeback, queues } in &self.sockets {

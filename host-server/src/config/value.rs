@@ -176,9 +176,40 @@ impl std::fmt::Display for MetricsAddress {
     }
 }
 
+/// Where programs on this host begin a channel: a Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelAddress(pub PathBuf);
+
+impl FromStr for ChannelAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            None => Err(format!("{text:?} is not unix:PATH")),
+            Some("") => Err(format!("{text:?} names no path: write unix:PATH")),
+            Some(path) => Ok(Self(path.into())),
+        }
+    }
+}
+
+impl std::fmt::Display for ChannelAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "unix:{}", self.0.display())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_channel_is_a_unix_socket() {
+        assert_eq!("unix:/run/a.ctl".parse(), Ok(ChannelAddress("/run/a.ctl".into())));
+        for text in ["", "unix:", "/run/a.ctl", "127.0.0.1:1"] {
+            let error = text.parse::<ChannelAddress>().unwrap_err();
+            assert!(error.contains("unix:PATH"), "{text}: {error}");
+        }
+    }
 
     #[test]
     fn metrics_are_for_this_machine_alone() {

@@ -1,0 +1,25 @@
+//! `rf`: files of a volume from the command line.
+//!
+//! Modules, lowest first: `arguments` · `commands`
+
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::arguments::Arguments;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match commands::run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rf: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
