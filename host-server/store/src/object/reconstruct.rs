@@ -240,14 +240,18 @@ impl Reading<'_> {
         (0..self.geometry().column_count())
             .map(ColumnIndex)
             .filter_map(|column| {
-                let rows = missing
-                    .iter()
-                    .filter(|missing| missing.column == column)
-                    .fold(0..0, |rows, missing| hull(rows, missing.row..missing.row + 1));
-                (!rows.is_empty()).then(|| {
-                    let bytes = Buffer::zeroed(rows.len() * BLOCK_BYTES);
-                    Rebuilt { column, rows, bytes }
-                })
+                let of_column = missing.iter().filter(|missing| missing.column == column);
+                let (count, rows) = of_column.fold((0, 0..0), |(count, rows), missing| {
+                    (count + 1, hull(rows, missing.row..missing.row + 1))
+                });
+                let len_bytes = rows.len() * BLOCK_BYTES;
+                // Rows between missing ones are not computed: they must hold nobody's bytes.
+                let bytes = match count {
+                    0 => return None,
+                    count if count == rows.len() => Buffer::for_overwrite(len_bytes),
+                    _ => Buffer::zeroed(len_bytes),
+                };
+                Some(Rebuilt { column, rows, bytes })
             })
             .collect()
     }
