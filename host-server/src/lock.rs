@@ -26,7 +26,8 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    fn command(self) -> &'static str {
+    /// What it is called on the command line.
+    pub fn command(self) -> &'static str {
         match self {
             Purpose::Create => "ringfort volume create",
             Purpose::Serve => "ringfort serve",

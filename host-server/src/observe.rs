@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use ringfort_store::object::{Object, OpenOptions};
@@ -10,17 +11,33 @@ use ringfort_store::status::inspect;
 use crate::admin::protocol::{Answer, RequestKind};
 use crate::admin::{self, Asked};
 use crate::assemble::with_engine;
-use crate::lock::{DirectoryLock, Purpose};
+use crate::lock::{DirectoryLock, Held, Purpose};
 use crate::report::Status;
 use crate::volume_file::VolumeFile;
+
+/// A server that starts or stops has the volume and answers nobody yet, or any more. So long it is waited for.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
+
+const CHANGE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Asks the server, or opens the volume for reading where nobody serves it.
 pub fn status(directory: &Path) -> Result<Status> {
     let file = VolumeFile::load(directory)?;
-    match ask(directory)? {
-        Some(status) => Ok(status),
-        None => closed(directory, &file),
+    let give_up = Instant::now() + CHANGE_PATIENCE;
+    loop {
+        if let Some(status) = ask(directory)? {
+            return Ok(status);
+        }
+        match closed(directory, &file) {
+            Err(error) if is_changing(&error) && Instant::now() < give_up => std::thread::sleep(CHANGE_PAUSE),
+            found => return found,
+        }
     }
+}
+
+/// Whether a server has the volume, which did not answer when it was asked.
+fn is_changing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Held>().is_some_and(|held| held.holder.command == Purpose::Serve.command())
 }
 
 /// Asks the server; None where there is none.

@@ -94,6 +94,7 @@ memory = "2GiB"
 metrics = "unix:metrics.sock"
 log_level = "debug"
 log_format = "json"
+channel = "unix:data.ctl"
 
 [[virtiofs]]
 socket = "/run/vm1.sock"
@@ -124,12 +125,13 @@ queues = 4
         assert_eq!(metrics, MetricsAddress::Unix("/etc/ringfort/metrics.sock".into()));
         assert_eq!(layer.log_level.unwrap().value.as_str(), "debug");
         assert_eq!(layer.log_format.unwrap().value, LogFormat::Json);
+        assert_eq!(layer.channel.unwrap().value, ChannelAddress("/etc/ringfort/data.ctl".into()));
         let [first, second] = layer.sockets.as_slice() else { panic!("two sockets") };
         assert_eq!(first.path.value, Path::new("/run/vm1.sock"));
         assert_eq!((&first.cache, &first.queues), (&None, &None));
         assert_eq!(second.path.value, Path::new("/etc/ringfort/vm2.sock"));
         let cache = second.cache.as_ref().unwrap();
-        assert_eq!((cache.value, cache.origin.to_string()), (Cache::Always, "serve.toml, line 18".into()));
+        assert_eq!((cache.value, cache.origin.to_string()), (Cache::Always, "serve.toml, line 19".into()));
         assert_eq!(second.queues.as_ref().unwrap().value, 4);
     }
 

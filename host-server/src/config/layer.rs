@@ -91,8 +91,8 @@ impl Config {
         };
         if said.sockets.is_empty() && said.channel.is_none() {
             bail!(
-                "nobody could reach the volume: give --virtiofs SOCKET or --channel unix:PATH, or [[virtiofs]] or `channel` in \
-                 the file of --config"
+                "no socket is named: give --virtiofs SOCKET or --channel unix:PATH, or [[virtiofs]] or `channel` in the file of \
+                 --config"
             );
         }
         let sockets = said
@@ -266,5 +266,16 @@ mod tests {
         assert!(Config::of(twice).unwrap_err().to_string().contains("twice"));
         let shared = Layer { metrics: in_file(MetricsAddress::Unix("/t".into())), ..file() };
         assert!(Config::of(shared).unwrap_err().to_string().contains("share"));
+        let shared = Layer { channel: in_file(ChannelAddress("/s".into())), ..file() };
+        assert!(Config::of(shared).unwrap_err().to_string().contains("share"));
+    }
+
+    #[test]
+    fn a_channel_alone_is_enough_to_be_reached() {
+        let channel = Layer { sockets: Vec::new(), channel: in_file(ChannelAddress("c".into())), ..file() };
+        let channel = Config::of(channel).unwrap().channel.unwrap().value;
+        assert!(channel.0.is_absolute() && channel.0.ends_with("c"), "{channel}");
+        let nobody = Layer { sockets: Vec::new(), ..file() };
+        assert!(Config::of(nobody).unwrap_err().to_string().contains("--channel"));
     }
 }

@@ -3,11 +3,33 @@
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::scene::{PATIENCE, Server, Volume, contains_all, refused, serve_command, text};
+
+/// Between taking the volume and answering operators, and after that again, a server has the volume and answers nobody.
+#[test]
+fn who_asks_for_the_status_of_a_volume_waits_for_a_server_that_comes_or_goes() {
+    let volume = Volume::create(&[]);
+    let lock = fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(volume.directory().join("lock"))
+        .unwrap();
+    let held = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
+    fs::write(volume.directory().join("lock"), "1 ringfort serve\n").unwrap();
+    let stopping = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        drop(held);
+    });
+    assert_eq!(volume.status()["served"], Value::Null);
+    stopping.join().unwrap();
+}
 
 #[test]
 fn a_served_volume_answers_and_is_held() {
