@@ -1,12 +1,16 @@
-//! Unix sockets to listen on: made with the right mode, found stale or occupied, removed by their owner alone.
+//! Unix sockets to listen on: made with the right mode, found stale or occupied, removed by their owner alone; and how threads that listen are told
+//! to stop.
 
 use std::fs::Permissions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
 
@@ -82,6 +86,45 @@ impl Drop for ListeningSocket {
             std::fs::metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
         if ours && let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(socket = %self.path.display(), %error, "the socket could not be removed; remove it by hand");
+        }
+    }
+}
+
+/// Asks a thread that listens to stop, whatever it waits for.
+#[derive(Debug)]
+pub struct StopSignal {
+    requested: AtomicBool,
+    wake: EventFd,
+}
+
+impl StopSignal {
+    pub fn new() -> io::Result<Self> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { requested: AtomicBool::new(false), wake })
+    }
+
+    pub fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::SeqCst)
+    }
+
+    /// From now on nobody waits. `path` is the socket, for the log.
+    pub fn request(&self, path: &Path) {
+        self.requested.store(true, Ordering::SeqCst);
+        if let Err(error) = self.wake.write(1) {
+            tracing::error!(socket = %path.display(), %error, "the socket's thread cannot be woken to stop; a second signal exits at once");
+        }
+    }
+
+    /// Waits for a connection, for a request to stop, or until `timeout`.
+    pub fn wait(&self, listener: Option<&UnixListener>, timeout: PollTimeout) -> io::Result<()> {
+        let mut waiting = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
+        waiting.extend(listener.map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)));
+        loop {
+            match poll(&mut waiting, timeout) {
+                Ok(_) => return Ok(()),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
     }
 }

@@ -3,16 +3,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::poll::PollTimeout;
 use ringfort_engine::engine::Engine;
 use ringfort_engine::mailbox::{Sender, mailbox};
 use ringfort_filesystem::operation::Credentials;
@@ -22,11 +20,14 @@ use super::clients::{self, Answer, ClientId, Event};
 use super::connection::converse;
 use super::control::{Conversation, Identity, Limits, Refusal, RingAttachment, Rings};
 use super::peer;
-use crate::listen::{ListenError, ListeningSocket, Who};
+use crate::listen::{ListenError, ListeningSocket, StopSignal, Who};
 use crate::service::Service;
 
 /// Connections that are served at a time; more wait.
 const CONNECTION_COUNT_MAX: usize = 64;
+
+/// Where as many are served, from one look for those that have ended to the next.
+const NO_ROOM_PAUSE_MS: u16 = 100;
 
 /// A channel that could not be started: what was tried, on which path, what was found.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +46,7 @@ pub struct ChannelServer {
 
 struct Shared {
     path: PathBuf,
-    stopping: AtomicBool,
-    wake: EventFd,
+    stop: StopSignal,
     connections: Mutex<HashMap<u64, UnixStream>>,
     connection_count: AtomicU64,
 }
@@ -63,12 +63,10 @@ impl ChannelServer {
     ) -> Result<Self, StartError> {
         let socket = ListeningSocket::bind(path, Who::Owner, CONNECTION_COUNT_MAX as i32)?;
         let system = |tried| move |source| StartError::System { tried, path: path.to_owned(), source };
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|errno| system("create an event for")(errno.into()))?;
+        let stop = StopSignal::new().map_err(system("create an event for"))?;
         let shared = Arc::new(Shared {
             path: path.to_owned(),
-            stopping: AtomicBool::new(false),
-            wake,
+            stop,
             connections: Mutex::default(),
             connection_count: AtomicU64::new(0),
         });
@@ -104,10 +102,7 @@ impl ChannelServer {
 
     /// Begins what [`stop`](Self::stop) does and does not wait.
     pub fn request_stop(&self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        if let Err(error) = self.shared.wake.write(1) {
-            tracing::error!(socket = %self.shared.path.display(), %error, "the channel's thread cannot be woken to stop; a second signal exits at once");
-        }
+        self.shared.stop.request(&self.shared.path);
         self.shared.hang_up();
     }
 }
@@ -125,7 +120,7 @@ impl Shared {
     }
 
     fn stopping(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst)
+        self.stop.is_requested()
     }
 
     fn hang_up(&self) {
@@ -149,7 +144,8 @@ impl Listening {
         while !self.shared.stopping() {
             serving.retain(|thread| !thread.is_finished());
             let room = serving.len() < CONNECTION_COUNT_MAX;
-            if let Err(error) = self.wait(room.then_some(socket.listener())) {
+            let timeout = if room { PollTimeout::NONE } else { NO_ROOM_PAUSE_MS.into() };
+            if let Err(error) = self.shared.stop.wait(room.then_some(socket.listener()), timeout) {
                 tracing::error!(
                     socket = %self.shared.path.display(),
                     %error,
@@ -174,21 +170,6 @@ impl Listening {
         for thread in serving {
             // What it panicked with was logged when it did.
             let _ = thread.join();
-        }
-    }
-
-    /// Waits for a client, or for a request to stop; a moment where there is no room for another client.
-    fn wait(&self, listener: Option<&UnixListener>) -> io::Result<()> {
-        const NO_ROOM_PAUSE_MS: u16 = 100;
-        let timeout = if listener.is_some() { PollTimeout::NONE } else { NO_ROOM_PAUSE_MS.into() };
-        let mut waiting = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
-        waiting.extend(listener.map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)));
-        loop {
-            match poll(&mut waiting, timeout) {
-                Ok(_) => return Ok(()),
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
         }
     }
 

@@ -150,7 +150,7 @@ impl<S: Service> Call<'_, S> {
         Ok(match command.opcode {
             Opcode::Nop => Outcome::value(command.value),
             Opcode::Open => self.open().await?,
-            Opcode::Close => self.close().await?,
+            Opcode::Close => self.close(command.target).await?,
             Opcode::Read => self.read(&[command.output]).await?,
             Opcode::ReadScatter => self.read(&self.data.list(command.input)?).await?,
             Opcode::Write => self.write(&[command.input]).await?,
@@ -303,10 +303,14 @@ impl<S: Service> Call<'_, S> {
         self.session.opened.borrow_mut().insert(handle.0, Opened { spot, handle });
         let outcome = match wants_attributes {
             false => Outcome::default(),
-            true => {
-                let attributes = self.walk.attributes(spot.node).await?;
-                self.put_attributes(&attributes)?
-            }
+            true => match self.walk.attributes(spot.node).await {
+                Ok(attributes) => self.put_attributes(&attributes)?,
+                Err(errno) => {
+                    // The client hears of no handle that it could close.
+                    let _ = self.close(handle.0).await;
+                    return Err(errno);
+                }
+            },
         };
         Ok(Outcome { value: handle.0, ..outcome })
     }
@@ -383,8 +387,8 @@ impl<S: Service> Call<'_, S> {
         }
     }
 
-    async fn close(&mut self) -> Result<Outcome> {
-        let opened = self.session.opened.borrow_mut().remove(&self.command.target).ok_or(Errno::EBADF)?;
+    async fn close(&self, number: u64) -> Result<Outcome> {
+        let opened = self.session.opened.borrow_mut().remove(&number).ok_or(Errno::EBADF)?;
         self.done(match opened.spot.kind {
             FileKind::Directory => Operation::ReleaseDirectory { handle: opened.handle },
             _ => Operation::Release { handle: opened.handle },

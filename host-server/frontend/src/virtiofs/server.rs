@@ -1,15 +1,13 @@
 //! A virtio-fs device behind a Unix socket: one guest at a time, one after the other.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringfort_engine::engine::Engine;
 use ringfort_engine::mailbox::{Sender, mailbox};
@@ -20,7 +18,7 @@ use super::device::{self, Event, Options};
 use super::queue::Memory;
 use super::session::CachePolicy;
 use super::vhost_user::{AtomicMemory, Backend};
-use crate::listen::{ListenError, ListeningSocket, Who};
+use crate::listen::{ListenError, ListeningSocket, StopSignal, Who};
 use crate::metrics::Metrics;
 use crate::service::Service;
 
@@ -60,8 +58,7 @@ pub struct VirtioFsServer {
 
 struct Shared {
     path: PathBuf,
-    stopping: AtomicBool,
-    wake: EventFd,
+    stop: StopSignal,
     /// Ends the connection that is being served.
     connection: Mutex<Option<ShutdownHandle>>,
 }
@@ -86,17 +83,11 @@ impl VirtioFsServer {
         }
         let socket = ListeningSocket::bind(path, Who::Owner, 1)?;
         let system = |tried| move |source| StartError::System { tried, path: path.to_owned(), source };
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|errno| system("create an event for")(errno.into()))?;
+        let stop = StopSignal::new().map_err(system("create an event for"))?;
         let metrics = Arc::new(Metrics::new(1 + request_queue_count));
         let direct_kicks =
             watches_descriptors(engine).map_err(|errno| system("create an event for")(errno.into()))?;
-        let shared = Arc::new(Shared {
-            path: path.to_owned(),
-            stopping: AtomicBool::new(false),
-            wake,
-            connection: Mutex::new(None),
-        });
+        let shared = Arc::new(Shared { path: path.to_owned(), stop, connection: Mutex::new(None) });
         let (events, receiver) = mailbox();
         let serving = Serving {
             shared: Arc::clone(&shared),
@@ -137,10 +128,7 @@ impl VirtioFsServer {
 
     /// Begins what [`stop`](Self::stop) does and does not wait.
     pub fn request_stop(&self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        if let Err(error) = self.shared.wake.write(1) {
-            tracing::error!(socket = %self.shared.path.display(), %error, "the socket's thread cannot be woken to stop; a second signal exits at once");
-        }
+        self.shared.stop.request(&self.shared.path);
         if let Some(connection) = self.shared.connection().as_ref() {
             connection.shutdown();
         }
@@ -160,7 +148,7 @@ impl Shared {
     }
 
     fn stopping(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst)
+        self.stop.is_requested()
     }
 }
 
@@ -184,7 +172,7 @@ impl Serving {
     fn run(self, socket: ListeningSocket) {
         let path = &self.shared.path;
         while !self.shared.stopping() {
-            if let Err(error) = wait(Some(socket.listener()), &self.shared.wake, PollTimeout::NONE) {
+            if let Err(error) = self.shared.stop.wait(Some(socket.listener()), PollTimeout::NONE) {
                 tracing::error!(
                     socket = %path.display(),
                     %error,
@@ -198,7 +186,7 @@ impl Serving {
             if let Err(error) = self.serve_connection(socket.listener()) {
                 tracing::warn!(socket = %path.display(), %error, "a guest's connection failed; the next one is accepted");
                 // What failed (descriptors used up, say) may fail again at once. An error here shows above as well.
-                let _ = wait(None, &self.shared.wake, PAUSE_AFTER_FAILURE_MS.into());
+                let _ = self.shared.stop.wait(None, PAUSE_AFTER_FAILURE_MS.into());
             }
         }
     }
@@ -247,19 +235,6 @@ impl Serving {
             ))
             | Ok(()) => Ok(()),
             Err(error) => Err(error.to_string()),
-        }
-    }
-}
-
-/// Waits for a connection, for a request to stop, or until `timeout`.
-fn wait(listener: Option<&UnixListener>, wake: &EventFd, timeout: PollTimeout) -> io::Result<()> {
-    let mut waiting = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
-    waiting.extend(listener.map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)));
-    loop {
-        match poll(&mut waiting, timeout) {
-            Ok(_) => return Ok(()),
-            Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
         }
     }
 }
