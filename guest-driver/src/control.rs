@@ -35,7 +35,7 @@ impl Control {
         let hello = Hello {
             oldest: Version::CHANNEL.0.into(),
             newest: Version::LATEST.0.into(),
-            role: Role::HostProcess.number().into(),
+            role: Role::Process.number().into(),
             ..Hello::default()
         };
         match control.ask(&Message::Hello(hello), &[])? {

@@ -27,7 +27,10 @@ pub const LAYOUTS: &[layout::Layout] = {
     use command::CommandRecord;
     use completion::CompletionRecord;
     use control::envelope::Envelope;
-    use control::message::{Attach, Credential, Echo, Hello, Memory, Pages, Proof, Subject, Welcome};
+    use control::message::{
+        Attach, Credential, Echo, Given, Hello, Invitation, Memory, Pages, Place, Proof, Subject, Want,
+        Welcome,
+    };
     use layout::Record;
     &[
         Envelope::LAYOUT,
@@ -40,6 +43,10 @@ pub const LAYOUTS: &[layout::Layout] = {
         Attach::LAYOUT,
         Subject::LAYOUT,
         Echo::LAYOUT,
+        Want::LAYOUT,
+        Given::LAYOUT,
+        Place::LAYOUT,
+        Invitation::LAYOUT,
         CommandRecord::LAYOUT,
         CompletionRecord::LAYOUT,
         AttributesRecord::LAYOUT,

@@ -8,7 +8,10 @@ use ringfort_protocol::LAYOUTS;
 use ringfort_protocol::argument::{AREA_COUNT_MAX, PATH_BYTES_MAX};
 use ringfort_protocol::command::{Flags, Opcode, OpenBits};
 use ringfort_protocol::control::envelope::BODY_BYTES_MAX;
-use ringfort_protocol::control::message::{GROUP_COUNT_MAX, Kind, Reason, Role, TEXT_BYTES_MAX};
+use ringfort_protocol::control::message::{
+    GIVEN_RINGS_MAX, GROUP_COUNT_MAX, INVITATION_XATTR, Kind, PAGE_HEAD_BYTES, PORT_DEFAULT, Reason, Role,
+    TEXT_BYTES_MAX,
+};
 use ringfort_protocol::ring::layout::{RING_ALIGN_BYTES, SLOT_COUNT_MAX, SLOT_COUNT_MIN};
 use ringfort_protocol::ring::slot::SLOT_BYTES;
 use ringfort_protocol::version::Version;
@@ -76,8 +79,12 @@ fn constants_are_those_of_the_code() {
         ("groups maximum", GROUP_COUNT_MAX as u64),
         ("areas maximum", AREA_COUNT_MAX as u64),
         ("path maximum", PATH_BYTES_MAX as u64),
+        ("page head", PAGE_HEAD_BYTES.into()),
+        ("rings given maximum", GIVEN_RINGS_MAX as u64),
+        ("port", PORT_DEFAULT.into()),
     ];
     assert_eq!(found, expected.into());
+    assert!(DOCUMENT.contains(&format!("`{INVITATION_XATTR}`")));
 }
 
 #[test]

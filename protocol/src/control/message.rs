@@ -40,6 +40,10 @@ numbers! {
         Ping = 14,
         /// Either: answers [`Kind::Ping`].
         Pong = 15,
+        /// Client, where [`Features::GIVES_MEMORY`] was returned: asks for a region, proved, with rings attached.
+        Want = 16,
+        /// Server, or whoever stands for it: answers [`Kind::Want`].
+        Given = 17,
     }
 }
 
@@ -92,8 +96,8 @@ numbers! {
     pub enum Role: u16 {
         /// The daemon of a guest; its secret is the one that root of the guest reads through virtio-fs.
         GuestDaemon = 1,
-        /// A process on the host.
-        HostProcess = 2,
+        /// A process of the machine that the socket is on.
+        Process = 2,
         /// Not a control connection: after the welcome every byte on it, either way, is one ring of a doorbell. Its secret is the one that
         /// the ring was attached with.
         Doorbell = 3,
@@ -102,6 +106,30 @@ numbers! {
 
 /// Length of secrets and nonces.
 pub const SECRET_BYTES: usize = 16;
+
+/// The begin of each page, which proofs use. Whoever keeps rings and data out of it can prove a region again while rings are attached.
+pub const PAGE_HEAD_BYTES: u32 = 64;
+
+/// Where guests reach the server through vsock, unless it says otherwise.
+pub const PORT_DEFAULT: u32 = 21062;
+
+/// An extended attribute of the root directory of a virtio-fs mount. Its value is an [`Invitation`]; kernels let only root read
+/// attributes of this kind.
+pub const INVITATION_XATTR: &str = "trusted.ringfort.channel";
+
+/// What the two sides can do beyond their version, as bits of [`Hello::features`] and [`Welcome::features`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features(pub u64);
+
+impl Features {
+    /// The other side gives memory in which rings are attached already: a client sends [`Kind::Want`] in place of Memory, Prove,
+    /// Credential and Attach.
+    pub const GIVES_MEMORY: Features = Features(1);
+
+    pub fn has(self, feature: Features) -> bool {
+        self.0 & feature.0 == feature.0
+    }
+}
 
 record! {
     /// Body of [`Kind::Hello`].
@@ -112,9 +140,9 @@ record! {
         /// See [`Role`].
         pub role: U16,
         pub reserved: U16,
-        /// Bits that the client knows; none is defined yet.
+        /// [`Features`] that the client knows.
         pub features: U64,
-        /// What the role says. Zeros for a process on the host, whose socket tells who it is.
+        /// What the role says. Zeros for a process, whose socket tells who it is.
         pub secret: [u8; SECRET_BYTES],
         pub reserved_end: [u8; 16],
     }
@@ -229,6 +257,82 @@ record! {
 }
 
 record! {
+    /// Body of [`Kind::Want`].
+    pub struct Want: 16 {
+        pub ring_count: U32,
+        /// Of each direction of each ring, at least. The answer may have more.
+        pub slot_count: U32,
+        /// Of each ring's data area, at least, page heads not counted. The answer may have more.
+        pub data_bytes: U32,
+        pub reserved: U32,
+    }
+}
+
+record! {
+    /// Body of [`Kind::Given`]; a [`Place`] for each of `ring_count` rings follows. With it come descriptors: of the region's memory, then for each
+    /// ring a stream on which every byte, either way, is one ring of the doorbell.
+    pub struct Given: 24 {
+        /// Of the region, all of which is the descriptor's memory.
+        pub len_bytes: U64,
+        /// A page has 2 to the power of this many bytes. The client keeps out of the first [`PAGE_HEAD_BYTES`] of each.
+        pub page_shift: U32,
+        /// That commands have to name.
+        pub credential: U32,
+        pub ring_count: U32,
+        pub reserved: U32,
+    }
+}
+
+record! {
+    /// A ring in a region that was given.
+    pub struct Place: 16 {
+        /// Where the ring begins in the region.
+        pub start: U32,
+        /// Of each direction.
+        pub slot_count: U32,
+        /// The data area of the ring's commands. Heads of pages lie in it.
+        pub data_start: U32,
+        pub data_bytes: U32,
+    }
+}
+
+record! {
+    /// How root of a guest reaches the server: the value of [`INVITATION_XATTR`].
+    pub struct Invitation: 32 {
+        /// [`INVITATION_MAGIC`]
+        pub magic: U32,
+        /// The newest version that the server speaks.
+        pub version: U16,
+        pub reserved: U16,
+        /// On the host (CID 2).
+        pub port: U32,
+        pub reserved_end: U32,
+        /// For [`Hello::secret`] of a [`Role::GuestDaemon`]. Another one after each boot.
+        pub secret: [u8; SECRET_BYTES],
+    }
+}
+
+/// `RFin`, little-endian.
+pub const INVITATION_MAGIC: u32 = u32::from_le_bytes(*b"RFin");
+
+impl Invitation {
+    pub fn new(version: Version, port: u32, secret: [u8; SECRET_BYTES]) -> Self {
+        Self {
+            magic: INVITATION_MAGIC.into(),
+            version: version.0.into(),
+            port: port.into(),
+            secret,
+            ..Self::default()
+        }
+    }
+
+    /// None where the bytes are none, or of a layout that only later versions have.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        Self::read_from_bytes(bytes).ok().filter(|invitation| invitation.magic.get() == INVITATION_MAGIC)
+    }
+}
+
+record! {
     /// Body of [`Kind::Ping`] and [`Kind::Pong`].
     pub struct Echo: 8 {
         pub number: U64,
@@ -240,6 +344,9 @@ pub const NO_RING: u32 = u32::MAX;
 
 /// The most supplementary groups of a credential: as many as Linux gives a process would be 65,536; more than these do not help anybody.
 pub const GROUP_COUNT_MAX: usize = 1024;
+
+/// The most rings that are given in one answer: their descriptors come with one message.
+pub const GIVEN_RINGS_MAX: usize = 64;
 
 /// The longest sentence for people, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1024;
@@ -267,6 +374,8 @@ pub enum Message {
     Refused(Subject, String),
     Ping(Echo),
     Pong(Echo),
+    Want(Want),
+    Given(Given, Vec<Place>),
 }
 
 /// A body that is not what its kind says.
@@ -372,6 +481,8 @@ impl Message {
             Self::Refused(..) => Kind::Refused,
             Self::Ping(..) => Kind::Ping,
             Self::Pong(..) => Kind::Pong,
+            Self::Want(..) => Kind::Want,
+            Self::Given(..) => Kind::Given,
         }
     }
 
@@ -400,6 +511,11 @@ impl Message {
                 body.extend(text.as_bytes());
             }
             Self::Ping(record) | Self::Pong(record) => body.extend(record.as_bytes()),
+            Self::Want(record) => body.extend(record.as_bytes()),
+            Self::Given(record, places) => {
+                body.extend(record.as_bytes());
+                body.extend(places.as_bytes());
+            }
         }
         let envelope = Envelope::new(version, self.kind().number(), body.len() as u32);
         [envelope.as_bytes(), &body].concat()
@@ -455,6 +571,16 @@ impl Message {
             }
             Kind::Ping => Self::Ping(body.record()?),
             Kind::Pong => Self::Pong(body.record()?),
+            Kind::Want => {
+                let record: Want = body.record()?;
+                body.zeros(record.reserved.as_bytes())?;
+                Self::Want(record)
+            }
+            Kind::Given => {
+                let record: Given = body.record()?;
+                let count = body.count("rings", record.ring_count, GIVEN_RINGS_MAX)?;
+                Self::Given(record, body.list(count)?)
+            }
         };
         body.end()?;
         Ok(message)
@@ -527,6 +653,11 @@ mod tests {
             Message::Refused(with_text, text),
             Message::Ping(filled()),
             Message::Pong(filled()),
+            Message::Want(Want { reserved: U32::ZERO, ..filled() }),
+            Message::Given(
+                Given { ring_count: 2.into(), ..filled() },
+                vec![filled(), Place { start: 0x0020_1000.into(), ..filled() }],
+            ),
         ]
     }
 
@@ -592,6 +723,15 @@ mod tests {
         };
         assert!(text.len() <= TEXT_BYTES_MAX && text.len() > TEXT_BYTES_MAX - 4);
         assert_eq!(subject.text_bytes.get() as usize, text.len());
+    }
+
+    #[test]
+    fn an_invitation_has_the_bytes_of_its_golden_file() {
+        let invitation = Invitation::new(Version::CHANNEL, PORT_DEFAULT, *b"sixteen bytes of");
+        assert_eq!(invitation.as_bytes(), include_bytes!("../../tests/golden/invitation.bin"));
+        assert_eq!(Invitation::decode(invitation.as_bytes()), Some(invitation));
+        assert_eq!(Invitation::decode(&[0; 32]), None);
+        assert_eq!(Invitation::decode(&invitation.as_bytes()[1..]), None);
     }
 
     #[test]

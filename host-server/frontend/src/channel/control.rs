@@ -216,7 +216,7 @@ impl<R: Rings> Conversation<R> {
             Refusal::new(Reason::Version, text)
         })?;
         match Role::from_number(hello.role.get()) {
-            Some(Role::HostProcess) => {}
+            Some(Role::Process) => {}
             Some(role) => {
                 let text = format!("{role:?} may not connect here: this socket is for processes of the host");
                 return Err(Refusal::new(Reason::NotAllowed, text));
@@ -458,7 +458,7 @@ mod tests {
         let hello = Hello {
             oldest: Version::CHANNEL.0.into(),
             newest: Version::LATEST.0.into(),
-            role: Role::HostProcess.number().into(),
+            role: Role::Process.number().into(),
             ..Hello::default()
         };
         assert_eq!(reason(conversation.hear(Message::Hello(hello), Vec::new())), None);
