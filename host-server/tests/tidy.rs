@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 /// Crates lowest first. A crate may depend on those above it in this list, where `may_use` does not say less.
 const CRATES: &[Crate] = &[
     Crate { package: "ringfort-protocol", folder: "protocol", may_use: Some(&[]) },
+    Crate { package: "ringfort-ring-trial", folder: "protocol/trial", may_use: Some(&["ringfort-protocol"]) },
     Crate { package: "ringfort-engine", folder: "host-server/engine", may_use: Some(&[]) },
     Crate { package: "ringfort-store", folder: "host-server/store", may_use: None },
     Crate { package: "ringfort-filesystem", folder: "host-server/filesystem", may_use: None },
@@ -45,6 +46,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("host-server/store/src/format/crc32c.rs", "processor instructions for checksums"),
     ("host-server/store/src/object/galois.rs", "processor instructions for field arithmetic"),
     ("protocol/src/ring/memory.rs", "memory that another process or machine writes"),
+    ("protocol/trial/src/pages.rs", "pages that a guest and its host share"),
     ("qemu-tests/src/tsc.rs", "reads the time-stamp counter"),
     ("qemu-tests/src/bin/ringfort-guest-agent/flip.rs", "a write's buffer that another thread changes"),
     ("qemu-tests/src/bin/ringfort-guest-agent/map.rs", "files through memory maps"),

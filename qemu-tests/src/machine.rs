@@ -384,6 +384,22 @@ impl Guest {
         self.console.require_healthy()
     }
 
+    /// The guest's memory, as a file of this host: below the hole for devices, a guest physical address is an offset into it.
+    pub fn memory(&self) -> Result<PathBuf> {
+        let descriptors = PathBuf::from(format!("/proc/{}/fd", self.child.id()));
+        for entry in
+            fs::read_dir(&descriptors).with_context(|| format!("listing {}", descriptors.display()))?
+        {
+            let path = entry?.path();
+            if fs::read_link(&path)
+                .is_ok_and(|link| link.to_string_lossy().starts_with("/memfd:memory-backend-memfd "))
+            {
+                return Ok(path);
+            }
+        }
+        bail!("QEMU has no memory file open in {}", descriptors.display())
+    }
+
     /// Ends the machine at once, as a power cut would.
     pub fn pull_the_plug(mut self) {
         self.stop_now();

@@ -1,5 +1,5 @@
 //! Programs that tests run in the guest, beside busybox and the agent: from the release's packages with the libraries that
-//! they load, or from crates.io, linked statically.
+//! they load, or from crates.io or this workspace, linked statically.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::place::{Lock, cache};
-use crate::provision::{STATIC_FLAGS, STATIC_TARGET, Suite, cargo, library_path, once, output_of, packages};
+use crate::provision::{
+    STATIC_FLAGS, STATIC_TARGET, Suite, cargo, library_path, once, output_of, packages, static_program,
+};
 
 /// The packages that hold the programs, fetched together.
 const PACKAGES: [&str; 6] = ["acl", "e2fsprogs", "fio", "git", "sqlite3", "tar"];
@@ -25,6 +27,10 @@ pub enum Program {
     Mke2fs,
     /// A suite of POSIX conformance tests, from crates.io.
     Pjdfstest,
+    /// The client of the channel.
+    Rf,
+    /// Either end of a ring, for a trial between guest and host.
+    RingTrial,
     Sqlite3,
     /// GNU tar, in the place of busybox's.
     Tar,
@@ -39,6 +45,10 @@ impl Program {
             Program::Git => Source::Package(&["usr/bin/git"]),
             Program::Mke2fs => Source::Package(&["usr/sbin/mke2fs"]),
             Program::Pjdfstest => Source::Crate { name: "pjdfstest", version: "0.2.2" },
+            Program::Rf => Source::Workspace { package: "ringfort-rf", name: "rf" },
+            Program::RingTrial => {
+                Source::Workspace { package: "ringfort-ring-trial", name: "ringfort-ring-trial" }
+            }
             Program::Sqlite3 => Source::Package(&["usr/bin/sqlite3"]),
             Program::Tar => Source::Package(&["usr/bin/tar"]),
         }
@@ -60,6 +70,11 @@ enum Source {
     Crate {
         name: &'static str,
         version: &'static str,
+    },
+    /// A program of this workspace.
+    Workspace {
+        package: &'static str,
+        name: &'static str,
     },
 }
 
@@ -97,6 +112,7 @@ fn add(program: Program, payload: &mut Payload) -> Result<()> {
             }
         }
         Source::Crate { name, version } => payload.files.push(installed_crate(name, version)?),
+        Source::Workspace { package, name } => payload.files.push(static_program(package, name)?),
     }
     let named = payload.files.get(first).and_then(|file| file.file_name()).unwrap_or_default();
     let named = named.to_string_lossy().into_owned();

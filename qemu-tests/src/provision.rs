@@ -162,7 +162,11 @@ impl HostPrograms {
 }
 
 fn make_parts() -> Result<Parts> {
-    Ok(Parts { qemu: qemu()?, busybox: release_root()?.join("bin/busybox"), agent: agent()? })
+    Ok(Parts {
+        qemu: qemu()?,
+        busybox: release_root()?.join("bin/busybox"),
+        agent: static_program("ringfort-qemu-tests", "ringfort-guest-agent")?,
+    })
 }
 
 fn qemu() -> Result<Qemu> {
@@ -343,18 +347,19 @@ pub(crate) const STATIC_FLAGS: &str = "-C target-feature=+crt-static";
 /// Named, so that the flags are for the program and not for its build scripts.
 pub(crate) const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds the agent as one static file. Only the flags differ from an ordinary build, hence a target folder of its own.
-fn agent() -> Result<PathBuf> {
-    let target_folder = cache()?.join("agent-target");
+/// Builds a program of the workspace as one static file. Only the flags differ from an ordinary build, hence a target folder of its
+/// own.
+pub(crate) fn static_program(package: &str, name: &str) -> Result<PathBuf> {
+    let target_folder = cache()?.join("static-target");
     let mut command = cargo();
     command
-        .args(["build", "--quiet", "--release", "--package", "ringfort-qemu-tests"])
-        .args(["--bin", "ringfort-guest-agent", "--target", STATIC_TARGET, "--target-dir"])
+        .args(["build", "--quiet", "--release", "--package", package])
+        .args(["--bin", name, "--target", STATIC_TARGET, "--target-dir"])
         .arg(&target_folder)
         .env("RUSTFLAGS", STATIC_FLAGS)
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     output_of(&mut command)?;
-    Ok(target_folder.join(STATIC_TARGET).join("release/ringfort-guest-agent"))
+    Ok(target_folder.join(STATIC_TARGET).join("release").join(name))
 }
 
 /// Cargo, the same that runs us, in the workspace.
