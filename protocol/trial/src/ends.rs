@@ -53,6 +53,8 @@ pub fn ask(memory: &SharedMemory, parks: u64, mut pauses: Pauses) -> Result<Tall
     let mut tally = Tally { commands: 0, parks: 0, elapsed: Duration::ZERO };
     while tally.parks < parks / 10 || tally.parks + memory.load(PARKS_OF_ANSWERER) < parks {
         let first = tally.commands;
+        // Not between a submission and the look at the other's flag: a store that still waits in the processor is what the fence is for.
+        pauses.pause();
         for _ in 0..=pauses.below(SLOTS.into()) {
             let slot = Slot::from_bytes(&question(tally.commands));
             ensure!(
@@ -62,7 +64,6 @@ pub fn ask(memory: &SharedMemory, parks: u64, mut pauses: Pauses) -> Result<Tall
             );
             tally.commands += 1;
         }
-        pauses.pause();
         if requester.wants_doorbell() {
             bell.ring(memory);
         }
@@ -99,10 +100,10 @@ pub fn answer(memory: &SharedMemory, mut pauses: Pauses) -> Result<Tally> {
     while memory.load_acquire(ASKER_IS_DONE) == 0 {
         let before = tally.commands;
         while let Some(slot) = responder.take() {
+            pauses.pause();
             responder.complete(&Slot::from_bytes(&answer_to(slot.to_bytes())));
             tally.commands += 1;
         }
-        pauses.pause();
         if tally.commands > before && responder.wants_doorbell() {
             bell.ring(memory);
         }
