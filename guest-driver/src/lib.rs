@@ -14,16 +14,27 @@
 //! ```
 //!
 //! Modules, lowest first:
-//! `error` · `memory` · `control` · `ring` · `volume`
+//! `error` · `memory` · `control` · `ring` · `connect` · `place` · `request` · `attributes` · `directory` · `file` · `volume`
 
 #![deny(unsafe_code)]
 
+mod attributes;
+mod connect;
 mod control;
+mod directory;
 mod error;
+mod file;
 #[allow(unsafe_code)]
 mod memory;
+mod place;
+mod request;
 mod ring;
 mod volume;
 
+pub use attributes::{Attributes, FileKind};
+pub use connect::Options;
+pub use directory::DirectoryEntry;
 pub use error::Error;
-pub use volume::{Attributes, DirectoryEntry, File, FileKind, Open, Options, Volume, connect, connect_with};
+pub use file::{File, Open};
+pub use place::Place;
+pub use volume::{Volume, connect, connect_with};
