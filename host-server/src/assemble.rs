@@ -22,14 +22,15 @@ use ringfort_engine::mailbox::{Receiver, Sender, mailbox};
 use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::{Credentials, Operation, Reply, SessionId};
 use ringfort_filesystem::{Counts, Filesystem, FilesystemOptions};
-use ringfort_frontend::channel::{ChannelServer, Limits};
+use ringfort_frontend::channel::{ChannelServer, Limits, Place};
+use ringfort_frontend::machine::Machine;
 use ringfort_frontend::metrics::Metrics;
 use ringfort_frontend::service::Service;
 use ringfort_frontend::virtiofs::{CachePolicy, Options, VirtioFsServer};
 use ringfort_store::store::{OpenOptions, Store};
 use tokio::sync::oneshot;
 
-use crate::config::Cache;
+use crate::config::{Cache, ChannelAddress, machine_name};
 use crate::report::{Guest, Inodes, Served, Status};
 
 /// What is to be served, and how.
@@ -38,8 +39,8 @@ pub struct Settings {
     /// Every component, columns first.
     pub components: Vec<PathBuf>,
     pub sockets: Vec<SocketSettings>,
-    /// Where programs of this host begin a channel.
-    pub channel: Option<PathBuf>,
+    /// Where channels begin.
+    pub channels: Vec<ChannelAddress>,
     pub commit_interval: Duration,
     pub memory_bytes: u64,
     /// The longest time that the volume's thread looks for work before it sleeps.
@@ -220,19 +221,18 @@ async fn retry_reclaims(engine: Rc<dyn Engine>, filesystem: Filesystem<Store>, s
     }
 }
 
-/// What listens: a device for each virtio-fs socket, and the channel.
+/// What listens: a device for each virtio-fs socket, and the channels.
 struct Servers {
     devices: Vec<VirtioFsServer>,
-    channel: Option<ChannelServer>,
+    channels: Vec<ChannelServer>,
 }
 
 impl Servers {
     /// Answers what is under way. Blocks; not for the volume's thread.
     fn stop(self) {
         self.devices.iter().for_each(VirtioFsServer::request_stop);
-        if let Some(channel) = self.channel {
-            channel.stop();
-        }
+        self.channels.iter().for_each(ChannelServer::request_stop);
+        self.channels.into_iter().for_each(ChannelServer::stop);
         self.devices.into_iter().for_each(VirtioFsServer::stop);
     }
 }
@@ -244,7 +244,9 @@ fn listen(
     settings: &Settings,
     volume: [u8; 16],
 ) -> Result<Servers> {
-    let start = |socket: &SocketSettings| {
+    let machines: Vec<_> =
+        settings.sockets.iter().map(|socket| Arc::new(Machine::new(machine_name(&socket.path)))).collect();
+    let start = |(socket, machine): (&SocketSettings, &Arc<Machine>)| {
         let options = Options {
             cache: match socket.cache {
                 Cache::Never => CachePolicy::Never,
@@ -252,17 +254,31 @@ fn listen(
                 Cache::Always => CachePolicy::Always,
             },
             writeback: socket.writeback,
+            machine: Arc::clone(machine),
             ..Options::default()
         };
         let queues = usize::try_from(socket.queues).unwrap_or(usize::MAX);
         Ok(VirtioFsServer::start(engine, Rc::clone(service), &socket.path, queues, options)?)
     };
-    let devices = settings.sockets.iter().map(start).collect::<Result<_>>()?;
-    let channel = settings
-        .channel
-        .as_ref()
-        .map(|path| ChannelServer::start(engine, Rc::clone(service), path, Limits::default(), volume));
-    Ok(Servers { devices, channel: channel.transpose()? })
+    let devices = settings.sockets.iter().zip(&machines).map(start).collect::<Result<_>>()?;
+    let start = |address: &ChannelAddress| {
+        let place = place(address, &machines)?;
+        Ok(ChannelServer::start(engine, Rc::clone(service), place, Limits::default(), volume)?)
+    };
+    let channels = settings.channels.iter().map(start).collect::<Result<_>>()?;
+    Ok(Servers { devices, channels })
+}
+
+fn place(address: &ChannelAddress, machines: &[Arc<Machine>]) -> Result<Place> {
+    Ok(match address {
+        ChannelAddress::Host(path) => Place::Host { path: path.clone() },
+        ChannelAddress::Guest { machine: name, carrier, port } => {
+            let machine = machines.iter().find(|machine| machine.name() == name);
+            let machine =
+                machine.with_context(|| format!("channel {address}: there is no machine {name}"))?;
+            Place::Guest { machine: Arc::clone(machine), carrier: carrier.clone(), port: *port }
+        }
+    })
 }
 
 fn log_opening(store: &Store) {

@@ -39,6 +39,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("host-server/engine/src/local/uring.rs", "memory lent to the kernel"),
     ("host-server/engine/src/local/threads.rs", "memory lent to the pool's threads"),
     ("host-server/engine/src/local/mapping.rs", "mapped memory files"),
+    ("host-server/frontend/src/channel/extents.rs", "memory of guests"),
     ("host-server/frontend/src/channel/peer.rs", "asks the kernel for the groups of a peer"),
     ("host-server/frontend/src/channel/region.rs", "memory of clients on this host"),
     ("guest-driver/src/memory.rs", "memory that the server maps as well"),

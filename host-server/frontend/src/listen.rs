@@ -3,7 +3,7 @@
 
 use std::fs::Permissions;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -116,9 +116,9 @@ impl StopSignal {
     }
 
     /// Waits for a connection, for a request to stop, or until `timeout`.
-    pub fn wait(&self, listener: Option<&UnixListener>, timeout: PollTimeout) -> io::Result<()> {
+    pub fn wait(&self, listener: Option<BorrowedFd<'_>>, timeout: PollTimeout) -> io::Result<()> {
         let mut waiting = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
-        waiting.extend(listener.map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)));
+        waiting.extend(listener.map(|listener| PollFd::new(listener, PollFlags::POLLIN)));
         loop {
             match poll(&mut waiting, timeout) {
                 Ok(_) => return Ok(()),

@@ -25,11 +25,12 @@ pub struct Serve {
     pub print_config: bool,
     /// Unix socket for one guest's vhost-user-fs device; repeat for more guests. What differs for this one may follow:
     /// PATH,cache=auto,writeback=off,queues=2. (A path with a comma in it goes into a file.)
-    #[arg(long = "virtiofs", value_name = "SOCKET[,OPTION=VALUE]", required_unless_present_any = ["config", "channel"])]
+    #[arg(long = "virtiofs", value_name = "SOCKET[,OPTION=VALUE]", required_unless_present_any = ["config", "channels"])]
     pub sockets: Vec<SocketFlag>,
-    /// Unix socket at which programs of this host begin a channel: shared memory, without a mount. unix:PATH
-    #[arg(long, value_name = "ADDRESS")]
-    pub channel: Option<ChannelAddress>,
+    /// Where a channel is begun: shared memory, without a kernel between. unix:PATH for programs of this host;
+    /// NAME:vsock-unix=PATH or NAME:cid=N for a guest, whose virtio-fs socket is NAME.sock. Repeat for more.
+    #[arg(long = "channel", value_name = "ADDRESS")]
+    pub channels: Vec<ChannelAddress>,
     /// What guests may cache: nothing, for a second, or for ever (only where one guest alone changes files). [default: auto]
     #[arg(long, value_enum, value_name = "POLICY")]
     pub cache: Option<Cache>,
@@ -66,7 +67,11 @@ impl Serve {
         Layer {
             volume: Setting::flag(self.directory.clone(), "argument"),
             sockets: self.sockets.iter().map(SocketFlag::layer).collect(),
-            channel: Setting::flag(self.channel.clone(), "--channel"),
+            channels: self
+                .channels
+                .iter()
+                .map(|channel| Setting::new(channel.clone(), Origin::Flag("--channel")))
+                .collect(),
             cache: Setting::flag(self.cache, "--cache"),
             writeback: Setting::flag(self.writeback.map(Switch::is_on), "--writeback"),
             queues: Setting::flag(self.queues, "--queues"),

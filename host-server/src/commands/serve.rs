@@ -41,7 +41,7 @@ pub fn run(arguments: &cli::Serve, log: &LogFlags) -> Result<ExitCode> {
     let settings = Settings {
         components: file.all_components(directory),
         sockets: config.sockets.iter().map(socket_settings).collect(),
-        channel: config.channel.as_ref().map(|channel| channel.value.0.clone()),
+        channels: config.channels.iter().map(|channel| channel.value.clone()).collect(),
         commit_interval: Duration::from_millis(config.commit_interval_ms.value),
         busy_poll: Duration::from_micros(config.busy_poll_us.value),
         memory_bytes: config.memory.value.0,
@@ -104,8 +104,8 @@ async fn control(config: &Config, settings: Settings) -> Result<ExitCode> {
             return Err(error);
         }
     };
-    if let Some(channel) = &config.channel {
-        tracing::info!("programs of this host begin a channel at {}", channel.value);
+    for channel in &config.channels {
+        tracing::info!("a channel begins at {}", channel.value);
     }
     announce(&volume.remote(), manager).await;
 

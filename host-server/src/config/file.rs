@@ -9,8 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::layer::{Layer, SocketLayer};
 use super::reader::{Section, Source, parse, tables};
-use super::setting::Setting;
-use super::value::{BUSY_POLL_US, COMMIT_INTERVAL_MS, ChannelAddress, MetricsAddress, QUEUES};
+use super::value::{BUSY_POLL_US, COMMIT_INTERVAL_MS, MetricsAddress, QUEUES};
 
 /// Far above what hundreds of sockets need.
 const LEN_BYTES_MAX: u64 = 1 << 20;
@@ -48,11 +47,11 @@ fn read(source: &Source<'_>, base: &Path) -> Result<Layer> {
         metrics: section.text("metrics")?,
         log_level: section.text("log_level")?,
         log_format: section.text("log_format")?,
-        channel: section.text("channel")?,
+        channels: section.texts("channel")?,
         sockets: Vec::new(),
     };
-    if let Some(Setting { value: ChannelAddress(path), .. }) = &mut layer.channel {
-        *path = base.join(&*path);
+    for channel in &mut layer.channels {
+        channel.value = channel.value.clone().below(base);
     }
     if let Some(metrics) = &mut layer.metrics
         && let MetricsAddress::Unix(path) = &mut metrics.value
@@ -94,7 +93,7 @@ memory = "2GiB"
 metrics = "unix:metrics.sock"
 log_level = "debug"
 log_format = "json"
-channel = "unix:data.ctl"
+channel = ["unix:data.ctl", "vm1:vsock-unix=vm1.vsock"]
 
 [[virtiofs]]
 socket = "/run/vm1.sock"
@@ -125,7 +124,12 @@ queues = 4
         assert_eq!(metrics, MetricsAddress::Unix("/etc/ringfort/metrics.sock".into()));
         assert_eq!(layer.log_level.unwrap().value.as_str(), "debug");
         assert_eq!(layer.log_format.unwrap().value, LogFormat::Json);
-        assert_eq!(layer.channel.unwrap().value, ChannelAddress("/etc/ringfort/data.ctl".into()));
+        let channels: Vec<String> = layer.channels.iter().map(|channel| channel.value.to_string()).collect();
+        assert_eq!(channels, ["unix:/etc/ringfort/data.ctl", "vm1:vsock-unix=/etc/ringfort/vm1.vsock"]);
+        let alone = read_text("channel = \"unix:/c\"").unwrap().channels;
+        assert_eq!((alone.len(), alone[0].origin.to_string()), (1, "serve.toml, line 1".into()));
+        let error = read_text("\nchannel = [\"unix:/c\", 3]").unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("strings"), "{error}");
         let [first, second] = layer.sockets.as_slice() else { panic!("two sockets") };
         assert_eq!(first.path.value, Path::new("/run/vm1.sock"));
         assert_eq!((&first.cache, &first.queues), (&None, &None));

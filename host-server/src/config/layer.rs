@@ -16,7 +16,7 @@ use crate::size::ByteSize;
 pub struct Layer {
     pub volume: Option<Setting<PathBuf>>,
     pub sockets: Vec<SocketLayer>,
-    pub channel: Option<Setting<ChannelAddress>>,
+    pub channels: Vec<Setting<ChannelAddress>>,
     pub cache: Option<Setting<Cache>>,
     pub writeback: Option<Setting<bool>>,
     pub queues: Option<Setting<u64>>,
@@ -38,12 +38,12 @@ pub struct SocketLayer {
 }
 
 impl Layer {
-    /// This layer over a weaker one. A list of sockets replaces the weaker list as a whole.
+    /// This layer over a weaker one. A list of sockets, or of channels, replaces the weaker list as a whole.
     pub fn over(self, weaker: Layer) -> Layer {
         Layer {
             volume: self.volume.or(weaker.volume),
             sockets: if self.sockets.is_empty() { weaker.sockets } else { self.sockets },
-            channel: self.channel.or(weaker.channel),
+            channels: if self.channels.is_empty() { weaker.channels } else { self.channels },
             cache: self.cache.or(weaker.cache),
             writeback: self.writeback.or(weaker.writeback),
             queues: self.queues.or(weaker.queues),
@@ -62,7 +62,7 @@ impl Layer {
 pub struct Config {
     pub volume: Setting<PathBuf>,
     pub sockets: Vec<Socket>,
-    pub channel: Option<Setting<ChannelAddress>>,
+    pub channels: Vec<Setting<ChannelAddress>>,
     pub commit_interval_ms: Setting<u64>,
     pub busy_poll_us: Setting<u64>,
     pub memory: Setting<ByteSize>,
@@ -89,7 +89,7 @@ impl Config {
         let Some(memory) = said.memory else {
             bail!("no bound of memory is set: give --memory");
         };
-        if said.sockets.is_empty() && said.channel.is_none() {
+        if said.sockets.is_empty() && said.channels.is_empty() {
             bail!(
                 "no socket is named: give --virtiofs SOCKET or --channel unix:PATH, or [[virtiofs]] or `channel` in the file of \
                  --config"
@@ -136,26 +136,28 @@ impl Config {
             }
             other => other,
         };
-        let channel = match said.channel {
-            Some(Setting { value: ChannelAddress(path), origin }) => {
-                let path = absolute_path(&path)?;
-                let of_metrics = metrics.as_ref().is_some_and(
-                    |metrics| matches!(&metrics.value, MetricsAddress::Unix(other) if *other == path),
+        let channels = said
+            .channels
+            .into_iter()
+            .map(|channel| checked_channel(channel, &sockets, metrics.as_ref()))
+            .collect::<Result<Vec<_>>>()?;
+        for (index, channel) in channels.iter().enumerate() {
+            if let Some(earlier) =
+                channels[..index].iter().find(|earlier| conflict(&earlier.value, &channel.value))
+            {
+                bail!(
+                    "channel {} ({}) is for the same socket or machine as {} ({}); name each once",
+                    channel.value,
+                    channel.origin,
+                    earlier.value,
+                    earlier.origin
                 );
-                if of_metrics || sockets.iter().any(|socket| socket.path.value == path) {
-                    bail!(
-                        "the channel cannot share the socket {} with a guest or with metrics",
-                        path.display()
-                    );
-                }
-                Some(Setting::new(ChannelAddress(path), origin))
             }
-            None => None,
-        };
+        }
         Ok(Self {
             volume: absolute(volume)?,
             sockets,
-            channel,
+            channels,
             commit_interval_ms: said
                 .commit_interval_ms
                 .unwrap_or(Setting::default(COMMIT_INTERVAL_DEFAULT.as_millis() as u64)),
@@ -167,6 +169,59 @@ impl Config {
             log_level: said.log_level.unwrap_or(Setting::default(LogFilter::info())),
             log_format: said.log_format.unwrap_or(Setting::default(LogFormat::Text)),
         })
+    }
+}
+
+/// The name of the machine that connects to a virtio-fs socket: `vm1` for `/run/ringfort/vm1.sock`.
+pub fn machine_name(socket: &Path) -> String {
+    socket.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A channel whose path is absolute, nobody else's, and whose machine is known.
+fn checked_channel(
+    channel: Setting<ChannelAddress>,
+    sockets: &[Socket],
+    metrics: Option<&Setting<MetricsAddress>>,
+) -> Result<Setting<ChannelAddress>> {
+    let Setting { value, origin } = channel;
+    let directory =
+        std::env::current_dir().context("find the working directory, which a relative path begins at")?;
+    let value = value.below(&directory);
+    if let Some(path) = value.path() {
+        let of_metrics = metrics
+            .is_some_and(|metrics| matches!(&metrics.value, MetricsAddress::Unix(other) if other == path));
+        if of_metrics || sockets.iter().any(|socket| socket.path.value == path) {
+            bail!("the channel cannot share the socket {} with a guest or with metrics", path.display());
+        }
+    }
+    if let ChannelAddress::Guest { machine, .. } = &value {
+        let names: Vec<String> = sockets.iter().map(|socket| machine_name(&socket.path.value)).collect();
+        match names.iter().filter(|name| *name == machine).count() {
+            1 => {}
+            0 => bail!(
+                "channel {value} ({origin}): no virtio-fs socket is named {machine}.sock; the machines are: {}",
+                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+            ),
+            _ => bail!(
+                "channel {value} ({origin}): several virtio-fs sockets are named {machine}; give them different file names"
+            ),
+        }
+    }
+    Ok(Setting::new(value, origin))
+}
+
+/// Whether both are about one socket, machine or CID.
+fn conflict(one: &ChannelAddress, other: &ChannelAddress) -> bool {
+    use ringfort_frontend::channel::Carrier::Vsock;
+    match (one, other) {
+        (
+            ChannelAddress::Guest { machine, carrier, .. },
+            ChannelAddress::Guest { machine: other_machine, carrier: other_carrier, .. },
+        ) => {
+            let same_cid = matches!((carrier, other_carrier), (Vsock { cid }, Vsock { cid: other_cid }) if cid == other_cid);
+            machine == other_machine || same_cid || (one.path().is_some() && one.path() == other.path())
+        }
+        _ => one.path() == other.path(),
     }
 }
 
@@ -198,6 +253,10 @@ mod tests {
 
     fn in_file<T>(value: T) -> Option<Setting<T>> {
         Some(Setting::new(value, Origin::ConfigFile { path: Default::default(), line: 1 }))
+    }
+
+    fn channels(texts: &[&str]) -> Vec<Setting<ChannelAddress>> {
+        texts.iter().map(|text| in_file(text.parse().unwrap()).unwrap()).collect()
     }
 
     fn socket(path: &str, cache: Option<Setting<Cache>>) -> SocketLayer {
@@ -266,15 +325,35 @@ mod tests {
         assert!(Config::of(twice).unwrap_err().to_string().contains("twice"));
         let shared = Layer { metrics: in_file(MetricsAddress::Unix("/t".into())), ..file() };
         assert!(Config::of(shared).unwrap_err().to_string().contains("share"));
-        let shared = Layer { channel: in_file(ChannelAddress("/s".into())), ..file() };
+        let shared = Layer { channels: channels(&["unix:/s"]), ..file() };
         assert!(Config::of(shared).unwrap_err().to_string().contains("share"));
     }
 
     #[test]
+    fn a_guest_s_channel_belongs_to_the_virtio_fs_socket_of_its_name() {
+        let with = |texts: &[&str]| {
+            let sockets = vec![socket("/run/vm1.sock", None), socket("/run/vm2.sock", None)];
+            Config::of(Layer { sockets, channels: channels(texts), ..file() })
+        };
+        assert_eq!(with(&["vm1:cid=3", "vm2:vsock-unix=/v", "unix:/c"]).unwrap().channels.len(), 3);
+        for (texts, reason) in [
+            (&["vm3:cid=3"][..], "vm1, vm2"),
+            (&["vm1:cid=3", "vm2:cid=3"], "same"),
+            (&["vm1:cid=3", "vm1:vsock-unix=/v"], "same"),
+            (&["unix:/c", "unix:/c"], "same"),
+            (&["vm1:vsock-unix=/run/vm2.sock"], "share"),
+        ] {
+            let error = with(texts).unwrap_err().to_string();
+            assert!(error.contains(reason), "{texts:?}: {error}");
+        }
+    }
+
+    #[test]
     fn a_channel_alone_is_enough_to_be_reached() {
-        let channel = Layer { sockets: Vec::new(), channel: in_file(ChannelAddress("c".into())), ..file() };
-        let channel = Config::of(channel).unwrap().channel.unwrap().value;
-        assert!(channel.0.is_absolute() && channel.0.ends_with("c"), "{channel}");
+        let channel = Layer { sockets: Vec::new(), channels: channels(&["unix:c"]), ..file() };
+        let channel = Config::of(channel).unwrap().channels.remove(0).value;
+        let path = channel.path().unwrap();
+        assert!(path.is_absolute() && path.ends_with("c"), "{channel}");
         let nobody = Layer { sockets: Vec::new(), ..file() };
         assert!(Config::of(nobody).unwrap_err().to_string().contains("--channel"));
     }

@@ -14,7 +14,7 @@ mod setting;
 mod value;
 
 pub use file::load;
-pub use layer::{Config, Layer, Socket, SocketLayer};
+pub use layer::{Config, Layer, Socket, SocketLayer, machine_name};
 pub use setting::{Origin, Setting};
 pub use value::{
     BUSY_POLL_US, COMMIT_INTERVAL_MS, Cache, ChannelAddress, LogFilter, LogFormat, MetricsAddress, QUEUES,

@@ -31,12 +31,18 @@ impl Config {
             }
             None => text.push_str("# metrics: none are served\n"),
         }
-        match &self.channel {
-            Some(Setting { value: address, origin }) => {
-                quoted_path(&address.0)?;
-                line(&mut text, "channel", &quoted(&address.to_string()), origin);
+        if self.channels.is_empty() {
+            text.push_str("# channel: none is open\n");
+        } else {
+            text.push_str("channel = [\n");
+            for Setting { value: address, origin } in &self.channels {
+                address.path().map(quoted_path).transpose()?;
+                text.push_str(&format!(
+                    "    {}, # {origin}\n",
+                    quoted(&address.to_string()).replace('\n', " ")
+                ));
             }
-            None => text.push_str("# channel: none is open\n"),
+            text.push_str("]\n");
         }
         setting(&mut text, "log_level", &self.log_level, |value| quoted(value.as_str()));
         setting(&mut text, "log_format", &self.log_format, |value| quoted(&value.to_string()));

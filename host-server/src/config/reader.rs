@@ -65,6 +65,26 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// A string, or a list of them, each in the form that its type has on the command line.
+    pub fn texts<T>(&mut self, key: &'static str) -> Result<Vec<Setting<T>>>
+    where
+        T: FromStr<Err: std::fmt::Display>,
+    {
+        let Some(value) = self.take(key) else { return Ok(Vec::new()) };
+        let one = |value: &Spanned<DeValue<'_>>| {
+            let (start, found) = (value.span().start, value.get_ref());
+            let wrong =
+                || self.source.fault(start, format!("{key} is of type {}; write strings", found.type_str()));
+            let read = found.as_str().ok_or_else(wrong)?.parse();
+            let value = read.map_err(|error: T::Err| self.source.fault(start, format!("{key}: {error}")))?;
+            Ok(Setting::new(value, self.source.origin(start)))
+        };
+        match value.get_ref() {
+            DeValue::Array(array) => array.iter().map(one).collect(),
+            _ => Ok(vec![one(&value)?]),
+        }
+    }
+
     pub fn flag(&mut self, key: &'static str) -> Result<Option<Setting<bool>>> {
         self.setting(key, "true or false", |value| value.as_bool().map(Ok))
     }

@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use ringfort_frontend::channel::Carrier;
 use ringfort_frontend::virtiofs::REQUEST_QUEUES_MAX;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -176,25 +177,86 @@ impl std::fmt::Display for MetricsAddress {
     }
 }
 
-/// Where programs on this host begin a channel: a Unix socket.
+/// Where a channel is begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChannelAddress(pub PathBuf);
+pub enum ChannelAddress {
+    /// By programs of this host: `unix:PATH`.
+    Host(PathBuf),
+    /// By the guest of the machine whose virtio-fs socket has this name: `NAME:cid=N` or `NAME:vsock-unix=PATH`, `,port=N` behind it.
+    Guest { machine: String, carrier: Carrier, port: Option<u32> },
+}
+
+/// CIDs below are the hypervisor's, the loopback's and the host's own.
+const GUEST_CID_MIN: u32 = 3;
+
+impl ChannelAddress {
+    /// The socket that it makes, or that it is named after.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Host(path) | Self::Guest { carrier: Carrier::VsockUnix { path }, .. } => Some(path),
+            Self::Guest { carrier: Carrier::Vsock { .. }, .. } => None,
+        }
+    }
+
+    /// The same with a path that follows `base` where it is relative.
+    pub fn below(mut self, base: &Path) -> Self {
+        match &mut self {
+            Self::Host(path) | Self::Guest { carrier: Carrier::VsockUnix { path }, .. } => {
+                *path = base.join(&*path);
+            }
+            Self::Guest { carrier: Carrier::Vsock { .. }, .. } => {}
+        }
+        self
+    }
+}
 
 impl FromStr for ChannelAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("unix:") {
-            None => Err(format!("{text:?} is not unix:PATH")),
-            Some("") => Err(format!("{text:?} names no path: write unix:PATH")),
-            Some(path) => Ok(Self(path.into())),
+        const FORMS: &str = "write unix:PATH for programs of this host, or NAME:vsock-unix=PATH or NAME:cid=N for a guest (NAME.sock is its \
+                             virtio-fs socket)";
+        let wrong = |what: &str| format!("{text:?} {what}; {FORMS}");
+        let (name, rest) = text.split_once(':').ok_or_else(|| wrong("has no colon"))?;
+        if name == "unix" {
+            return if rest.is_empty() { Err(wrong("names no path")) } else { Ok(Self::Host(rest.into())) };
         }
+        let (carrier, options) =
+            rest.split_once(',').map_or((rest, None), |(carrier, rest)| (carrier, Some(rest)));
+        let carrier = match carrier.split_once('=') {
+            Some(("vsock-unix", path)) if !path.is_empty() => Carrier::VsockUnix { path: path.into() },
+            Some(("cid", cid)) => match cid.parse() {
+                Ok(cid) if cid >= GUEST_CID_MIN && cid != u32::MAX => Carrier::Vsock { cid },
+                _ => return Err(wrong("names no CID of a guest, which is a number from 3 on")),
+            },
+            _ => return Err(wrong("says neither vsock-unix=PATH nor cid=N")),
+        };
+        let port = match options.map(|options| options.split_once('=')) {
+            None => None,
+            Some(Some(("port", port))) => match port.parse() {
+                Ok(port) if port != u32::MAX => Some(port),
+                _ => return Err(wrong("names no port, which is a number")),
+            },
+            Some(_) => return Err(wrong("has an option that is not port=N")),
+        };
+        if name.is_empty() {
+            return Err(wrong("names no machine"));
+        }
+        Ok(Self::Guest { machine: name.to_owned(), carrier, port })
     }
 }
 
 impl std::fmt::Display for ChannelAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "unix:{}", self.0.display())
+        let (machine, carrier, port) = match self {
+            Self::Host(path) => return write!(f, "unix:{}", path.display()),
+            Self::Guest { machine, carrier, port } => (machine, carrier, port),
+        };
+        match carrier {
+            Carrier::Vsock { cid } => write!(f, "{machine}:cid={cid}"),
+            Carrier::VsockUnix { path } => write!(f, "{machine}:vsock-unix={}", path.display()),
+        }?;
+        port.map_or(Ok(()), |port| write!(f, ",port={port}"))
     }
 }
 
@@ -203,11 +265,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_channel_is_a_unix_socket() {
-        assert_eq!("unix:/run/a.ctl".parse(), Ok(ChannelAddress("/run/a.ctl".into())));
-        for text in ["", "unix:", "/run/a.ctl", "127.0.0.1:1"] {
+    fn a_channel_is_a_host_s_socket_or_a_guest_s_vsock() {
+        let of_guest = |carrier, port| ChannelAddress::Guest { machine: "vm1".into(), carrier, port };
+        let unix = Carrier::VsockUnix { path: "/run/vm1.vsock".into() };
+        for (text, expected) in [
+            ("unix:/run/a.ctl", ChannelAddress::Host("/run/a.ctl".into())),
+            ("vm1:vsock-unix=/run/vm1.vsock", of_guest(unix.clone(), None)),
+            ("vm1:vsock-unix=/run/vm1.vsock,port=7", of_guest(unix, Some(7))),
+            ("vm1:cid=3", of_guest(Carrier::Vsock { cid: 3 }, None)),
+            ("vm1:cid=4,port=21062", of_guest(Carrier::Vsock { cid: 4 }, Some(21062))),
+        ] {
+            let address: ChannelAddress = text.parse().unwrap();
+            assert_eq!(address, expected);
+            assert_eq!(address.to_string(), text);
+        }
+        let wrong =
+            ["", "unix:", "/run/a.ctl", "vm1:", "vm1:cid=2", "vm1:cid=x", "vm1:vsock-unix=", ":cid=3"];
+        for text in wrong.into_iter().chain(["vm1:cid=3,port=", "vm1:cid=3,cache=auto"]) {
             let error = text.parse::<ChannelAddress>().unwrap_err();
-            assert!(error.contains("unix:PATH"), "{text}: {error}");
+            assert!(error.contains("unix:PATH") && error.contains("cid=N"), "{text}: {error}");
         }
     }
 

@@ -33,6 +33,15 @@ impl<W: Words> Responder<W> {
         Self { words, commands, completions, sleep, in_flight: 0, slot_count }
     }
 
+    /// The same end, as far as it is, in other words: the ring's memory was mapped anew and holds what it held.
+    ///
+    /// # Panics
+    /// Where the ring leaves `words`.
+    pub fn move_to(&mut self, words: W) {
+        assert!(words.count() >= self.words.count(), "a ring inside its memory");
+        self.words = words;
+    }
+
     #[cfg(test)]
     pub(super) fn at(mut self, position: u32) -> Self {
         self.commands = self.commands.at(position);

@@ -2,19 +2,19 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::mpsc;
 
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::socket::{MsgFlags, recv, send};
 use ringfort_engine::engine::Engine;
 use ringfort_engine::mailbox::Receiver;
 use ringfort_filesystem::operation::Credentials;
 use ringfort_protocol::control::message::Reason;
+use ringfort_protocol::ring::memory::SharedMemory;
 use ringfort_protocol::ring::responder::Responder;
-use std::os::fd::AsRawFd;
 
-use super::control::{Refusal, RingAttachment};
+use super::control::{Bells, Refusal, RingAttachment};
 use super::data::DataArea;
 use super::ring::{CredentialTable, Doorbell, RingParts, RingServer};
 use super::session::Session;
@@ -50,6 +50,23 @@ pub enum Event {
         ring: Option<u32>,
         answer: Answer,
     },
+    /// Answered when nothing of the client's memory is used.
+    Suspend {
+        client: ClientId,
+        answer: Answer,
+    },
+    Resume {
+        client: ClientId,
+        memory: SharedMemory,
+        answer: Answer,
+    },
+    /// The doorbell of a ring that was attached without one.
+    Bell {
+        client: ClientId,
+        ring: u32,
+        connection: OwnedFd,
+        answer: Answer,
+    },
 }
 
 struct Client<S: Service> {
@@ -69,6 +86,22 @@ impl<S: Service> Client<S> {
 
 /// Rings a client through a socket, without waiting for it.
 struct SocketDoorbell(OwnedFd);
+
+/// A connection on which every byte is one ring, either way.
+struct ConnectionDoorbell(OwnedFd);
+
+impl Doorbell for ConnectionDoorbell {
+    fn ring(&self) {
+        // As for a socket.
+        let _ = send(self.0.as_raw_fd(), &[1], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+    }
+
+    fn clear(&self) {
+        // Where a client has filled the connection its next ring would not be seen. More than this at a time wakes us again.
+        let mut rung = [0; 4096];
+        let _ = recv(self.0.as_raw_fd(), &mut rung, MsgFlags::MSG_DONTWAIT);
+    }
+}
 
 impl Doorbell for SocketDoorbell {
     fn ring(&self) {
@@ -118,11 +151,55 @@ pub async fn run<S: Service>(engine: Rc<dyn Engine>, service: Rc<S>, mut events:
                     reply(&answer, Ok(()));
                 }));
             }
+            Event::Suspend { client, answer } => {
+                let rings = rings_of(&clients, client);
+                engine.spawn(Box::pin(async move {
+                    for ring in rings {
+                        ring.suspend().await;
+                    }
+                    reply(&answer, Ok(()));
+                }));
+            }
+            Event::Resume { client, memory, answer } => {
+                let all = rings_of(&clients, client).iter().all(|ring| ring.resume(&memory));
+                let outside = || Refusal::new(Reason::Layout, "a ring leaves the memory that was proved");
+                reply(&answer, if all { Ok(()) } else { Err(outside()) });
+            }
+            Event::Bell { client, ring, connection, answer } => {
+                let server =
+                    clients.borrow().get(&client).and_then(|client| client.rings.get(&ring).cloned());
+                reply(&answer, set_bell(&engine, server, connection));
+            }
         }
     }
     for client in clients.take().into_values() {
         client.end().await;
     }
+}
+
+fn rings_of<S: Service>(
+    clients: &RefCell<HashMap<ClientId, Client<S>>>,
+    id: ClientId,
+) -> Vec<Rc<RingServer<S>>> {
+    clients.borrow().get(&id).map(|client| client.rings.values().cloned().collect()).unwrap_or_default()
+}
+
+fn set_bell<S: Service>(
+    engine: &Rc<dyn Engine>,
+    ring: Option<Rc<RingServer<S>>>,
+    connection: OwnedFd,
+) -> Result<(), Refusal> {
+    let ring = ring.ok_or_else(|| Refusal::new(Reason::Unknown, "the ring has ended"))?;
+    let heard = connection.try_clone().map_err(|error| {
+        Refusal::new(Reason::Limit, format!("duplicate the descriptor of a doorbell: {error}"))
+    })?;
+    let watch = engine.watch(Box::new(heard)).ok_or_else(cannot_be_rung)?;
+    ring.set_doorbell(Box::new(ConnectionDoorbell(connection)), watch);
+    Ok(())
+}
+
+fn cannot_be_rung() -> Refusal {
+    Refusal::new(Reason::Limit, "this server cannot be rung by clients: it runs without io_uring")
 }
 
 enum Ended<S: Service> {
@@ -151,22 +228,25 @@ fn attach<S: Service>(
     ring: u32,
     attachment: RingAttachment,
 ) -> Result<(), Refusal> {
-    let RingAttachment { memory, layout, data, command_bytes_max, doorbell, wake } = attachment;
+    let RingAttachment { memory, layout, data, command_bytes_max, bells } = attachment;
     let data = DataArea::new(memory.clone(), data, command_bytes_max)
         .ok_or_else(|| Refusal::new(Reason::Layout, "the data area leaves the region"))?;
-    let watch = engine.watch(Box::new(doorbell)).ok_or_else(|| {
-        let text = "this server cannot be rung by clients: it runs without io_uring";
-        Refusal::new(Reason::Limit, text)
-    })?;
+    let (watch, doorbell): (_, Option<Box<dyn Doorbell>>) = match bells {
+        Bells::Descriptors { doorbell, wake } => {
+            let watch = engine.watch(Box::new(doorbell)).ok_or_else(cannot_be_rung)?;
+            (Some(watch), Some(Box::new(SocketDoorbell(wake))))
+        }
+        Bells::Connection(_) => (None, None),
+    };
     let parts = RingParts {
         session: Rc::clone(&client.session),
         credentials: Rc::clone(&client.credentials),
         slot_count: layout.slot_count(),
         data,
-        doorbell: Box::new(SocketDoorbell(wake)),
+        doorbell,
     };
     let responder = Responder::new(memory, layout);
-    let server = RingServer::start(Rc::clone(engine), parts, responder, Some(watch));
+    let server = RingServer::start(Rc::clone(engine), parts, responder, watch);
     client.rings.insert(ring, server);
     Ok(())
 }

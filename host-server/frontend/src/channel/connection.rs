@@ -1,86 +1,198 @@
-//! A control connection: messages with descriptors, over a Unix socket.
+//! A control connection: messages with descriptors, over a stream socket of whatever family.
 
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use ringfort_protocol::control::envelope::{Envelope, EnvelopeError};
-use ringfort_protocol::control::message::{Message, NO_RING, Reason};
+use ringfort_protocol::control::message::{Message, NO_RING, Reason, SECRET_BYTES};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::control::{Conversation, Next, Rings, ping};
+use crate::machine::{LetGo, Tenant};
 
 /// The most descriptors that a message comes with.
 const DESCRIPTOR_COUNT_MAX: usize = 2;
+
+/// How long whoever connects may take to say all of its first message.
+const HELLO_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the other side may take to read what is said to it: nobody waits for it longer, a machine that is to stop least of all.
+const SAID_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a connection has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Ended {
     #[error("the client has hung up")]
     HungUp,
-    #[error("nothing was heard for {silence_ms_max} ms")]
-    Silent { silence_ms_max: u32 },
+    #[error("nothing was heard for {silence_ms} ms")]
+    Silent { silence_ms: u128 },
     #[error(transparent)]
     Envelope(#[from] EnvelopeError),
     #[error("{tried} the client: {source}")]
     Broken { tried: &'static str, source: io::Error },
     #[error("the client was refused: {0}")]
     Refused(String),
+    /// It goes on as the doorbell of the ring that was attached with the secret.
+    #[error("the connection is a doorbell now")]
+    Doorbell([u8; SECRET_BYTES]),
 }
 
-/// Carries a conversation to its end.
-pub fn converse<R: Rings>(
-    mut stream: UnixStream,
-    conversation: &mut Conversation<R>,
-    silence_ms_max: u32,
-) -> Ended {
-    let ended = loop {
-        match turn(&mut stream, conversation, silence_ms_max) {
-            Ok(()) => {}
-            Err(ended) => break ended,
-        }
-    };
-    conversation.end();
-    ended
+/// A conversation, and the stream that carries it. Whoever says something holds the conversation.
+pub struct Connection<R: Rings> {
+    stream: UnixStream,
+    conversation: Mutex<Conversation<R>>,
+    silence_max: Duration,
 }
 
-/// Hears one message, and answers it.
-fn turn<R: Rings>(
-    stream: &mut UnixStream,
-    conversation: &mut Conversation<R>,
-    silence_ms_max: u32,
-) -> Result<(), Ended> {
-    let (envelope, descriptors) = hear_envelope(stream, conversation, silence_ms_max)?;
-    envelope.check()?;
-    // Not longer than the check allows.
-    let mut body = vec![0; envelope.body_bytes.get() as usize];
-    stream.read_exact(&mut body).map_err(broken("read a message of"))?;
-    let next = match Message::decode(envelope.kind.get(), &body) {
-        Ok(message) => conversation.hear(message, descriptors),
-        Err(error) => {
-            Next::Say(Message::refuse(error.kind(), Reason::Message, 0, NO_RING, &error.to_string()))
+impl<R: Rings> Connection<R> {
+    pub fn new(stream: UnixStream, conversation: Conversation<R>, silence_ms_max: u32) -> Arc<Self> {
+        let silence_max = Duration::from_millis(silence_ms_max.into());
+        Arc::new(Self { stream, conversation: Mutex::new(conversation), silence_max })
+    }
+
+    fn conversation(&self) -> MutexGuard<'_, Conversation<R>> {
+        self.conversation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The stream, for a connection whose conversation is over.
+    pub fn stream(&self) -> io::Result<UnixStream> {
+        self.stream.try_clone()
+    }
+
+    /// Carries the conversation to its end.
+    pub fn converse(&self) -> Ended {
+        let ended = loop {
+            match self.turn() {
+                Ok(()) => {}
+                Err(ended) => break ended,
+            }
+        };
+        self.conversation().end();
+        ended
+    }
+
+    /// Hears one message, and answers it.
+    fn turn(&self) -> Result<(), Ended> {
+        let until = (!self.conversation().has_begun()).then(|| Instant::now() + HELLO_WITHIN);
+        let (envelope, descriptors) = self.hear_envelope(until)?;
+        envelope.check()?;
+        // Not longer than the check allows.
+        let mut body = vec![0; envelope.body_bytes.get() as usize];
+        self.fill(&mut body, until.unwrap_or_else(|| Instant::now() + self.silence_max))?;
+        let mut conversation = self.conversation();
+        let next = match Message::decode(envelope.kind.get(), &body) {
+            Ok(message) => conversation.hear(message, descriptors),
+            Err(error) => {
+                Next::Say(Message::refuse(error.kind(), Reason::Message, 0, NO_RING, &error.to_string()))
+            }
+        };
+        match next {
+            Next::Listen => Ok(()),
+            Next::Say(message) => self.say(&conversation, &message),
+            Next::SayAndEnd(message) => {
+                self.say(&conversation, &message)?;
+                let Message::Refused(_, text) = message else { return Err(Ended::HungUp) };
+                Err(Ended::Refused(text))
+            }
+            Next::SayAndRing(message, secret) => {
+                self.say(&conversation, &message)?;
+                Err(Ended::Doorbell(secret))
+            }
         }
-    };
-    match next {
-        Next::Listen => Ok(()),
-        Next::Say(message) => say(stream, conversation, &message),
-        Next::SayAndEnd(message) => {
-            say(stream, conversation, &message)?;
-            let Message::Refused(_, text) = message else { return Err(Ended::HungUp) };
-            Err(Ended::Refused(text))
+    }
+
+    fn say(&self, conversation: &Conversation<R>, message: &Message) -> Result<(), Ended> {
+        self.stream.set_write_timeout(Some(SAID_WITHIN)).map_err(broken("set a timeout for"))?;
+        (&self.stream).write_all(&message.encode(conversation.version())).map_err(broken("answer"))
+    }
+
+    /// Reads all of `into`, in however many pieces it comes.
+    fn fill(&self, into: &mut [u8], until: Instant) -> Result<(), Ended> {
+        let mut have = 0;
+        while have < into.len() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.silent());
+            }
+            self.stream.set_read_timeout(Some(left)).map_err(broken("set a timeout for"))?;
+            match (&self.stream).read(into.get_mut(have..).unwrap_or_default()) {
+                Ok(0) => return Err(Ended::HungUp),
+                Ok(more) => have += more,
+                Err(error) if retries(&error) => {}
+                Err(error) => return Err(broken("listen to")(error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn silent(&self) -> Ended {
+        let begun = self.conversation().has_begun();
+        let silence = if begun { self.silence_max } else { HELLO_WITHIN };
+        Ended::Silent { silence_ms: silence.as_millis() }
+    }
+
+    /// The next envelope, with the descriptors that came with its first byte. A client that says nothing is asked whether it is there, once.
+    fn hear_envelope(&self, until: Option<Instant>) -> Result<(Envelope, Vec<OwnedFd>), Ended> {
+        let mut envelope = Envelope::default();
+        let (have, descriptors) = self.hear_first(envelope.as_mut_bytes(), until)?;
+        let rest = envelope.as_mut_bytes().get_mut(have..).unwrap_or_default();
+        self.fill(rest, until.unwrap_or_else(|| Instant::now() + self.silence_max))?;
+        // Copied out and not read from twice.
+        let envelope = Envelope::read_from_bytes(envelope.as_bytes()).unwrap_or_default();
+        Ok((envelope, descriptors))
+    }
+
+    fn hear_first(&self, into: &mut [u8], until: Option<Instant>) -> Result<(usize, Vec<OwnedFd>), Ended> {
+        let half = (self.silence_max / 2).max(Duration::from_millis(1));
+        let mut asked = false;
+        loop {
+            let patience = until.map_or(half, |until| until.saturating_duration_since(Instant::now()));
+            if patience.is_zero() {
+                return Err(self.silent());
+            }
+            self.stream.set_read_timeout(Some(patience)).map_err(broken("set a timeout for"))?;
+            match receive(&self.stream, into) {
+                Ok((0, _)) => return Err(Ended::HungUp),
+                Ok(received) => return Ok(received),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    return Err(broken("listen to")(error));
+                }
+                // Its clock stands still with it.
+                Err(_) if self.conversation().stands_still() => asked = false,
+                Err(_) if !asked && until.is_none() => {
+                    asked = true;
+                    let conversation = self.conversation();
+                    self.say(&conversation, &ping(0))?;
+                }
+                Err(_) => return Err(self.silent()),
+            }
         }
     }
 }
 
-fn say<R: Rings>(
-    stream: &mut UnixStream,
-    conversation: &Conversation<R>,
-    message: &Message,
-) -> Result<(), Ended> {
-    stream.write_all(&message.encode(conversation.version())).map_err(broken("answer"))
+impl<R: Rings + Send> Tenant for Connection<R> {
+    fn let_go(&self, why: LetGo) {
+        let mut conversation = self.conversation();
+        let mut said = Ok(());
+        for message in conversation.let_go(why) {
+            // Whether it hears of it or not, it has let go.
+            said = said.and_then(|()| self.say(&conversation, &message));
+        }
+        if said.is_err() || why == LetGo::Gone {
+            // The thread that listens hears of it, and ends what is left.
+            let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+fn retries(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
 }
 
 fn broken(tried: &'static str) -> impl Fn(io::Error) -> Ended {
@@ -90,43 +202,6 @@ fn broken(tried: &'static str) -> impl Fn(io::Error) -> Ended {
         }
         _ => Ended::Broken { tried, source },
     }
-}
-
-/// The next envelope, with the descriptors that came with its first byte. A client that says nothing is asked whether it is there, once.
-fn hear_envelope<R: Rings>(
-    stream: &mut UnixStream,
-    conversation: &Conversation<R>,
-    silence_ms_max: u32,
-) -> Result<(Envelope, Vec<OwnedFd>), Ended> {
-    let patience = Duration::from_millis(u64::from(silence_ms_max / 2).max(1));
-    stream.set_read_timeout(Some(patience)).map_err(broken("set a timeout for"))?;
-    let mut envelope = Envelope::default();
-    let mut asked = false;
-    let (mut have, descriptors) = loop {
-        match receive(stream, envelope.as_mut_bytes()) {
-            Ok((0, _)) => return Err(Ended::HungUp),
-            Ok(received) => break received,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !asked => {
-                asked = true;
-                say(stream, conversation, &ping(0))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(Ended::Silent { silence_ms_max });
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(broken("listen to")(error)),
-        }
-    };
-    while have < size_of::<Envelope>() {
-        let rest = envelope.as_mut_bytes().get_mut(have..).unwrap_or_default();
-        match stream.read(rest).map_err(broken("read an envelope of"))? {
-            0 => return Err(Ended::HungUp),
-            more => have += more,
-        }
-    }
-    // Copied out and not read from twice.
-    let envelope = Envelope::read_from_bytes(envelope.as_bytes()).unwrap_or_default();
-    Ok((envelope, descriptors))
 }
 
 /// Receives what has come, with its descriptors. More descriptors than a message may have are closed by the kernel.

@@ -24,6 +24,11 @@ impl DataArea {
         (end <= memory.len_bytes()).then_some(Self { memory, start: area.start, end, command_bytes_max })
     }
 
+    /// The same area of the same length in memory that was mapped anew. None where it leaves that.
+    pub fn moved_to(&self, memory: SharedMemory) -> Option<Self> {
+        (self.end <= memory.len_bytes()).then_some(Self { memory, ..*self })
+    }
+
     fn check(&self, area: Area) -> Result<(), Errno> {
         if area.len_bytes > self.command_bytes_max {
             return Err(Errno::E2BIG);

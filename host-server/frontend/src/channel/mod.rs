@@ -5,13 +5,16 @@
 //! takes commands, `session` carries them out, and `walk` follows their paths. A client's memory is reached through `data` alone,
 //! for the areas of its commands, and through the protocol's rings.
 //!
-//! Modules, lowest first: `data` · `record` · `walk` · `session` · `ring` · `region` · `control` · `peer` · `connection` ·
-//! `clients` · `server`
+//! Modules, lowest first: `data` · `record` · `walk` · `session` · `ring` · `region` · `extents` · `control` · `peer` ·
+//! `endpoint` · `connection` · `clients` · `server`
 
 mod clients;
 mod connection;
 mod control;
 mod data;
+mod endpoint;
+#[allow(unsafe_code)]
+mod extents;
 #[allow(unsafe_code)]
 mod peer;
 mod record;
@@ -25,4 +28,5 @@ mod tests;
 mod walk;
 
 pub use control::Limits;
-pub use server::{ChannelServer, StartError};
+pub use endpoint::Carrier;
+pub use server::{ChannelServer, Place, StartError};

@@ -4,7 +4,7 @@
 //! to wait goes on as a task, and completions come in any order. Invariants:
 //! * At most as many commands are under way as the ring has slots, those of a chain that is not whole yet included, and at most one in four of
 //!   them waits for what other clients do.
-//! * After [`RingServer::halt`] nothing of the ring's memory is read or written.
+//! * After [`RingServer::halt`], and between [`RingServer::suspend`] and [`RingServer::resume`], nothing of the ring's memory is read or written.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -38,9 +38,13 @@ const WAITING_SHARE: u32 = 4;
 /// The identities of a client, by the numbers that its commands name.
 pub type CredentialTable = Rc<RefCell<HashMap<u32, Rc<Credentials>>>>;
 
-/// Wakes the client.
+/// By which both sides wake each other.
 pub trait Doorbell {
+    /// Wakes the client.
     fn ring(&self);
+
+    /// Takes what the client has rung.
+    fn clear(&self) {}
 }
 
 /// What a ring is served with.
@@ -49,14 +53,19 @@ pub struct RingParts<S: Service> {
     pub credentials: CredentialTable,
     pub slot_count: u32,
     pub data: DataArea,
-    pub doorbell: Box<dyn Doorbell>,
+    /// None where it comes later ([`RingServer::set_doorbell`]).
+    pub doorbell: Option<Box<dyn Doorbell>>,
 }
 
 /// A ring under service.
 pub struct RingServer<S: Service> {
     this: Weak<Self>,
     engine: Rc<dyn Engine>,
-    parts: RingParts<S>,
+    session: Rc<Session<S>>,
+    credentials: CredentialTable,
+    slot_count: u32,
+    data: RefCell<Rc<DataArea>>,
+    doorbell: RefCell<Option<Box<dyn Doorbell>>>,
     responder: RefCell<Responder<SharedMemory>>,
     /// The client's doorbell for us.
     watch: RefCell<Option<Watch>>,
@@ -72,6 +81,8 @@ pub struct RingServer<S: Service> {
     /// How to end the waiting of commands, by their tags.
     cancels: RefCell<HashMap<u64, Rc<Notify>>>,
     stopping: Notify,
+    /// What commands that wait are answered with when the ring stops.
+    stopped_by: Cell<Errno>,
 }
 
 type Taken = Result<Command, CommandError>;
@@ -87,7 +98,11 @@ impl<S: Service> RingServer<S> {
         let server = Rc::new_cyclic(|this| Self {
             this: Weak::clone(this),
             engine: Rc::clone(&engine),
-            parts,
+            session: parts.session,
+            credentials: parts.credentials,
+            slot_count: parts.slot_count,
+            data: RefCell::new(Rc::new(parts.data)),
+            doorbell: RefCell::new(parts.doorbell),
             responder: RefCell::new(responder),
             watch: RefCell::new(watch),
             running: Cell::new(true),
@@ -98,6 +113,7 @@ impl<S: Service> RingServer<S> {
             waiting: Cell::new(0),
             cancels: RefCell::default(),
             stopping: Notify::new(),
+            stopped_by: Cell::new(Errno::ECANCELED),
         });
         let source: Weak<dyn Source> = Rc::downgrade(&server) as _;
         engine.attend(source);
@@ -106,11 +122,36 @@ impl<S: Service> RingServer<S> {
 
     /// Takes no more, ends what waits for other clients, and resolves when nothing is under way.
     pub async fn halt(&self) {
-        self.running.set(false);
         self.watch.take();
+        self.stop(Errno::ECANCELED).await;
+    }
+
+    /// As [`halt`](Self::halt), until [`resume`](Self::resume). What waits for other clients is interrupted.
+    pub async fn suspend(&self) {
+        self.stop(Errno::EINTR).await;
+    }
+
+    async fn stop(&self, by: Errno) {
+        self.stopped_by.set(by);
+        self.running.set(false);
         self.stopping.notify_all();
         self.pending.idle().await;
         self.ring_doorbell();
+    }
+
+    /// Goes on where the ring stood, in `memory`. False where the ring or its data leave that.
+    pub fn resume(&self, memory: &SharedMemory) -> bool {
+        let Some(data) = self.data.borrow().moved_to(memory.clone()) else { return false };
+        self.responder.borrow_mut().move_to(memory.clone());
+        self.data.replace(Rc::new(data));
+        self.running.set(true);
+        true
+    }
+
+    /// Rings, and is rung, by this from now on.
+    pub fn set_doorbell(&self, doorbell: Box<dyn Doorbell>, watch: Watch) {
+        self.doorbell.replace(Some(doorbell));
+        self.watch.replace(Some(watch));
     }
 
     /// Takes a batch. True where there was any command.
@@ -120,6 +161,9 @@ impl<S: Service> RingServer<S> {
         }
         if self.armed.take() {
             self.responder.borrow().finish_sleep();
+            if let Some(doorbell) = &*self.doorbell.borrow() {
+                doorbell.clear();
+            }
         }
         for taken in 0..BATCH_COMMANDS {
             let slot = self.responder.borrow_mut().take();
@@ -189,9 +233,9 @@ impl<S: Service> RingServer<S> {
     }
 
     async fn carry_out(&self, command: &Command) -> Completion {
-        let credentials = self.parts.credentials.borrow().get(&command.credential).cloned();
+        let credentials = self.credentials.borrow().get(&command.credential).cloned();
         let Some(credentials) = credentials else { return failed(command.tag, Errno::EPERM) };
-        let parts = &self.parts;
+        let data = Rc::clone(&self.data.borrow());
         match command.opcode {
             Opcode::Cancel => {
                 let cancel = self.cancels.borrow_mut().remove(&command.operand);
@@ -199,10 +243,10 @@ impl<S: Service> RingServer<S> {
                 Completion { tag: command.tag, value: found.into(), ..Completion::default() }
             }
             Opcode::SetLock => {
-                let answer = parts.session.carry_out(command, &credentials, &parts.data);
+                let answer = self.session.carry_out(command, &credentials, &data);
                 self.wait(command.tag, answer).await
             }
-            _ => parts.session.carry_out(command, &credentials, &parts.data).await,
+            _ => self.session.carry_out(command, &credentials, &data).await,
         }
     }
 
@@ -213,7 +257,7 @@ impl<S: Service> RingServer<S> {
         if let Poll::Ready(completion) = first {
             return completion;
         }
-        if self.waiting.get() >= self.parts.slot_count / WAITING_SHARE {
+        if self.waiting.get() >= self.slot_count / WAITING_SHARE {
             return failed(tag, Errno::ENOLCK);
         }
         self.waiting.set(self.waiting.get() + 1);
@@ -226,9 +270,12 @@ impl<S: Service> RingServer<S> {
                 if let Poll::Ready(completion) = answer.as_mut().poll(context) {
                     return Poll::Ready(completion);
                 }
-                let ended = cancelled.as_mut().poll(context).is_ready();
-                match ended | stopping.as_mut().poll(context).is_ready() {
-                    true => Poll::Ready(failed(tag, Errno::ECANCELED)),
+                let cancelled_now = cancelled.as_mut().poll(context).is_ready();
+                match cancelled_now | stopping.as_mut().poll(context).is_ready() {
+                    true => Poll::Ready(failed(
+                        tag,
+                        if cancelled_now { Errno::ECANCELED } else { self.stopped_by.get() },
+                    )),
                     false => Poll::Pending,
                 }
             })
@@ -250,8 +297,11 @@ impl<S: Service> RingServer<S> {
 
     /// Wakes the client for what was completed, where it sleeps.
     fn ring_doorbell(&self) {
-        if self.unsaid.take() && self.responder.borrow().wants_doorbell() {
-            self.parts.doorbell.ring();
+        if self.unsaid.take()
+            && self.responder.borrow().wants_doorbell()
+            && let Some(doorbell) = &*self.doorbell.borrow()
+        {
+            doorbell.ring();
         }
     }
 }

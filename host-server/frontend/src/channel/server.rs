@@ -1,26 +1,31 @@
-//! The socket at which processes of this host begin a channel.
+//! Where clients begin a channel: a thread that accepts, and one for each control connection.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use nix::poll::PollTimeout;
 use ringfort_engine::engine::Engine;
 use ringfort_engine::mailbox::{Sender, mailbox};
 use ringfort_filesystem::operation::Credentials;
-use ringfort_protocol::control::message::Reason;
+use ringfort_protocol::control::message::{PORT_DEFAULT, Reason, SECRET_BYTES};
+use ringfort_protocol::ring::memory::SharedMemory;
 
 use super::clients::{self, Answer, ClientId, Event};
-use super::connection::converse;
-use super::control::{Conversation, Identity, Limits, Refusal, RingAttachment, Rings};
+use super::connection::{Connection, Ended};
+use super::control::{Bells, Conversation, Identity, Limits, Refusal, RingAttachment, Rings};
+use super::endpoint::{Carrier, EndpointError, Listener};
 use super::peer;
-use crate::listen::{ListenError, ListeningSocket, StopSignal, Who};
+use crate::listen::{ListenError, StopSignal};
+use crate::machine::{Machine, Tenant};
 use crate::service::Service;
 
 /// Connections that are served at a time; more wait.
@@ -29,46 +34,129 @@ const CONNECTION_COUNT_MAX: usize = 64;
 /// Where as many are served, from one look for those that have ended to the next.
 const NO_ROOM_PAUSE_MS: u16 = 100;
 
+/// Ports of the host's vsock that are tried where others have taken those before: every machine needs one of its own.
+const PORTS_TRIED: u32 = 256;
+
+/// How long the daemon of a new boot waits for the end of the one before it.
+const PREDECESSOR_ENDS_WITHIN: Duration = Duration::from_secs(3);
+
 /// A channel that could not be started: what was tried, on which path, what was found.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("{tried} {path}: {source}")]
-    System { tried: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    #[error("{tried} {name}: {source}")]
+    System { tried: &'static str, name: String, source: io::Error },
 }
 
-/// A running channel for processes of this host. Dropping it stops it.
+/// Whose channel it is.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// Of processes of this host, which connect to a Unix socket.
+    Host { path: PathBuf },
+    /// Of a machine's guest.
+    Guest {
+        machine: Arc<Machine>,
+        carrier: Carrier,
+        /// The first that is free, from the default on, where none is named.
+        port: Option<u32>,
+    },
+}
+
+impl Place {
+    /// For people.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Host { path } => path.display().to_string(),
+            Self::Guest { machine, carrier: Carrier::Vsock { cid }, .. } => {
+                format!("{}:cid={cid}", machine.name())
+            }
+            Self::Guest { machine, carrier: Carrier::VsockUnix { path }, .. } => {
+                format!("{}:vsock-unix={}", machine.name(), path.display())
+            }
+        }
+    }
+
+    fn listen(&self) -> Result<Listener, StartError> {
+        let backlog = CONNECTION_COUNT_MAX as i32;
+        let (machine, carrier, port) = match self {
+            Self::Host { path } => return Ok(Listener::unix(path, backlog)?),
+            Self::Guest { machine, carrier, port } => (machine, carrier, *port),
+        };
+        let last = match (port, carrier) {
+            (None, Carrier::Vsock { .. }) => PORT_DEFAULT + PORTS_TRIED,
+            _ => port.unwrap_or(PORT_DEFAULT),
+        };
+        let mut port = port.unwrap_or(PORT_DEFAULT);
+        loop {
+            match Listener::guest(carrier, port, backlog) {
+                Ok(listener) => {
+                    machine.open_port(port);
+                    return Ok(listener);
+                }
+                Err(EndpointError::Vsock { source, .. })
+                    if source.kind() == io::ErrorKind::AddrInUse && port < last =>
+                {
+                    port += 1;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// A running channel. Dropping it stops it.
 pub struct ChannelServer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 struct Shared {
-    path: PathBuf,
+    place: Place,
+    name: String,
     stop: StopSignal,
     connections: Mutex<HashMap<u64, UnixStream>>,
     connection_count: AtomicU64,
+    /// Rings whose doorbells have not come yet, by their secrets.
+    awaited: Mutex<HashMap<[u8; SECRET_BYTES], (ClientId, u32)>>,
+    speaker: Mutex<Option<Speaker>>,
+    speaker_left: Condvar,
+}
+
+/// The connection that speaks for a machine's guest.
+struct Speaker {
+    connection: u64,
+    secret: [u8; SECRET_BYTES],
 }
 
 impl ChannelServer {
-    /// Listens on `path` and serves clients with `service`. To be called on the volume's thread. Only this user, and root, may
-    /// connect.
+    /// Listens at `place` and serves clients with `service`. To be called on the volume's thread. On this host only this user, and
+    /// root, may connect.
     pub fn start<S: Service>(
         engine: &Rc<dyn Engine>,
         service: Rc<S>,
-        path: &Path,
+        place: Place,
         limits: Limits,
         volume: [u8; 16],
     ) -> Result<Self, StartError> {
-        let socket = ListeningSocket::bind(path, Who::Owner, CONNECTION_COUNT_MAX as i32)?;
-        let system = |tried| move |source| StartError::System { tried, path: path.to_owned(), source };
+        let listener = place.listen()?;
+        let name = place.name();
+        let system = |tried| {
+            let name = name.clone();
+            move |source| StartError::System { tried, name, source }
+        };
         let stop = StopSignal::new().map_err(system("create an event for"))?;
         let shared = Arc::new(Shared {
-            path: path.to_owned(),
+            place,
+            name: name.clone(),
             stop,
             connections: Mutex::default(),
             connection_count: AtomicU64::new(0),
+            awaited: Mutex::default(),
+            speaker: Mutex::default(),
+            speaker_left: Condvar::new(),
         });
         let mut server = [0; 16];
         for half in server.as_chunks_mut::<8>().0 {
@@ -79,14 +167,14 @@ impl ChannelServer {
             Listening { shared: Arc::clone(&shared), limits, identity: Identity { server, volume }, events };
         let thread = thread::Builder::new()
             .name("channel".to_owned())
-            .spawn(move || listening.run(&socket))
+            .spawn(move || listening.run(&listener))
             .map_err(system("start a thread for"))?;
         engine.spawn(Box::pin(clients::run(Rc::clone(engine), service, receiver)));
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.shared.path
+    pub fn place(&self) -> &Place {
+        &self.shared.place
     }
 
     /// Ends every connection, lets commands under way finish, and removes the socket. Blocks: not to be called on the volume's
@@ -96,13 +184,13 @@ impl ChannelServer {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!(socket = %self.shared.path.display(), "the channel's thread panicked: a fault of ringfort, please report it");
+            tracing::error!(channel = %self.shared.name, "the channel's thread panicked: a fault of ringfort, please report it");
         }
     }
 
     /// Begins what [`stop`](Self::stop) does and does not wait.
     pub fn request_stop(&self) {
-        self.shared.stop.request(&self.shared.path);
+        self.shared.stop.request(Path::new(&self.shared.name));
         self.shared.hang_up();
     }
 }
@@ -114,19 +202,58 @@ impl Drop for ChannelServer {
     }
 }
 
-impl Shared {
-    fn connections(&self) -> MutexGuard<'_, HashMap<u64, UnixStream>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
+impl Shared {
     fn stopping(&self) -> bool {
         self.stop.is_requested()
     }
 
     fn hang_up(&self) {
-        for stream in self.connections().values() {
+        for stream in lock(&self.connections).values() {
             // One that has ended already.
             let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Makes this connection the one that speaks for the guest. That of an earlier boot is ended; one of this boot stays.
+    fn speak(&self, machine: &Machine, connection: u64, secret: [u8; SECRET_BYTES]) -> Result<(), Refusal> {
+        if !machine.knows(&secret) {
+            tracing::warn!(channel = %self.name, "a connection does not know the secret of this boot: refused");
+            let text = "the secret is not that of this boot; only root of the guest can read it";
+            return Err(Refusal::new(Reason::NotAllowed, text));
+        }
+        let busy = || Refusal::new(Reason::Busy, "another daemon speaks for this machine; stop it first");
+        let deadline = Instant::now() + PREDECESSOR_ENDS_WITHIN;
+        let mut speaker = lock(&self.speaker);
+        while let Some(present) = &*speaker {
+            if present.secret == secret {
+                return Err(busy());
+            }
+            if let Some(stream) = lock(&self.connections).get(&present.connection) {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(busy());
+            }
+            let waited = self.speaker_left.wait_timeout(speaker, left);
+            speaker = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *speaker = Some(Speaker { connection, secret });
+        Ok(())
+    }
+
+    /// The connection has ended, with all that it had begun.
+    fn leave(&self, connection: u64) {
+        lock(&self.connections).remove(&connection);
+        lock(&self.awaited).retain(|_, (client, _)| client.connection != connection);
+        let mut speaker = lock(&self.speaker);
+        if speaker.as_ref().is_some_and(|speaker| speaker.connection == connection) {
+            *speaker = None;
+            self.speaker_left.notify_all();
         }
     }
 }
@@ -139,15 +266,15 @@ struct Listening {
 }
 
 impl Listening {
-    fn run(self, socket: &ListeningSocket) {
+    fn run(self, listener: &Listener) {
         let mut serving: Vec<JoinHandle<()>> = Vec::new();
         while !self.shared.stopping() {
             serving.retain(|thread| !thread.is_finished());
             let room = serving.len() < CONNECTION_COUNT_MAX;
             let timeout = if room { PollTimeout::NONE } else { NO_ROOM_PAUSE_MS.into() };
-            if let Err(error) = self.shared.stop.wait(room.then_some(socket.listener()), timeout) {
+            if let Err(error) = self.shared.stop.wait(room.then(|| listener.descriptor()), timeout) {
                 tracing::error!(
-                    socket = %self.shared.path.display(),
+                    channel = %self.shared.name,
                     %error,
                     "waiting for clients failed: none is served here until the server is started again"
                 );
@@ -159,10 +286,10 @@ impl Listening {
             if !room {
                 continue;
             }
-            match socket.listener().accept() {
-                Ok((stream, _)) => serving.extend(self.begin(stream)),
+            match listener.accept().and_then(|stream| self.begin(listener, stream)) {
+                Ok(thread) => serving.push(thread),
                 Err(error) => {
-                    tracing::warn!(socket = %self.shared.path.display(), %error, "a client could not be accepted");
+                    tracing::warn!(channel = %self.shared.name, %error, "a client could not be served");
                 }
             }
         }
@@ -174,30 +301,64 @@ impl Listening {
     }
 
     /// Serves a connection on a thread of its own.
-    fn begin(&self, stream: UnixStream) -> Option<JoinHandle<()>> {
+    fn begin(&self, listener: &Listener, stream: UnixStream) -> io::Result<JoinHandle<()>> {
         let number = self.shared.connection_count.fetch_add(1, Ordering::Relaxed);
-        let begin = || -> io::Result<JoinHandle<()>> {
-            let peer = peer::of(&stream)?;
-            let held = stream.try_clone()?;
-            let (shared, limits) = (Arc::clone(&self.shared), self.limits);
-            let rings = VolumeRings { connection: number, events: self.events.clone() };
-            let mut conversation = Conversation::new(peer.clone(), limits, self.identity, rings);
-            shared.connections().insert(number, held);
-            let silence_ms_max = limits.silence_ms_max;
-            thread::Builder::new().name("channel client".to_owned()).spawn(move || {
-                tracing::info!(socket = %shared.path.display(), uid = peer.uid, "a client connected");
-                let ended = converse(stream, &mut conversation, silence_ms_max);
-                shared.connections().remove(&number);
-                tracing::info!(socket = %shared.path.display(), uid = peer.uid, why = %ended, "a client's connection ended");
-            })
-        };
-        match begin() {
-            Ok(thread) => Some(thread),
-            Err(error) => {
-                self.shared.connections().remove(&number);
-                tracing::warn!(socket = %self.shared.path.display(), %error, "a client could not be served");
-                None
+        let rings =
+            VolumeRings { connection: number, events: self.events.clone(), shared: Arc::clone(&self.shared) };
+        let (conversation, machine) = match &self.shared.place {
+            Place::Host { .. } => {
+                let peer = peer::of(&stream)?;
+                tracing::info!(channel = %self.shared.name, uid = peer.uid, number, "a client connected");
+                (Conversation::new(peer, self.limits, self.identity, rings), None)
             }
+            Place::Guest { machine, .. } => {
+                listener.check_carrier(&stream)?;
+                tracing::debug!(channel = %self.shared.name, number, "a connection from the guest");
+                let machine = Arc::clone(machine);
+                let conversation =
+                    Conversation::with_guest(Arc::clone(&machine), self.limits, self.identity, rings);
+                (conversation, Some(machine))
+            }
+        };
+        lock(&self.shared.connections).insert(number, stream.try_clone()?);
+        let connection = Connection::new(stream, conversation, self.limits.silence_ms_max);
+        if let Some(machine) = machine {
+            let weak: Weak<dyn Tenant> = Arc::downgrade(&connection) as _;
+            machine.add_tenant(weak);
+        }
+        let (shared, events) = (Arc::clone(&self.shared), self.events.clone());
+        let serve = move || {
+            let ended = connection.converse();
+            shared.leave(number);
+            match ended {
+                Ended::Doorbell(secret) => shared.hang_doorbell(secret, &connection, &events),
+                ended => {
+                    tracing::info!(channel = %shared.name, number, why = %ended, "a connection ended");
+                }
+            }
+        };
+        let begun = thread::Builder::new().name("channel client".to_owned()).spawn(serve);
+        begun.inspect_err(|_| self.shared.leave(number))
+    }
+}
+
+impl Shared {
+    /// Gives a connection to the ring that waits for it.
+    fn hang_doorbell<R: Rings>(
+        &self,
+        secret: [u8; SECRET_BYTES],
+        connection: &Connection<R>,
+        events: &Sender<Event>,
+    ) {
+        let Some((client, ring)) = lock(&self.awaited).remove(&secret) else { return };
+        let hung = connection.stream().map_err(|error| error.to_string()).and_then(|stream| {
+            stream.set_read_timeout(None).map_err(|error| error.to_string())?;
+            let connection = OwnedFd::from(stream);
+            ask(events, |answer| Event::Bell { client, ring, connection, answer })
+                .map_err(|refusal| refusal.text)
+        });
+        if let Err(error) = hung {
+            tracing::warn!(channel = %self.name, ring, error, "a doorbell could not be hung");
         }
     }
 }
@@ -206,16 +367,17 @@ impl Listening {
 struct VolumeRings {
     connection: u64,
     events: Sender<Event>,
+    shared: Arc<Shared>,
+}
+
+fn ask(events: &Sender<Event>, event: impl FnOnce(Answer) -> Event) -> Result<(), Refusal> {
+    let gone = || Refusal::new(Reason::Stopping, "the volume is being closed");
+    let (answer, answered) = mpsc::channel();
+    events.send(event(answer)).map_err(|_| gone())?;
+    answered.recv().map_err(|_| gone())?
 }
 
 impl VolumeRings {
-    fn ask(&self, event: impl FnOnce(Answer) -> Event) -> Result<(), Refusal> {
-        let gone = || Refusal::new(Reason::Stopping, "the volume is being closed");
-        let (answer, answered) = mpsc::channel();
-        self.events.send(event(answer)).map_err(|_| gone())?;
-        answered.recv().map_err(|_| gone())?
-    }
-
     fn client(&self, region: u32) -> ClientId {
         ClientId { connection: self.connection, region }
     }
@@ -224,16 +386,53 @@ impl VolumeRings {
 impl Rings for VolumeRings {
     fn credential(&mut self, region: u32, number: u32, credentials: Credentials) -> Result<(), Refusal> {
         let client = self.client(region);
-        self.ask(|answer| Event::Credential { client, number, credentials, answer })
+        ask(&self.events, |answer| Event::Credential { client, number, credentials, answer })
     }
 
     fn attach(&mut self, region: u32, ring: u32, attachment: RingAttachment) -> Result<(), Refusal> {
         let client = self.client(region);
-        self.ask(|answer| Event::Attach { client, ring, attachment: Box::new(attachment), answer })
+        let secret = match &attachment.bells {
+            Bells::Connection(secret) => Some(*secret),
+            Bells::Descriptors { .. } => None,
+        };
+        if secret.is_some_and(|secret| lock(&self.shared.awaited).contains_key(&secret)) {
+            return Err(Refusal::new(Reason::Exists, "another ring waits for a doorbell of this secret"));
+        }
+        let attachment = Box::new(attachment);
+        ask(&self.events, |answer| Event::Attach { client, ring, attachment, answer })?;
+        if let Some(secret) = secret {
+            lock(&self.shared.awaited).insert(secret, (client, ring));
+        }
+        Ok(())
     }
 
     fn detach(&mut self, region: u32, ring: Option<u32>) -> Result<(), Refusal> {
         let client = self.client(region);
-        self.ask(|answer| Event::Detach { client, ring, answer })
+        let ends = |other: u32| ring.is_none_or(|ring| ring == other);
+        lock(&self.shared.awaited).retain(|_, (of, other)| *of != client || !ends(*other));
+        ask(&self.events, |answer| Event::Detach { client, ring, answer })
+    }
+
+    fn suspend(&mut self, region: u32) -> Result<(), Refusal> {
+        let client = self.client(region);
+        ask(&self.events, |answer| Event::Suspend { client, answer })
+    }
+
+    fn resume(&mut self, region: u32, memory: SharedMemory) -> Result<(), Refusal> {
+        let client = self.client(region);
+        ask(&self.events, |answer| Event::Resume { client, memory, answer })
+    }
+
+    fn speak_for_guest(&mut self, secret: [u8; SECRET_BYTES]) -> Result<(), Refusal> {
+        match &self.shared.place {
+            Place::Guest { machine, .. } => self.shared.speak(machine, self.connection, secret),
+            Place::Host { .. } => {
+                Err(Refusal::new(Reason::NotAllowed, "this socket is for processes of the host"))
+            }
+        }
+    }
+
+    fn awaits_doorbell(&mut self, secret: &[u8; SECRET_BYTES]) -> bool {
+        lock(&self.shared.awaited).contains_key(secret)
     }
 }

@@ -75,7 +75,7 @@ impl Client {
             credentials,
             slot_count: SLOTS,
             data: DataArea::new(memory.clone(), area, COMMAND_BYTES_MAX).unwrap(),
-            doorbell: Box::new(Bell(Rc::clone(&rung))),
+            doorbell: Some(Box::new(Bell(Rc::clone(&rung)))),
         };
         let responder = Responder::new(memory.clone(), layout);
         let server = RingServer::start(Rc::clone(engine), parts, responder, None);

@@ -29,9 +29,11 @@ use ringfort_filesystem::errno::Errno;
 use super::decode;
 use super::encode::{self, Answer};
 use super::flight::{Flight, Queue};
+use super::invitation::Invitations;
 use super::queue::{Chain, ChainError, Ring, RingError, Taken};
 use super::request::Header;
 use super::session::{CachePolicy, Caching, Conversation};
+use crate::machine::Machine;
 use crate::metrics::Metrics;
 use crate::rate_limit::GuestLog;
 use crate::service::Service;
@@ -49,11 +51,18 @@ pub struct Options {
     pub writeback: bool,
     /// Memory that the requests under way of one queue may hold, in bytes of their descriptors. One request always runs.
     pub in_flight_bytes_max: usize,
+    /// The machine that connects.
+    pub machine: Arc<Machine>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache: CachePolicy::default(), writeback: false, in_flight_bytes_max: 64 * 1024 * 1024 }
+        Self {
+            cache: CachePolicy::default(),
+            writeback: false,
+            in_flight_bytes_max: 64 * 1024 * 1024,
+            machine: Arc::new(Machine::new("unnamed")),
+        }
     }
 }
 
@@ -175,9 +184,10 @@ impl<S: Service> Device<S> {
     ) -> Rc<Self> {
         let log = Rc::new(GuestLog::new(name, Rc::clone(engine)));
         let queue = |(index, ring)| Queue::new(index, ring, metrics, options.in_flight_bytes_max);
+        let invitations = Invitations::new(Arc::clone(&options.machine), Rc::clone(engine));
         let caching = Caching { policy: options.cache, writeback: options.writeback };
         let conversation =
-            Conversation::new(Rc::clone(service), caching, Arc::clone(metrics), Rc::clone(&log));
+            Conversation::new(Rc::clone(service), caching, Arc::clone(metrics), Rc::clone(&log), invitations);
         let device = Rc::new_cyclic(|this| Self {
             this: Weak::clone(this),
             engine: Rc::clone(engine),

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::queue::{Chain, Memory};
+use super::queue::Chain;
 use super::request::Dialect;
 use super::{abi, decode};
+use crate::machine::Memory;
 
 /// Where the guest's memory begins, and how long it is: not at zero, and not to the end of the addresses.
 const MEMORY_START: u64 = 0x1000;

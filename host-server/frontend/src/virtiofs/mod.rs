@@ -4,7 +4,7 @@
 //! thread, takes chains from `queue`s, has them read by `decode`, carries them out through `session` and has the
 //! replies written by `encode`.
 //!
-//! Modules, lowest first: `abi` · `queue` · `request` · `body` · `decode` · `encode` · `session` · `flight` ·
+//! Modules, lowest first: `abi` · `queue` · `request` · `body` · `decode` · `encode` · `invitation` · `session` · `flight` ·
 //! `device` · `vhost_user` · `server` · `fuzzing`
 
 mod abi;
@@ -15,6 +15,7 @@ mod encode;
 mod flight;
 #[doc(hidden)]
 pub mod fuzzing;
+mod invitation;
 mod queue;
 mod request;
 mod server;

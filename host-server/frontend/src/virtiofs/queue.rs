@@ -7,10 +7,9 @@
 use std::sync::Arc;
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
-/// The memory of a guest at one moment. Mappings live as long as someone holds this.
-pub type Memory = GuestMemoryMmap<()>;
+use crate::machine::Memory;
 
 /// Descriptors of one chain. A request of [`CHAIN_BYTES_MAX`] in pages of 4 KiB needs a quarter of it.
 pub const CHAIN_DESCRIPTORS_MAX: usize = 1024;

@@ -1,6 +1,7 @@
 //! A virtio-fs device behind a Unix socket: one guest at a time, one after the other.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -15,10 +16,10 @@ use vhost::vhost_user::Listener;
 use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
 
 use super::device::{self, Event, Options};
-use super::queue::Memory;
 use super::session::CachePolicy;
 use super::vhost_user::{AtomicMemory, Backend};
 use crate::listen::{ListenError, ListeningSocket, StopSignal, Who};
+use crate::machine::{Machine, Memory};
 use crate::metrics::Metrics;
 use crate::service::Service;
 
@@ -89,7 +90,9 @@ impl VirtioFsServer {
             watches_descriptors(engine).map_err(|errno| system("create an event for")(errno.into()))?;
         let shared = Arc::new(Shared { path: path.to_owned(), stop, connection: Mutex::new(None) });
         let (events, receiver) = mailbox();
+        let machine = Arc::clone(&options.machine);
         let serving = Serving {
+            machine,
             shared: Arc::clone(&shared),
             metrics: Arc::clone(&metrics),
             events,
@@ -161,6 +164,7 @@ fn watches_descriptors(engine: &Rc<dyn Engine>) -> nix::Result<bool> {
 /// What the server's thread works with.
 struct Serving {
     shared: Arc<Shared>,
+    machine: Arc<Machine>,
     metrics: Arc<Metrics>,
     events: Sender<Event>,
     request_queue_count: usize,
@@ -172,7 +176,7 @@ impl Serving {
     fn run(self, socket: ListeningSocket) {
         let path = &self.shared.path;
         while !self.shared.stopping() {
-            if let Err(error) = self.shared.stop.wait(Some(socket.listener()), PollTimeout::NONE) {
+            if let Err(error) = self.shared.stop.wait(Some(socket.listener().as_fd()), PollTimeout::NONE) {
                 tracing::error!(
                     socket = %path.display(),
                     %error,
@@ -194,7 +198,12 @@ impl Serving {
     /// Accepts the connection that waits and serves it to its end.
     fn serve_connection(&self, listener: &UnixListener) -> Result<(), String> {
         let memory = AtomicMemory::new(Memory::new());
-        let backend = Arc::new(Backend::new(self.request_queue_count, memory.clone(), self.events.clone()));
+        let backend = Arc::new(Backend::new(
+            self.request_queue_count,
+            memory.clone(),
+            self.events.clone(),
+            Arc::clone(&self.machine),
+        ));
         let result = self.serve_backend(listener, &backend, memory);
         // In this order: the daemon's threads are gone, so nothing follows the detachment.
         backend.detach();

@@ -17,6 +17,7 @@ use zerocopy::IntoBytes;
 
 use super::abi;
 use super::encode::{self, Answer, Validity};
+use super::invitation::Invitations;
 use super::request::{Dialect, Header, Request, Shape, SyncWrites, TRANSFER_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::pending::Pending;
@@ -131,12 +132,19 @@ pub struct Conversation<S> {
     caching: Caching,
     metrics: Arc<Metrics>,
     log: Rc<GuestLog>,
+    invitations: Invitations,
     session: RefCell<Option<Rc<Session>>>,
 }
 
 impl<S: Service> Conversation<S> {
-    pub fn new(service: Rc<S>, caching: Caching, metrics: Arc<Metrics>, log: Rc<GuestLog>) -> Self {
-        Self { service, caching, metrics, log, session: RefCell::new(None) }
+    pub fn new(
+        service: Rc<S>,
+        caching: Caching,
+        metrics: Arc<Metrics>,
+        log: Rc<GuestLog>,
+        invitations: Invitations,
+    ) -> Self {
+        Self { service, caching, metrics, log, invitations, session: RefCell::new(None) }
     }
 
     /// Carries out a request. None where the protocol forbids a reply.
@@ -213,6 +221,7 @@ impl<S: Service> Conversation<S> {
             displaced.pending.idle().await;
             self.service.close_session(displaced.id).await;
         }
+        self.invitations.renew();
         self.metrics.sessions.add(1);
         self.metrics.in_session.set(true);
         out.minor = minor.min(abi::FUSE_KERNEL_MINOR_VERSION).into();
@@ -249,7 +258,10 @@ impl<S: Service> Conversation<S> {
         if let Shape::Release { handle } = shape {
             session.synchronous.borrow_mut().remove(&handle);
         }
-        let reply = self.service.execute(session.id, credentials, operation).await?;
+        let reply = match self.invitations.answer(credentials, &operation) {
+            Some(reply) => reply?,
+            None => self.service.execute(session.id, credentials, operation).await?,
+        };
         match (shape, reply) {
             (Shape::Empty | Shape::Release { .. }, Reply::Done) => Ok(Answer::empty()),
             (Shape::Entry, Reply::Node(attributes)) => {

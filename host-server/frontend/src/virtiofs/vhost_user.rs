@@ -23,7 +23,8 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use super::device::{Attachment, Done, Event};
-use super::queue::{Chain, Memory, Ring, RingError, Taken};
+use super::queue::{Chain, Ring, RingError, Taken};
+use crate::machine::{Machine, Memory};
 
 /// The longest ring that a virtual machine may ask for.
 const QUEUE_SIZE_MAX: usize = 1024;
@@ -114,6 +115,8 @@ pub struct Backend {
     queue_count: usize,
     memory: AtomicMemory,
     events: Sender<Event>,
+    /// Told of memory, starts and stops.
+    machine: Arc<Machine>,
     kicked: Arc<[AtomicBool]>,
     attached: OnceLock<()>,
     /// What polls the rings' doorbells until they are handed over; none where they stay with it.
@@ -123,12 +126,18 @@ pub struct Backend {
 }
 
 impl Backend {
-    pub fn new(request_queue_count: usize, memory: AtomicMemory, events: Sender<Event>) -> Self {
+    pub fn new(
+        request_queue_count: usize,
+        memory: AtomicMemory,
+        events: Sender<Event>,
+        machine: Arc<Machine>,
+    ) -> Self {
         let queue_count = 1 + request_queue_count;
         Self {
             queue_count,
             memory,
             events,
+            machine,
             kicked: (0..queue_count).map(|_| AtomicBool::new(false)).collect(),
             attached: OnceLock::new(),
             worker: OnceLock::new(),
@@ -143,6 +152,7 @@ impl Backend {
 
     /// Ends the guest's session and waits until its last request is done. The daemon must be gone: nothing is sent later.
     pub fn detach(&self) {
+        self.machine.disconnect();
         if self.attached.get().is_some() {
             self.send_and_wait("detach", Event::Detach);
         }
@@ -177,6 +187,7 @@ impl Backend {
         if !Vring::runs(&state) {
             return;
         }
+        self.machine.start();
         // Where the device is gone the server is about to end.
         if let Some(doorbell) = self.take_from_worker(index, &state) {
             let _ = self.events.send(Event::Start(index, Box::new(doorbell)));
@@ -244,6 +255,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn reset_device(&self) {
+        self.machine.stop();
         if self.attached.get().is_some() {
             self.send_and_wait("reset", Event::Reset);
         }
@@ -253,7 +265,9 @@ impl VhostUserBackend for Backend {
         // The queues know.
     }
 
-    fn update_memory(&self, _memory: AtomicMemory) -> io::Result<()> {
+    fn update_memory(&self, memory: AtomicMemory) -> io::Result<()> {
+        // The machine is answered when this returns: nobody uses what it may take away then.
+        self.machine.replace_memory(memory.memory().into_inner());
         // The same one that the rings hold. Requests under way keep the mappings that they came through. Rings that were
         // out of reach may be within it now.
         if self.attached.get().is_some() {
@@ -271,6 +285,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
+        self.machine.stop();
         if self.attached.get().is_some() {
             self.send_and_wait("stop queue", |done| Event::Stop(queue_index as usize, done));
         }

@@ -12,7 +12,7 @@ use std::thread;
 use ringfort_engine::local::{LocalOptions, start};
 use ringfort_engine::mailbox::mailbox;
 use ringfort_filesystem::{Filesystem, FilesystemOptions};
-use ringfort_frontend::channel::{ChannelServer, Limits};
+use ringfort_frontend::channel::{self, ChannelServer, Limits};
 use ringfort_guest::{FileKind, Open, Place, connect};
 use ringfort_store::model::{ModelSettings, ModelVolume};
 
@@ -31,7 +31,8 @@ fn with_server(test: impl FnOnce(&Path)) {
             let options = FilesystemOptions::default();
             let filesystem = Filesystem::open(volume, Rc::clone(&engine), options).await.unwrap();
             let service = Rc::new(filesystem.clone());
-            let server = ChannelServer::start(&engine, service, &at, Limits::default(), [7; 16]).unwrap();
+            let place = channel::Place::Host { path: at };
+            let server = ChannelServer::start(&engine, service, place, Limits::default(), [7; 16]).unwrap();
             started.send(server).unwrap();
             ended.recv().await;
             assert_eq!(filesystem.counts().held_inodes, 0, "every session ended");

@@ -17,10 +17,10 @@ use zerocopy::IntoBytes;
 
 use super::driver::{Answer, Driver, Ticket, init_in};
 use super::fake::Fake;
+use crate::machine::Memory;
 use crate::metrics::Metrics;
 use crate::service::Service;
 use crate::virtiofs::device::{self, Attachment, Event, Options};
-use crate::virtiofs::queue::Memory;
 use crate::virtiofs::vhost_user::{AtomicMemory, Vring};
 use crate::virtiofs::{CachePolicy, abi};
 

@@ -23,8 +23,8 @@ use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::driver::{Answer, Driver, Ticket, init_in, name};
+use crate::machine::Memory;
 use crate::metrics::Metrics;
-use crate::virtiofs::queue::Memory;
 use crate::virtiofs::{Options, VirtioFsServer, abi};
 
 const QUEUE_SIZE: u16 = 64;
