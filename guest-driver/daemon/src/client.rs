@@ -13,7 +13,7 @@ use ringfort_protocol::control::message::{
 use ringfort_protocol::ring::layout::SLOT_COUNT_MAX;
 use ringfort_protocol::version::{Range, Version};
 
-use crate::daemon::{Daemon, Grant};
+use crate::holdings::{Grant, Holdings};
 use crate::layout::lay_out;
 use crate::link::{Link, LinkError};
 use crate::peer::Peer;
@@ -56,17 +56,17 @@ impl From<LinkError> for Refusal {
 }
 
 /// Serves a client until one side hangs up.
-pub fn serve(daemon: &Daemon, stream: &UnixStream, peer: &Peer) {
+pub fn serve(holdings: &Holdings, stream: &UnixStream, peer: &Peer) {
     let mut given = None;
     let mut greeted = false;
     let _ = stream.set_read_timeout(Some(WANTS_WITHIN));
     while let Ok(message) = stream::hear(stream) {
         let kind = message.kind().number();
         let answer = match message {
-            Message::Hello(hello) if !greeted => welcome(daemon, &hello).inspect(|_| greeted = true),
+            Message::Hello(hello) if !greeted => welcome(holdings, &hello).inspect(|_| greeted = true),
             Message::Ping(echo) => Ok(Message::Pong(echo)),
             Message::Pong(_) => continue,
-            Message::Want(want) if greeted && given.is_none() => match give(daemon, stream, peer, &want) {
+            Message::Want(want) if greeted && given.is_none() => match give(holdings, stream, peer, &want) {
                 Ok(grant) => {
                     given = Some(grant);
                     let _ = stream.set_read_timeout(None);
@@ -91,11 +91,11 @@ pub fn serve(daemon: &Daemon, stream: &UnixStream, peer: &Peer) {
     }
     let _ = stream.shutdown(Shutdown::Both);
     if let Some(grant) = given {
-        daemon.take_back(grant);
+        holdings.take_back(grant);
     }
 }
 
-fn welcome(daemon: &Daemon, hello: &Hello) -> Result<Message, Refusal> {
+fn welcome(holdings: &Holdings, hello: &Hello) -> Result<Message, Refusal> {
     let ours = Range::new(Version::CHANNEL, Version::LATEST);
     let theirs = Range::new(Version(hello.oldest.get()), Version(hello.newest.get()));
     let version = ours.zip(theirs).and_then(|(ours, theirs)| ours.negotiate(theirs));
@@ -113,7 +113,7 @@ fn welcome(daemon: &Daemon, hello: &Hello) -> Result<Message, Refusal> {
         let text = "the client brings memory of its own, which only a server on the same host takes; use a newer client";
         return Err(refuse(Reason::NotAllowed, text));
     }
-    let link = linked(daemon)?;
+    let link = linked(holdings)?;
     Ok(Message::Welcome(Welcome {
         version: version.0.into(),
         features: Features::GIVES_MEMORY.0.into(),
@@ -123,13 +123,13 @@ fn welcome(daemon: &Daemon, hello: &Hello) -> Result<Message, Refusal> {
     }))
 }
 
-fn linked(daemon: &Daemon) -> Result<Arc<Link>, Refusal> {
-    daemon.link().ok_or_else(|| refuse(Reason::Stopping, "the server is not there; try again when it runs"))
+fn linked(holdings: &Holdings) -> Result<Arc<Link>, Refusal> {
+    holdings.link().ok_or_else(|| refuse(Reason::Stopping, "the server is not there; try again when it runs"))
 }
 
 /// Makes a region with rings for a client, and gives it to it.
-fn give(daemon: &Daemon, stream: &UnixStream, peer: &Peer, want: &Want) -> Result<Grant, Refusal> {
-    let link = linked(daemon)?;
+fn give(holdings: &Holdings, stream: &UnixStream, peer: &Peer, want: &Want) -> Result<Grant, Refusal> {
+    let link = linked(holdings)?;
     let ring_count = want.ring_count.get().clamp(1, RINGS_MAX.min(link.welcome.ring_count_max.get()));
     let slot_count = want.slot_count.get().clamp(2, SLOT_COUNT_MAX).next_power_of_two();
     let data_bytes = want.data_bytes.get();
@@ -139,30 +139,30 @@ fn give(daemon: &Daemon, stream: &UnixStream, peer: &Peer, want: &Want) -> Resul
             format!("{data_bytes} bytes of data a ring; at most {DATA_BYTES_MAX} are given"),
         ));
     }
-    let store = daemon.store();
+    let store = holdings.store();
     let layout = lay_out(ring_count, slot_count, data_bytes, store.page_bytes(), store.has_heads())
         .ok_or_else(|| refuse(Reason::Limit, "more than a region can have"))?;
-    let grant = daemon
+    let grant = holdings
         .grant(peer, layout.len_bytes, &link, stream)
         .map_err(|error| refuse(Reason::Limit, format!("{error:#}")))?;
-    match hand_over(daemon, &link, stream, peer, &grant, &layout.places) {
+    match hand_over(holdings, &link, stream, peer, &grant, &layout.places) {
         Ok(()) => Ok(grant),
         Err(refusal) => {
-            daemon.take_back(grant);
+            holdings.take_back(grant);
             Err(refusal)
         }
     }
 }
 
 fn hand_over(
-    daemon: &Daemon,
+    holdings: &Holdings,
     link: &Link,
     stream: &UnixStream,
     peer: &Peer,
     grant: &Grant,
     places: &[Place],
 ) -> Result<(), Refusal> {
-    let (number, store) = (grant.number, daemon.store());
+    let (number, store) = (grant.number, holdings.store());
     region::register(link, number, &grant.pages, store.page_shift())?;
     let groups: Vec<u32> = peer.groups.iter().copied().take(GROUP_COUNT_MAX).collect();
     let credential = Credential {

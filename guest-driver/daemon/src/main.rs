@@ -4,13 +4,15 @@
 //! Clients connect to its Unix socket and need no privilege: who they are is what the kernel says of them. Each gets memory of its own, in pages
 //! that nobody else has a part of.
 //!
-//! Modules, lowest first: `arguments` · `peer` · `stream` · `invitation` · `pages` · `layout` · `link` · `region` · `client` · `daemon`
+//! Modules, lowest first: `arguments` · `peer` · `stream` · `invitation` · `pages` · `layout` · `link` · `region` · `holdings` ·
+//! `client` · `daemon`
 
 #![deny(unsafe_code)]
 
 mod arguments;
 mod client;
 mod daemon;
+mod holdings;
 mod invitation;
 mod layout;
 mod link;
