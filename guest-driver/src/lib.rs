@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Modules, lowest first:
-//! `error` · `memory` · `control` · `bell` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` · `space` · `file` ·
+//! `error` · `memory` · `control` · `bell` · `room` · `lane` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` · `space` · `file` ·
 //! `directory` · `volume`
 
 #![deny(unsafe_code)]
@@ -26,6 +26,7 @@ mod control;
 mod directory;
 mod error;
 mod file;
+mod lane;
 mod lock;
 #[allow(unsafe_code)]
 mod memory;
@@ -33,6 +34,7 @@ mod name;
 mod place;
 mod request;
 mod ring;
+mod room;
 mod space;
 mod volume;
 mod xattr;
