@@ -15,11 +15,13 @@
 //!
 //! Modules, lowest first:
 //! `error` · `memory` · `control` · `bell` · `room` · `lane` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` · `space` · `file` ·
-//! `directory` · `volume`
+//! `directory` · `queue` · `batch` · `asynchronous` · `volume`
 
 #![deny(unsafe_code)]
 
+mod asynchronous;
 mod attributes;
+mod batch;
 mod bell;
 mod connect;
 mod control;
@@ -32,6 +34,7 @@ mod lock;
 mod memory;
 mod name;
 mod place;
+mod queue;
 mod request;
 mod ring;
 mod room;
@@ -39,7 +42,9 @@ mod space;
 mod volume;
 mod xattr;
 
+pub use asynchronous::{AsyncFile, AsyncVolume};
 pub use attributes::{Access, Attributes, FileKind, SetAttributes, SetTime, Statistics, Timestamp};
+pub use batch::{Batch, Outcome};
 pub use connect::Options;
 pub use directory::{DirectoryEntry, ReadDirectory};
 pub use error::Error;
@@ -47,6 +52,7 @@ pub use file::{File, Open};
 pub use lock::{HeldLock, Lock, LockMode};
 pub use name::{NodeKind, RenameMode};
 pub use place::Place;
+pub use queue::{Completed, Queue, SharedBuffer};
 pub use space::Allocate;
 pub use volume::{Volume, connect, connect_with};
 pub use xattr::SetXattrMode;
