@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Modules, lowest first:
-//! `error` · `memory` · `control` · `ring` · `connect` · `place` · `request` · `attributes` · `directory` · `file` · `volume`
+//! `error` · `memory` · `control` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` · `space` · `file` ·
+//! `directory` · `volume`
 
 #![deny(unsafe_code)]
 
@@ -24,17 +25,25 @@ mod control;
 mod directory;
 mod error;
 mod file;
+mod lock;
 #[allow(unsafe_code)]
 mod memory;
+mod name;
 mod place;
 mod request;
 mod ring;
+mod space;
 mod volume;
+mod xattr;
 
-pub use attributes::{Attributes, FileKind};
+pub use attributes::{Access, Attributes, FileKind, SetAttributes, SetTime, Statistics, Timestamp};
 pub use connect::Options;
-pub use directory::DirectoryEntry;
+pub use directory::{DirectoryEntry, ReadDirectory};
 pub use error::Error;
 pub use file::{File, Open};
+pub use lock::{HeldLock, Lock, LockMode};
+pub use name::{NodeKind, RenameMode};
 pub use place::Place;
+pub use space::Allocate;
 pub use volume::{Volume, connect, connect_with};
+pub use xattr::SetXattrMode;

@@ -3,18 +3,17 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ringfort_protocol::command::{Flags, Opcode};
+use ringfort_protocol::command::Opcode;
 
-use crate::attributes::Attributes;
+use crate::attributes::{self, Access, Attributes, SetAttributes, Statistics};
 use crate::connect::{Connection, Options};
-use crate::directory::{self, DirectoryEntry};
+use crate::directory::{DirectoryEntry, ReadDirectory};
 use crate::error::Error;
 use crate::file::{File, Open};
+use crate::name::{self, NodeKind, RenameMode};
 use crate::place::Place;
 use crate::request::Request;
-
-/// The longest target of a symbolic link.
-const LINK_BYTES_MAX: usize = 4096;
+use crate::xattr::{self, SetXattrMode};
 
 /// A connected volume. Clones are the same connection.
 #[derive(Clone)]
@@ -35,81 +34,143 @@ impl Volume {
         File::open(&self.0, place.into(), open)
     }
 
-    /// Makes a file, or empties it, to read and write.
+    /// Opens, and returns the attributes of what was opened, in one call.
+    pub fn open_with_attributes<'a>(
+        &self,
+        place: impl Into<Place<'a>>,
+        open: Open,
+    ) -> Result<(File, Attributes), Error> {
+        File::open_with_attributes(&self.0, place.into(), open)
+    }
+
+    /// Makes a file, or empties it, to read and write. Permissions as in all calls here: no umask is taken off.
     pub fn create<'a>(&self, place: impl Into<Place<'a>>, permissions: u32) -> Result<File, Error> {
         self.open(place, Open::to_write().create(permissions).truncate())
     }
 
-    /// The attributes of what a path leads to; of a symbolic link itself where it ends at one and `follow` is false.
-    pub fn stat<'a>(&self, place: impl Into<Place<'a>>, follow: bool) -> Result<Attributes, Error> {
-        let flags = if follow { Flags::default() } else { Flags::NO_FOLLOW };
-        Request::new("stat", Opcode::Stat, place.into())
-            .flags(flags)
-            .gives(Attributes::BYTES, |_, bytes| Attributes::decode(bytes))
-            .run(&self.0)
+    pub fn stat<'a>(&self, place: impl Into<Place<'a>>) -> Result<Attributes, Error> {
+        attributes::stat(place.into()).run(&self.0)
+    }
+
+    /// Returns the attributes afterwards.
+    pub fn set_attributes<'a>(
+        &self,
+        place: impl Into<Place<'a>>,
+        change: &SetAttributes,
+    ) -> Result<Attributes, Error> {
+        attributes::set(place.into(), change).run(&self.0)
+    }
+
+    /// Whether this connection's user may do something to a file: an error says why not.
+    pub fn access<'a>(&self, place: impl Into<Place<'a>>, access: Access) -> Result<(), Error> {
+        attributes::access(place.into(), access).run(&self.0)
     }
 
     pub fn create_directory<'a>(&self, place: impl Into<Place<'a>>, permissions: u32) -> Result<(), Error> {
-        Request::new("make directory", Opcode::MakeDirectory, place.into())
-            .value(permissions.into())
-            .run(&self.0)
+        name::make_directory(place.into(), permissions).run(&self.0)
     }
 
-    pub fn remove_file<'a>(&self, place: impl Into<Place<'a>>) -> Result<(), Error> {
-        Request::new("remove", Opcode::Unlink, place.into()).run(&self.0)
+    /// Makes a fifo, a socket, an empty file, or (root alone) a device.
+    pub fn make_node<'a>(
+        &self,
+        place: impl Into<Place<'a>>,
+        kind: NodeKind,
+        permissions: u32,
+    ) -> Result<(), Error> {
+        name::make_node(place.into(), kind, permissions).run(&self.0)
     }
 
-    pub fn remove_directory<'a>(&self, place: impl Into<Place<'a>>) -> Result<(), Error> {
-        Request::new("remove directory", Opcode::Unlink, place.into()).flags(Flags::DIRECTORY).run(&self.0)
-    }
-
-    pub fn rename<'a>(&self, from: impl Into<Place<'a>>, to: impl Into<Place<'a>>) -> Result<(), Error> {
-        let (from, to) = (from.into(), to.into());
-        Request::new("rename", Opcode::Rename, from)
-            .operand(to.handle)
-            .value(from.path.len() as u64)
-            .input([from.path, to.path, &[]])
-            .run(&self.0)
-    }
-
+    /// Makes a symbolic link that leads to `target`, from the directory that it is in.
     pub fn symlink<'a>(
         &self,
         target: impl Into<Place<'a>>,
         place: impl Into<Place<'a>>,
     ) -> Result<(), Error> {
-        let (target, place) = (target.into(), place.into());
-        Request::new("make symbolic link", Opcode::MakeSymlink, place)
-            .value(target.path.len() as u64)
-            .input([target.path, place.path, &[]])
-            .run(&self.0)
+        name::make_symlink(target.into().path, place.into()).run(&self.0)
     }
 
     pub fn read_link<'a>(&self, place: impl Into<Place<'a>>) -> Result<Vec<u8>, Error> {
-        Request::new("read link", Opcode::ReadLink, place.into())
-            .gives(LINK_BYTES_MAX, |_, bytes| Ok(bytes.to_vec()))
-            .run(&self.0)
+        name::read_link(place.into()).run(&self.0)
     }
 
-    /// All entries of a directory but `.` and `..`.
+    /// Gives a file another name. The file may be an open one without a name ([`Open::temporary`]).
+    pub fn link<'a>(&self, existing: impl Into<Place<'a>>, new: impl Into<Place<'a>>) -> Result<(), Error> {
+        name::link(existing.into(), new.into()).run(&self.0)
+    }
+
+    pub fn remove_file<'a>(&self, place: impl Into<Place<'a>>) -> Result<(), Error> {
+        name::remove_file(place.into()).run(&self.0)
+    }
+
+    /// Removes an empty directory.
+    pub fn remove_directory<'a>(&self, place: impl Into<Place<'a>>) -> Result<(), Error> {
+        name::remove_directory(place.into()).run(&self.0)
+    }
+
+    /// What the new name was a name of loses it.
+    pub fn rename<'a>(&self, from: impl Into<Place<'a>>, to: impl Into<Place<'a>>) -> Result<(), Error> {
+        self.rename_with(from, to, RenameMode::Replace)
+    }
+
+    pub fn rename_with<'a>(
+        &self,
+        from: impl Into<Place<'a>>,
+        to: impl Into<Place<'a>>,
+        mode: RenameMode,
+    ) -> Result<(), Error> {
+        name::rename(from.into(), to.into(), mode).run(&self.0)
+    }
+
+    /// The entries of a directory but `.` and `..`, a part at a time.
+    pub fn read_directory<'a>(
+        &self,
+        place: impl Into<Place<'a>>,
+        with_attributes: bool,
+    ) -> Result<ReadDirectory, Error> {
+        Ok(ReadDirectory::new(self.open(place, Open::directory())?, with_attributes))
+    }
+
+    /// All entries of a directory but `.` and `..`, in no order.
     pub fn list<'a>(&self, place: impl Into<Place<'a>>) -> Result<Vec<DirectoryEntry>, Error> {
-        let place = place.into();
-        let directory = self.open(place, Open::directory())?;
-        let (mut all, mut next) = (Vec::new(), Some(0));
-        while let Some(cookie) = next {
-            let part = directory::list(directory.at(place), cookie).run(&self.0)?;
-            all.extend(part.entries);
-            next = part.next;
-        }
-        Ok(all)
+        self.read_directory(place, false)?.collect()
+    }
+
+    /// The value of an extended attribute.
+    pub fn xattr<'a>(&self, place: impl Into<Place<'a>>, name: impl AsRef<[u8]>) -> Result<Vec<u8>, Error> {
+        xattr::get(place.into(), name.as_ref()).run(&self.0)
+    }
+
+    pub fn set_xattr<'a>(
+        &self,
+        place: impl Into<Place<'a>>,
+        name: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        mode: SetXattrMode,
+    ) -> Result<(), Error> {
+        xattr::set(place.into(), name.as_ref(), value.as_ref(), mode).run(&self.0)
+    }
+
+    /// Names of a file's extended attributes.
+    pub fn list_xattrs<'a>(&self, place: impl Into<Place<'a>>) -> Result<Vec<Vec<u8>>, Error> {
+        xattr::list(place.into()).run(&self.0)
+    }
+
+    pub fn remove_xattr<'a>(&self, place: impl Into<Place<'a>>, name: impl AsRef<[u8]>) -> Result<(), Error> {
+        xattr::remove(place.into(), name.as_ref()).run(&self.0)
+    }
+
+    /// How full the volume is.
+    pub fn statistics(&self) -> Result<Statistics, Error> {
+        attributes::statistics().run(&self.0)
     }
 
     /// Everything done to the volume is on stable media.
     pub fn sync(&self) -> Result<(), Error> {
-        Request::new("sync", Opcode::SyncAll, "".into()).run(&self.0)
+        Request::of_handle("sync", Opcode::SyncAll, "".into()).run(&self.0)
     }
 
     /// Asks the server for nothing, and returns what it echoes. For measurements.
     pub fn nop(&self, value: u64) -> Result<u64, Error> {
-        Request::new("nop", Opcode::Nop, "".into()).value(value).gives_value().run(&self.0)
+        Request::of_handle("ask for nothing", Opcode::Nop, "".into()).value(value).gives_value().run(&self.0)
     }
 }

@@ -153,7 +153,7 @@ impl OpenBits {
     pub const WRITE: OpenBits = OpenBits(1 << 1);
     pub const APPEND: OpenBits = OpenBits(1 << 2);
     pub const CREATE: OpenBits = OpenBits(1 << 3);
-    /// With `CREATE`: `EEXIST` where the name is taken.
+    /// With `CREATE`: `EEXIST` where the name is taken. With `TEMPORARY`: the file can never be given one.
     pub const EXCLUSIVE: OpenBits = OpenBits(1 << 4);
     pub const TRUNCATE: OpenBits = OpenBits(1 << 5);
     /// `ENOTDIR` where it is no directory.

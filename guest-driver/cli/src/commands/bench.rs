@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use ringfort_guest::{Error, Open, Volume};
+use ringfort_guest::{Error, Open, Place, Volume};
 use serde_json::{Map, Value, json};
 
 const BLOCK_BYTES: usize = 4096;
@@ -53,7 +53,7 @@ fn measure(volume: &Volume, path: &str, calls: u32) -> Result<Vec<(&'static str,
     let synced = (calls / 100).max(1);
     Ok(vec![
         ("nop", time(calls, |number| volume.nop(number.into()).map(drop))?),
-        ("stat", time(calls, |_| volume.stat(path, false).map(drop))?),
+        ("stat", time(calls, |_| volume.stat(Place::from(path).no_follow()).map(drop))?),
         ("open_close", time(calls, |_| volume.open(path, Open::to_read()).map(drop))?),
         ("read_4k", time(calls, |_| file.read_at(&mut block, 0).map(drop))?),
         ("write_4k", time(calls, |number| file.write_at(&[number as u8; BLOCK_BYTES], 0))?),

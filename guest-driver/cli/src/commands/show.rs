@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use anyhow::{Context, Result};
-use ringfort_guest::{Attributes, FileKind, Volume};
+use ringfort_guest::{Attributes, FileKind, Place, Timestamp, Volume};
 use serde_json::{Value, json};
 
 /// As `ls` shows it.
@@ -20,7 +20,7 @@ fn letter(kind: FileKind) -> char {
 }
 
 fn as_json(name: &str, attributes: &Attributes) -> Value {
-    let (seconds, nanoseconds) = attributes.modified;
+    let Timestamp { seconds, nanoseconds } = attributes.modified;
     json!({
         "name": name,
         "node": attributes.node,
@@ -45,12 +45,12 @@ fn line(name: &str, attributes: &Attributes) -> String {
         attributes.uid,
         attributes.gid,
         attributes.size_bytes,
-        attributes.modified.0,
+        attributes.modified.seconds,
     )
 }
 
 pub fn list(volume: &Volume, path: &str, long: bool, json: bool) -> Result<()> {
-    let found = volume.stat(path, true)?;
+    let found = volume.stat(path)?;
     let mut names = match found.kind {
         FileKind::Directory => volume.list(path)?.into_iter().map(|entry| entry.name).collect(),
         _ => vec![Vec::new()],
@@ -69,7 +69,7 @@ pub fn list(volume: &Volume, path: &str, long: bool, json: bool) -> Result<()> {
             writeln!(out, "{shown}").context("write to standard output")?;
             continue;
         }
-        let attributes = volume.stat(&place, false)?;
+        let attributes = volume.stat(Place::from(&place).no_follow())?;
         match json {
             true => all.push(as_json(shown, &attributes)),
             false => writeln!(out, "{}", line(shown, &attributes)).context("write to standard output")?,
@@ -82,7 +82,7 @@ pub fn list(volume: &Volume, path: &str, long: bool, json: bool) -> Result<()> {
 }
 
 pub fn stat(volume: &Volume, path: &str, json: bool) -> Result<()> {
-    let attributes = volume.stat(path, false)?;
+    let attributes = volume.stat(Place::from(path).no_follow())?;
     let shown = if json { as_json(path, &attributes).to_string() } else { line(path, &attributes) };
     writeln!(io::stdout().lock(), "{shown}").context("write to standard output")
 }

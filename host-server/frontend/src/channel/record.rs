@@ -113,7 +113,7 @@ pub fn open_flags(bits: OpenBits) -> Result<OpenFlags, Errno> {
     };
     let writes = flags.append || flags.truncate || bits.has(OpenBits::TEMPORARY);
     let contradicts = (writes && !flags.write)
-        || (flags.exclusive && !bits.has(OpenBits::CREATE))
+        || (flags.exclusive && !bits.has(OpenBits::CREATE) && !bits.has(OpenBits::TEMPORARY))
         || (bits.has(OpenBits::DIRECTORY) && (flags.write || bits.has(OpenBits::CREATE)));
     if bits.0 & !OpenBits::ALL.0 != 0 || contradicts || !(flags.read || flags.write) {
         return Err(Errno::EINVAL);

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
+mod vocabulary;
+
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::mpsc;
@@ -10,8 +12,8 @@ use std::thread;
 use ringfort_engine::local::{LocalOptions, start};
 use ringfort_engine::mailbox::mailbox;
 use ringfort_filesystem::{Filesystem, FilesystemOptions};
-use ringfort_frontend::channel::{ChannelServer, Limits, Place};
-use ringfort_guest::{FileKind, Open, connect};
+use ringfort_frontend::channel::{self, ChannelServer, Limits};
+use ringfort_guest::{FileKind, Open, Place, connect};
 use ringfort_store::model::{ModelSettings, ModelVolume};
 
 fn with_server(test: impl FnOnce(&Path)) {
@@ -29,7 +31,7 @@ fn with_server(test: impl FnOnce(&Path)) {
             let options = FilesystemOptions::default();
             let filesystem = Filesystem::open(volume, Rc::clone(&engine), options).await.unwrap();
             let service = Rc::new(filesystem.clone());
-            let place = Place::Host { path: at };
+            let place = channel::Place::Host { path: at };
             let server = ChannelServer::start(&engine, service, place, Limits::default(), [7; 16]).unwrap();
             started.send(server).unwrap();
             ended.recv().await;
@@ -60,8 +62,8 @@ fn a_client_reads_what_it_wrote_and_others_see_it() {
         assert_eq!(volume.read_link("/d/link").unwrap(), b"file");
 
         let other = connect(path).unwrap();
-        assert_eq!(other.stat("/d/link", true).unwrap().size_bytes, 3_000_005);
-        assert_eq!(other.stat("/d/link", false).unwrap().kind, FileKind::Symlink);
+        assert_eq!(other.stat("/d/link").unwrap().size_bytes, 3_000_005);
+        assert_eq!(other.stat(Place::from("/d/link").no_follow()).unwrap().kind, FileKind::Symlink);
         let mut names: Vec<_> = other.list("/d").unwrap().into_iter().map(|entry| entry.name).collect();
         names.sort();
         assert_eq!(names, [b"file".to_vec(), b"link".to_vec()]);
@@ -135,7 +137,7 @@ fn pace() {
         time(
             "stat",
             Box::new(|| {
-                volume.stat("/f", true).unwrap();
+                volume.stat("/f").unwrap();
             }),
         );
         time(
