@@ -1,24 +1,36 @@
 //! The control connection: what is agreed on before commands flow.
 
-use std::io::{IoSlice, Read};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use ringfort_protocol::control::envelope::Envelope;
 use ringfort_protocol::control::message::{
-    Attach, Credential, Hello, Kind, Memory, Message, Proof, Reason, Role, SECRET_BYTES, Welcome, nonce,
+    Attach, Credential, Features, GIVEN_RINGS_MAX, Given, Hello, Kind, Memory, Message, Place, Proof, Reason,
+    Role, SECRET_BYTES, Want, Welcome, nonce,
 };
 use ringfort_protocol::ring::memory::SharedMemory;
 use ringfort_protocol::version::Version;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use zerocopy::FromBytes;
 
 use crate::error::Error;
 
 /// Pages of a memfd, for the proof.
 const PAGE_BYTES: u64 = 4096;
+
+/// Memory that was given, with rings attached.
+pub struct GivenMemory {
+    pub given: Given,
+    pub memory: OwnedFd,
+    /// Each with its doorbell.
+    pub rings: Vec<(Place, OwnedFd)>,
+}
 
 /// A control connection after the welcome.
 pub struct Control {
@@ -36,6 +48,7 @@ impl Control {
             oldest: Version::CHANNEL.0.into(),
             newest: Version::LATEST.0.into(),
             role: Role::Process.number().into(),
+            features: Features::GIVES_MEMORY.0.into(),
             ..Hello::default()
         };
         match control.ask(&Message::Hello(hello), &[])? {
@@ -46,6 +59,31 @@ impl Control {
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Whether the other side gives memory, and does not take it.
+    pub fn gives_memory(&self) -> bool {
+        Features(self.welcome.features.get()).has(Features::GIVES_MEMORY)
+    }
+
+    /// Asks for memory with rings in it: what it is, its descriptor, and a doorbell for each ring.
+    pub fn want(&mut self, want: Want) -> Result<GivenMemory, Error> {
+        self.send(&Message::Want(want), &[])?;
+        let (message, mut descriptors) = self.hear_with_descriptors()?;
+        let (given, places) = match message {
+            Message::Given(given, places) => (given, places),
+            Message::Refused(subject, text) => {
+                return Err(Error::Ended { reason: Reason::from_number(subject.reason.get()), text });
+            }
+            other => return Err(unexpected(&other)),
+        };
+        if places.is_empty() || descriptors.len() != 1 + places.len() {
+            let found = format!("{} rings with {} descriptors", places.len(), descriptors.len());
+            return Err(Error::Protocol { found });
+        }
+        let doorbells = descriptors.split_off(1);
+        let memory = descriptors.remove(0);
+        Ok(GivenMemory { given, memory, rings: places.into_iter().zip(doorbells).collect() })
     }
 
     /// Registers `memory`, which the descriptor is of, and proves that both sides see the same.
@@ -134,15 +172,41 @@ impl Control {
     }
 
     fn hear(&mut self) -> Result<Message, Error> {
+        Ok(self.hear_with_descriptors()?.0)
+    }
+
+    /// The next message, with the descriptors that came with its first byte.
+    fn hear_with_descriptors(&mut self) -> Result<(Message, Vec<OwnedFd>), Error> {
         let listen = Error::system("listen to the server");
         let mut envelope = [0; size_of::<Envelope>()];
-        self.stream.read_exact(&mut envelope).map_err(&listen)?;
+        let (have, descriptors) = self.receive(&mut envelope).map_err(&listen)?;
+        self.stream.read_exact(&mut envelope[have..]).map_err(&listen)?;
         let envelope = Envelope::read_from_bytes(&envelope)
             .map_err(|error| Error::Protocol { found: error.to_string() })?;
         envelope.check().map_err(|error| Error::Protocol { found: error.to_string() })?;
         let mut body = vec![0; envelope.body_bytes.get() as usize];
         self.stream.read_exact(&mut body).map_err(listen)?;
-        Ok(Message::decode(envelope.kind.get(), &body)?)
+        Ok((Message::decode(envelope.kind.get(), &body)?, descriptors))
+    }
+
+    fn receive(&self, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1 + GIVEN_RINGS_MAX))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            match recvmsg(&self.stream, &mut [IoSliceMut::new(into)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+            {
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(received) if received.bytes == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                outcome => break outcome?,
+            }
+        };
+        let mut descriptors = Vec::new();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+        Ok((received.bytes, descriptors))
     }
 
     /// Answers what the server asks, until it hangs up. For a thread of its own.

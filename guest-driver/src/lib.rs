@@ -14,12 +14,13 @@
 //! ```
 //!
 //! Modules, lowest first:
-//! `error` · `memory` · `control` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` · `space` · `file` ·
+//! `error` · `memory` · `control` · `bell` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` · `space` · `file` ·
 //! `directory` · `volume`
 
 #![deny(unsafe_code)]
 
 mod attributes;
+mod bell;
 mod connect;
 mod control;
 mod directory;

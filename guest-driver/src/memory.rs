@@ -32,14 +32,18 @@ pub fn shareable(len_bytes: u64) -> io::Result<(SharedMemory, OwnedFd)> {
     let descriptor = memfd_create("ringfort", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     ftruncate(&descriptor, len_bytes)?;
     fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok((map(&descriptor, len_bytes)?, descriptor))
+}
+
+/// All of the memory that a descriptor is of, as whoever gave it says how long it is.
+pub fn map(descriptor: &OwnedFd, len_bytes: u64) -> io::Result<SharedMemory> {
     let mapped_bytes = usize::try_from(len_bytes).map_err(io::Error::other)?;
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: the kernel chooses the address, so that no memory in use is replaced.
     let start =
-        unsafe { mmap(std::ptr::null_mut(), mapped_bytes, protection, MapFlags::SHARED, &descriptor, 0) }?;
+        unsafe { mmap(std::ptr::null_mut(), mapped_bytes, protection, MapFlags::SHARED, descriptor, 0) }?;
     let Some(start) = NonNull::new(start) else { return Err(io::ErrorKind::OutOfMemory.into()) };
     let mapping = Arc::new(Mapping { start, len_bytes: mapped_bytes });
     // SAFETY: the range is mapped readable and writable while `mapping` lives, and is reached through the memory alone.
-    let memory = unsafe { SharedMemory::from_mapping(start.cast(), len_bytes, mapping) };
-    Ok((memory, descriptor))
+    Ok(unsafe { SharedMemory::from_mapping(start.cast(), len_bytes, mapping) })
 }

@@ -1,6 +1,5 @@
 //! The client's end of a ring, with a part of the data area for each call.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,9 +8,8 @@ use ringfort_protocol::command::{Area, Command};
 use ringfort_protocol::completion::Completion;
 use ringfort_protocol::ring::memory::SharedMemory;
 use ringfort_protocol::ring::requester::Requester;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvFlags, recv};
 
+use crate::bell::{Bell, Woken};
 use crate::error::Error;
 
 /// How long a call that sleeps goes without looking whether the server is still there.
@@ -24,10 +22,7 @@ pub struct Ring {
     /// Inputs and outputs of this ring's calls.
     data: Area,
     busy_poll: Duration,
-    /// The server is rung here.
-    doorbell: OwnedFd,
-    /// The server rings here.
-    wake: OwnedFd,
+    bell: Bell,
     gone: Arc<AtomicBool>,
 }
 
@@ -49,11 +44,11 @@ impl Ring {
         memory: SharedMemory,
         data: Area,
         busy_poll: Duration,
-        (doorbell, wake): (OwnedFd, OwnedFd),
+        bell: Bell,
         gone: Arc<AtomicBool>,
     ) -> Self {
         let turn = Mutex::new(Turn { requester, tag: 0 });
-        Self { turn, memory, data, busy_poll, doorbell, wake, gone }
+        Self { turn, memory, data, busy_poll, bell, gone }
     }
 
     /// Bytes that input and output of a call may have together.
@@ -97,8 +92,7 @@ impl Ring {
             return Err(Error::Protocol { found: "no room in a ring with one command at a time".to_owned() });
         }
         if turn.requester.wants_doorbell() {
-            // A full counter rings already.
-            let _ = rustix::io::write(&self.doorbell, &1u64.to_ne_bytes());
+            self.bell.ring();
         }
         let completion = self.wait(&mut turn.requester)?;
         if completion.tag != command.tag || completion.output_bytes as usize > exchange.output_bytes {
@@ -127,27 +121,12 @@ impl Ring {
                 return Err(Error::Ended { reason: None, text: "the server is gone".to_owned() });
             }
             if requester.prepare_sleep() {
-                self.sleep()?;
+                if self.bell.sleep(LOOK_AGAIN)? == Woken::Gone {
+                    self.gone.store(true, Ordering::Release);
+                }
                 requester.finish_sleep();
             }
         }
-    }
-
-    fn sleep(&self) -> Result<(), Error> {
-        let system = |errno: rustix::io::Errno| Error::system("wait for the server")(errno.into());
-        let timeout = Timespec { tv_sec: 0, tv_nsec: LOOK_AGAIN.as_nanos() as i64 };
-        let mut waiting = [PollFd::new(&self.wake, PollFlags::IN)];
-        match poll(&mut waiting, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(system(errno)),
-        }
-        let mut rings = [0; 64];
-        match recv(self.wake.as_fd(), &mut rings, RecvFlags::DONTWAIT) {
-            Ok((_, 0)) => self.gone.store(true, Ordering::Release),
-            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(system(errno)),
-        }
-        Ok(())
     }
 
     fn turn(&self) -> MutexGuard<'_, Turn> {

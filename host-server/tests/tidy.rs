@@ -18,6 +18,11 @@ const CRATES: &[Crate] = &[
     // The guest knows the host by the bytes they share, and by nothing else.
     Crate { package: "ringfort-guest", folder: "guest-driver", may_use: Some(&["ringfort-protocol"]) },
     Crate { package: "ringfort-rf", folder: "guest-driver/cli", may_use: Some(&["ringfort-guest"]) },
+    Crate {
+        package: "ringfort-guestd",
+        folder: "guest-driver/daemon",
+        may_use: Some(&["ringfort-guest", "ringfort-protocol"]),
+    },
     // Black box: it runs binaries.
     Crate { package: "ringfort-qemu-tests", folder: "qemu-tests", may_use: Some(&[]) },
     Crate { package: "ringfort-measure", folder: "host-server/measure", may_use: None },
@@ -42,6 +47,8 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("host-server/frontend/src/channel/extents.rs", "memory of guests"),
     ("host-server/frontend/src/channel/peer.rs", "asks the kernel for the groups of a peer"),
     ("host-server/frontend/src/channel/region.rs", "memory of clients on this host"),
+    ("guest-driver/daemon/src/pages.rs", "memory that the server maps as well, pinned"),
+    ("guest-driver/daemon/src/peer.rs", "asks the kernel for the groups of a peer"),
     ("guest-driver/src/memory.rs", "memory that the server maps as well"),
     ("host-server/measure/src/isal.rs", "calls a rival's C functions"),
     ("host-server/store/src/format/crc32c.rs", "processor instructions for checksums"),

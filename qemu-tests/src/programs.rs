@@ -23,6 +23,8 @@ pub enum Program {
     /// The file system exerciser, from crates.io.
     Fsx,
     Git,
+    /// The channel's daemon.
+    Guestd,
     /// Makes ext4 file systems.
     Mke2fs,
     /// A suite of POSIX conformance tests, from crates.io.
@@ -42,6 +44,7 @@ impl Program {
             Program::Acl => Source::Package(&["usr/bin/getfacl", "usr/bin/setfacl"]),
             Program::Fio => Source::Package(&["usr/bin/fio"]),
             Program::Fsx => Source::Crate { name: "fsx", version: "0.3.2" },
+            Program::Guestd => Source::Workspace { package: "ringfort-guestd", name: "ringfort-guestd" },
             Program::Git => Source::Package(&["usr/bin/git"]),
             Program::Mke2fs => Source::Package(&["usr/sbin/mke2fs"]),
             Program::Pjdfstest => Source::Crate { name: "pjdfstest", version: "0.2.2" },

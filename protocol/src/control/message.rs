@@ -274,7 +274,8 @@ record! {
     pub struct Given: 24 {
         /// Of the region, all of which is the descriptor's memory.
         pub len_bytes: U64,
-        /// A page has 2 to the power of this many bytes. The client keeps out of the first [`PAGE_HEAD_BYTES`] of each.
+        /// A page has 2 to the power of this many bytes, and the client keeps out of the first [`PAGE_HEAD_BYTES`] of each. 0: pages
+        /// have no heads.
         pub page_shift: U32,
         /// That commands have to name.
         pub credential: U32,

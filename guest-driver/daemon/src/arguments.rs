@@ -1,0 +1,55 @@
+//! What may be said on the command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+const EXAMPLES: &str = "\
+Examples:
+  mount -t virtiofs data /mnt/data && ringfort-guestd &
+  ringfort-guestd --mount /mnt/data --socket /run/ringfort/data.sock
+
+The host runs `ringfort serve ./data --virtiofs /run/vm1.sock --channel vm1:cid=3` (or vm1:vsock-unix=PATH).
+
+Exit codes: 0 stopped by a signal; 2 could not begin, as the message says.";
+
+/// Lets programs of this guest use a Ringfort volume through memory that is shared with its server. Runs as root, in the foreground, until it is
+/// stopped.
+#[derive(Clone, Debug, Parser)]
+#[command(version, after_help = EXAMPLES, disable_help_subcommand = true)]
+pub struct Arguments {
+    /// A virtio-fs mount of the volume. The first that has a channel where it is left out.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub mount: Option<PathBuf>,
+    /// Where clients connect: anybody may, and acts as who they are.
+    #[arg(long, value_name = "PATH", default_value = "/run/ringfort/guestd.sock")]
+    pub socket: PathBuf,
+    /// Files of the memory that is shared: a hugetlbfs, which is mounted there where it is missing.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/run/ringfort/pages")]
+    pub pages: PathBuf,
+    /// The most memory that clients have together, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(2..=1024))]
+    pub memory_max_mib: u64,
+    /// The most memory that the clients of one user, root aside, have together, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(2..=1024))]
+    pub user_memory_max_mib: u64,
+    /// Share small pages, in a tmpfs, where the guest has no huge ones to spare. Clients then begin anew whenever the machine was stopped
+    /// and went on.
+    #[arg(long)]
+    pub small_pages: bool,
+    /// How much to say.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: tracing::Level,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

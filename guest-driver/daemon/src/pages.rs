@@ -1,0 +1,257 @@
+//! Pages to share: files of a hugetlbfs or a tmpfs, held in place and found in physical memory.
+//!
+//! A client has the file of its pages and may do to it what it likes. So this process never reaches into its mapping of them but through
+//! [`Pages::write`] and [`Pages::read`], which fail where a page is gone; and the pages are pinned, so that one taken out of the file is
+//! given to nobody else while the server may still write to it.
+
+use std::ffi::c_void;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+
+use anyhow::{Context, Result, bail, ensure};
+use io_uring::IoUring;
+use rustix::fs::{FallocateFlags, fallocate, ftruncate, statfs};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mount::{MountFlags, mount};
+
+const HUGETLBFS_MAGIC: u64 = 0x958458f6;
+const TMPFS_MAGIC: u64 = 0x01021994;
+const SMALL_PAGE_SHIFT: u32 = 12;
+const HUGE_PAGE_SHIFT: u32 = 21;
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+/// Registered buffers are no longer than this each.
+const PINNED_BYTES_MAX: usize = 1 << 30;
+
+/// Where pages come from.
+pub struct Store {
+    folder: PathBuf,
+    page_shift: u32,
+}
+
+impl Store {
+    /// Takes a folder, and mounts there what it has to be where that is missing.
+    pub fn open(folder: &Path, small_pages: bool) -> Result<Self> {
+        let (kind, magic, options, page_shift) = match small_pages {
+            true => ("tmpfs", TMPFS_MAGIC, c"mode=0700", SMALL_PAGE_SHIFT),
+            false => ("hugetlbfs", HUGETLBFS_MAGIC, c"mode=0700,pagesize=2M", HUGE_PAGE_SHIFT),
+        };
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        let found = |what: &Path| statfs(what).map(|found| found.f_type as u64);
+        let is_mounted = found(folder).with_context(|| format!("look at {}", folder.display()))? == magic;
+        if !is_mounted {
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            mount(kind, folder, kind, flags, options)
+                .with_context(|| format!("mount a {kind} at {}; run as root", folder.display()))?;
+        }
+        // The folder of a mount that somebody else made.
+        let own = folder.join("ringfort-guestd");
+        fs::create_dir_all(&own).with_context(|| format!("create {}", own.display()))?;
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("close {} to others", own.display()))?;
+        Ok(Self { folder: own, page_shift })
+    }
+
+    pub fn page_shift(&self) -> u32 {
+        self.page_shift
+    }
+
+    pub fn page_bytes(&self) -> u64 {
+        1 << self.page_shift
+    }
+
+    /// Whether pages are large enough to keep their heads free.
+    pub fn has_heads(&self) -> bool {
+        self.page_shift == HUGE_PAGE_SHIFT
+    }
+
+    /// Deletes what an earlier daemon has left. Only when the server uses none of it any more.
+    pub fn delete_leftovers(&self, kept: &[&Path]) -> Result<()> {
+        let what = || format!("clear {}", self.folder.display());
+        for entry in fs::read_dir(&self.folder).with_context(what)? {
+            let path = entry.with_context(what)?.path();
+            if !kept.contains(&path.as_path()) {
+                fs::remove_file(&path).with_context(|| format!("delete {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages of zeros in a file of their own.
+    pub fn create(&self, name: &str, len_bytes: u64) -> Result<Pages> {
+        ensure!(len_bytes.is_multiple_of(self.page_bytes()), "{len_bytes} bytes are no whole pages");
+        if self.page_shift == HUGE_PAGE_SHIFT {
+            make_free(len_bytes >> HUGE_PAGE_SHIFT)?;
+        }
+        let path = self.folder.join(name);
+        let what = || format!("make {} of {len_bytes} bytes", path.display());
+        let mut options = File::options();
+        let file =
+            options.read(true).write(true).create_new(true).mode(0o600).open(&path).with_context(what)?;
+        let named = Named { path };
+        let what = || format!("make {} of {len_bytes} bytes", named.path.display());
+        ftruncate(&file, len_bytes).with_context(what)?;
+        fallocate(&file, FallocateFlags::empty(), 0, len_bytes).with_context(what)?;
+        let mapping = Mapping::new(&file, len_bytes).with_context(what)?;
+        let pin = mapping.pin().context(
+            "hold the pages in place with io_uring; is it allowed in this guest (kernel.io_uring_disabled)?",
+        )?;
+        let addresses = mapping.physical(self.page_bytes())?;
+        let memory =
+            File::options().read(true).write(true).open("/proc/self/mem").context("open /proc/self/mem")?;
+        Ok(Pages { _pin: pin, mapping, file, addresses, memory, named })
+    }
+}
+
+/// Reserves huge pages where fewer than `count` are free.
+fn make_free(count: u64) -> Result<()> {
+    let number = |name: &str| -> Result<u64> {
+        let path = format!("{HUGE_PAGES}/{name}");
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("read {path}; has this guest huge pages of 2 MiB?"))?;
+        text.trim().parse().with_context(|| format!("{path} says {text:?}"))
+    };
+    let free = || Ok::<_, anyhow::Error>(number("free_hugepages")?.saturating_sub(number("resv_hugepages")?));
+    let missing = count.saturating_sub(free()?);
+    if missing == 0 {
+        return Ok(());
+    }
+    let path = format!("{HUGE_PAGES}/nr_hugepages");
+    let wanted = number("nr_hugepages")? + missing;
+    fs::write(&path, wanted.to_string()).with_context(|| format!("write {wanted} into {path}"))?;
+    let free = free()?;
+    if free < count {
+        bail!(
+            "{count} huge pages are needed and {free} are free: the guest's memory is full or in pieces; reserve them at boot \
+             (hugepages={wanted} on the kernel's command line), or run with --small-pages"
+        );
+    }
+    Ok(())
+}
+
+/// A file that is deleted when nobody needs its pages.
+struct Named {
+    path: PathBuf,
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "a file of shared pages could not be deleted");
+        }
+    }
+}
+
+/// Pages that stay where they are. Dropping them gives them back to the guest: only when the server uses none of them any more.
+pub struct Pages {
+    // Dropped first, to last: unpinned, unmapped, closed, deleted.
+    _pin: IoUring,
+    mapping: Mapping,
+    file: File,
+    addresses: Vec<u64>,
+    /// This process, as a file: reads and writes of pages that are gone fail there, and kill nobody.
+    memory: File,
+    named: Named,
+}
+
+impl Pages {
+    /// Guest physical addresses, by page.
+    pub fn addresses(&self) -> &[u64] {
+        &self.addresses
+    }
+
+    pub fn len_bytes(&self) -> u64 {
+        self.mapping.len_bytes as u64
+    }
+
+    /// Where they lie as a file.
+    pub fn path(&self) -> &Path {
+        &self.named.path
+    }
+
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    pub fn write(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
+        self.memory.write_all_at(bytes, self.address(start, bytes.len())?)
+    }
+
+    pub fn read(&self, start: u64, into: &mut [u8]) -> io::Result<()> {
+        self.memory.read_exact_at(into, self.address(start, into.len())?)
+    }
+
+    fn address(&self, start: u64, len_bytes: usize) -> io::Result<u64> {
+        let inside = start.checked_add(len_bytes as u64).is_some_and(|end| end <= self.len_bytes());
+        if inside {
+            Ok(self.mapping.start.as_ptr() as u64 + start)
+        } else {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
+    }
+}
+
+struct Mapping {
+    start: NonNull<c_void>,
+    len_bytes: usize,
+}
+
+// SAFETY: a mapping is an address range; nobody reaches into it by pointer.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(file: &File, len_bytes: u64) -> io::Result<Self> {
+        let len_bytes = usize::try_from(len_bytes).map_err(io::Error::other)?;
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::POPULATE);
+        // SAFETY: the kernel chooses the address, so that no memory in use is replaced.
+        let start = unsafe { mmap(std::ptr::null_mut(), len_bytes, protection, flags, file, 0) }?;
+        let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, len_bytes })
+    }
+
+    /// Keeps the pages where they are while what is returned lives, whatever happens to file and mapping: a registered buffer.
+    fn pin(&self) -> io::Result<IoUring> {
+        let ring = IoUring::new(1)?;
+        let parts = (0..self.len_bytes).step_by(PINNED_BYTES_MAX).map(|start| libc::iovec {
+            // SAFETY: inside of the mapping.
+            iov_base: unsafe { self.start.as_ptr().byte_add(start) },
+            iov_len: PINNED_BYTES_MAX.min(self.len_bytes - start),
+        });
+        let parts: Vec<_> = parts.collect();
+        // SAFETY: the kernel takes the pages of the range, which is mapped; nothing is ever submitted that reads or writes them.
+        unsafe { ring.submitter().register_buffers(&parts) }?;
+        Ok(ring)
+    }
+
+    /// Where each page is in physical memory, as the kernel tells root.
+    fn physical(&self, page_bytes: u64) -> Result<Vec<u64>> {
+        const PATH: &str = "/proc/self/pagemap";
+        const ENTRY_BYTES: u64 = 8;
+        const PRESENT: u64 = 1 << 63;
+        let mut map = File::open(PATH).with_context(|| format!("open {PATH}"))?;
+        let starts = (0..self.len_bytes as u64).step_by(page_bytes as usize);
+        let of_page = |start: u64| {
+            let address = self.start.as_ptr() as u64 + start;
+            let mut entry = [0; ENTRY_BYTES as usize];
+            map.seek(SeekFrom::Start((address >> SMALL_PAGE_SHIFT) * ENTRY_BYTES))?;
+            map.read_exact(&mut entry).with_context(|| format!("read {PATH}"))?;
+            let entry = u64::from_le_bytes(entry);
+            let frame = entry & ((1 << 55) - 1);
+            ensure!(entry & PRESENT != 0 && frame != 0, "{PATH} shows no physical addresses: run as root");
+            Ok(frame << SMALL_PAGE_SHIFT)
+        };
+        starts.map(of_page).collect()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is the one that was mapped, and nobody has pointers into it.
+        let _ = unsafe { munmap(self.start.as_ptr(), self.len_bytes) };
+    }
+}
