@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::agent::{Agent, Outcome, Task};
 use crate::console::Console;
-use crate::place::RunFolder;
 use crate::monitor::Monitor;
+use crate::place::RunFolder;
 use crate::programs::{self, Program};
 use crate::provision::{self, Kernel};
 use crate::vsock::VsockDevice;
@@ -171,9 +171,10 @@ impl Machine {
         let initramfs = folder.path().join("initramfs");
         image::write(&initramfs, parts, &kernel, &self.modules(), &programs)?;
         let vsock_socket = folder.socket("vsock-device");
-        let vsock = self.vsock.as_deref().map(|path| {
-            VsockDevice::start(&vsock_socket, path, &folder.path().join("vsock.log"))
-        });
+        let vsock = self
+            .vsock
+            .as_deref()
+            .map(|path| VsockDevice::start(&vsock_socket, path, &folder.path().join("vsock.log")));
         let vsock = vsock.transpose()?;
         let accelerator = Accelerator::choose()?;
         let nonce = nonce()?;

@@ -2,5 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
+mod daemon;
 mod host;
 mod port;
