@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A path, from the root of the volume or from an open directory ([`File::at`](crate::File::at)); or an open file itself. Made of whatever is a path, and of
 /// `&File`.
@@ -80,6 +80,12 @@ impl<'a> From<&'a OsStr> for Place<'a> {
 
 impl<'a> From<&'a Path> for Place<'a> {
     fn from(path: &'a Path) -> Self {
+        path.as_os_str().into()
+    }
+}
+
+impl<'a> From<&'a PathBuf> for Place<'a> {
+    fn from(path: &'a PathBuf) -> Self {
         path.as_os_str().into()
     }
 }

@@ -3,76 +3,168 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+
+use crate::mode::{Mode, Owner};
 
 const EXAMPLES: &str = "\
 Examples:
-  export RINGFORT_CONNECT=unix:/run/ringfort/data.ctl     # of `ringfort serve ./data --channel unix:/run/ringfort/data.ctl`
-  rf mkdir /images
-  rf put big.iso /images/
-  rf ls -l /images
+  rf --connect unix:/run/ringfort/data.ctl ls -l /        # of `ringfort serve ./data --channel unix:/run/ringfort/data.ctl`
+  export RINGFORT_CONNECT=unix:/run/ringfort/data.ctl     # the same for all that follow; in a guest nothing need be said
+  rf put -r photos big.iso /images/
   rf get /images/big.iso copy.iso
+  rf cp -r /images /backup
+  tar c src | rf put - /src.tar
   rf cat /notes.txt
   rf bench --json
 
+Copies appear under their names whole or not at all, also where rf is interrupted.
 Exit codes: 0 done; 2 refused or failed, as the message says.";
 
 /// Files of a Ringfort volume, through memory that is shared with its server: no mount, and no kernel between.
 #[derive(Debug, Parser)]
 #[command(name = "rf", version, after_help = EXAMPLES, disable_help_subcommand = true)]
 pub struct Arguments {
-    /// The server's channel.
-    #[arg(long, value_name = "unix:PATH", env = "RINGFORT_CONNECT", global = true)]
-    pub connect: Option<Address>,
+    /// The server's channel, or the guest daemon's.
+    #[arg(
+        long,
+        value_name = "unix:PATH",
+        env = "RINGFORT_CONNECT",
+        default_value = "unix:/run/ringfort/guestd.sock",
+        global = true
+    )]
+    pub connect: Address,
     #[command(subcommand)]
     pub command: Command,
 }
 
+/// How files are copied.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct Copying {
+    /// Directories, with everything in them.
+    #[arg(short, long)]
+    pub recursive: bool,
+    /// With times, all permissions, and, where this user may, owners.
+    #[arg(short, long)]
+    pub preserve: bool,
+    /// Show no progress; it is shown on a terminal only.
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// List a directory, or show a file.
+    /// List directories, or show files.
     Ls {
         #[arg(default_value = "/")]
-        path: String,
+        paths: Vec<PathBuf>,
         /// With mode, links, owner, size and time.
         #[arg(short)]
         long: bool,
         #[arg(long)]
         json: bool,
     },
-    /// Show the attributes of a file.
+    /// Show the attributes of files; of symbolic links themselves.
     Stat {
-        path: String,
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
         #[arg(long)]
         json: bool,
     },
-    /// Write a file to standard output.
-    Cat { path: String },
-    /// Copy a file of this machine into the volume, synced. `-` is standard input.
+    /// Write files to standard output.
+    Cat {
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+    },
+    /// Copy files of this machine into the volume, and make them durable.
     Put {
-        from: PathBuf,
-        /// A file, or a directory with a slash at its end.
-        to: String,
+        #[command(flatten)]
+        copying: Copying,
+        /// FROM... TO: files of this machine (`-` is standard input), then a name or directory of the volume.
+        #[arg(required = true, num_args = 2.., value_names = ["FROM", "TO"])]
+        paths: Vec<PathBuf>,
     },
-    /// Copy a file of the volume to this machine. `-` is standard output.
+    /// Copy files of the volume to this machine.
     Get {
-        from: String,
-        /// A file or directory; the working directory where it is left out.
-        to: Option<PathBuf>,
+        #[command(flatten)]
+        copying: Copying,
+        /// FROM... TO: files of the volume, then a name or directory of this machine (`-` is standard output). One FROM alone goes into the working directory.
+        #[arg(required = true, num_args = 1.., value_names = ["FROM", "TO"])]
+        paths: Vec<PathBuf>,
     },
-    /// Make a directory.
-    Mkdir { path: String },
-    /// Remove files; with -d also empty directories.
+    /// Copy files within the volume.
+    Cp {
+        #[command(flatten)]
+        copying: Copying,
+        /// FROM... TO
+        #[arg(required = true, num_args = 2.., value_names = ["FROM", "TO"])]
+        paths: Vec<PathBuf>,
+    },
+    /// Make directories.
+    Mkdir {
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+        /// Those above it, too; and no error where it is there.
+        #[arg(short, long)]
+        parents: bool,
+    },
+    /// Remove files; with -d empty directories, with -r directories with everything in them.
     Rm {
         #[arg(required = true)]
-        paths: Vec<String>,
+        paths: Vec<PathBuf>,
         #[arg(short)]
         directory: bool,
+        #[arg(short, long)]
+        recursive: bool,
+        /// No error where there is nothing.
+        #[arg(short, long)]
+        force: bool,
     },
-    /// Rename or move within the volume.
-    Mv { from: String, to: String },
-    /// Make a symbolic link.
-    Ln { target: String, path: String },
+    /// Rename, or move into a directory.
+    Mv {
+        /// FROM... TO
+        #[arg(required = true, num_args = 2.., value_names = ["FROM", "TO"])]
+        paths: Vec<PathBuf>,
+        /// Fail where the new name is taken.
+        #[arg(short, long)]
+        no_replace: bool,
+    },
+    /// Give a file another name, or with -s make a symbolic link.
+    Ln {
+        target: PathBuf,
+        path: PathBuf,
+        #[arg(short, long)]
+        symbolic: bool,
+    },
+    /// Make empty files, or set the times of files to now.
+    Touch {
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+    },
+    /// Change permissions.
+    Chmod {
+        /// As 644, or as u+x,go-w.
+        #[arg(allow_hyphen_values = true)]
+        mode: Mode,
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+        #[arg(short = 'R', long)]
+        recursive: bool,
+    },
+    /// Change owners.
+    Chown {
+        /// USER, USER:GROUP or :GROUP: numbers, or names of this machine.
+        owner: Owner,
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+        #[arg(short = 'R', long)]
+        recursive: bool,
+    },
+    /// Show how full the volume is.
+    Df {
+        #[arg(long)]
+        json: bool,
+    },
     /// Make everything durable that was done to the volume.
     Sync,
     /// Measure calls of this machine: in a file of its own, which is removed afterwards.
@@ -85,7 +177,7 @@ pub enum Command {
     },
 }
 
-/// Where a server's channel is.
+/// Where a channel is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address(pub PathBuf);
 
@@ -111,5 +203,7 @@ mod tests {
         Arguments::command().debug_assert();
         assert_eq!("unix:/a".parse(), Ok(Address("/a".into())));
         assert!("/a".parse::<Address>().unwrap_err().contains("unix:PATH"));
+        let chmod = Arguments::try_parse_from(["rf", "chmod", "-w", "/a"]);
+        assert!(matches!(chmod.map(|parsed| parsed.command), Ok(Command::Chmod { .. })));
     }
 }

@@ -1,11 +1,14 @@
 //! `rf`: files of a volume from the command line.
 //!
-//! Modules, lowest first: `arguments` · `commands`
+//! Modules, lowest first: `mode` · `arguments` · `progress` · `side` · `commands`
 
 #![forbid(unsafe_code)]
 
 mod arguments;
 mod commands;
+mod mode;
+mod progress;
+mod side;
 
 use std::process::ExitCode;
 

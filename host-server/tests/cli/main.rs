@@ -9,6 +9,7 @@ mod flags;
 mod guest;
 mod list;
 mod metrics;
+mod rf;
 mod scene;
 mod serve;
 mod volume;

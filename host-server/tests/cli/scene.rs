@@ -1,7 +1,7 @@
 //! Volumes and servers for the tests: the real binary on real files.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,26 @@ pub fn ringfort(arguments: &[&str]) -> Output {
 
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A program of another package of this workspace, built as it is now.
+pub fn workspace_program(package: &str, name: &str) -> PathBuf {
+    build(&["--package", package]).join(name)
+}
+
+/// Builds what the arguments say, and returns the directory that it is in.
+pub fn build(arguments: &[&str]) -> PathBuf {
+    // Of this test's own build, so that what is built already is not built again.
+    let target = Path::new(env!("CARGO_BIN_EXE_ringfort")).parent().unwrap().parent().unwrap();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["build", "--quiet", "--target-dir"])
+        .arg(target)
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "cargo build {arguments:?}: {}", text(&output.stderr));
+    target.join("debug")
 }
 
 /// The message of a command that must be refused.

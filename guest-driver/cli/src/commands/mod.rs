@@ -1,44 +1,43 @@
 //! The commands.
 //!
-//! Modules, lowest first: `show` · `transfer` · `bench`
+//! Modules, lowest first: `show` · `copy` · `change` · `bench`
 
 mod bench;
+mod change;
+mod copy;
 mod show;
-mod transfer;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ringfort_guest::Volume;
 
 use crate::arguments::{Arguments, Command};
+use change::Removing;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let address = arguments.connect.as_ref().context(
-        "no server is named: give --connect unix:PATH or set RINGFORT_CONNECT; \
-         `ringfort serve DIRECTORY --channel unix:PATH` opens a channel",
-    )?;
-    let volume = ringfort_guest::connect(&address.0)?;
-    match &arguments.command {
-        Command::Ls { path, long, json } => show::list(&volume, path, *long, *json),
-        Command::Stat { path, json } => show::stat(&volume, path, *json),
-        Command::Cat { path } => transfer::get(&volume, path, Some("-".as_ref())),
-        Command::Put { from, to } => transfer::put(&volume, from, to),
-        Command::Get { from, to } => transfer::get(&volume, from, to.as_deref()),
-        Command::Mkdir { path } => Ok(volume.create_directory(path, 0o755)?),
-        Command::Rm { paths, directory } => remove(&volume, paths, *directory),
-        Command::Mv { from, to } => Ok(volume.rename(from, to)?),
-        Command::Ln { target, path } => Ok(volume.symlink(target, path)?),
-        Command::Sync => Ok(volume.sync()?),
-        Command::Bench { calls, json } => bench::run(&volume, *calls, *json),
-    }
+    let volume = ringfort_guest::connect(&arguments.connect.0)?;
+    carry_out(&volume, &arguments.command)
 }
 
-fn remove(volume: &Volume, paths: &[String], directories: bool) -> Result<()> {
-    const EISDIR: i32 = 21;
-    for path in paths {
-        match volume.remove_file(path) {
-            Err(error) if directories && error.errno() == EISDIR => volume.remove_directory(path)?,
-            removed => removed?,
+fn carry_out(volume: &Volume, command: &Command) -> Result<()> {
+    match command {
+        Command::Ls { paths, long, json } => show::list(volume, paths, *long, *json),
+        Command::Stat { paths, json } => show::stat(volume, paths, *json),
+        Command::Cat { paths } => copy::cat(volume, paths),
+        Command::Put { copying, paths } => copy::put(volume, paths, *copying),
+        Command::Get { copying, paths } => copy::get(volume, paths, *copying),
+        Command::Cp { copying, paths } => copy::cp(volume, paths, *copying),
+        Command::Mkdir { paths, parents } => change::make_directories(volume, paths, *parents),
+        Command::Rm { paths, directory, recursive, force } => {
+            let removing = Removing { empty_directories: *directory, recursive: *recursive, force: *force };
+            change::remove(volume, paths, removing)
         }
+        Command::Mv { paths, no_replace } => change::rename(volume, paths, *no_replace),
+        Command::Ln { target, path, symbolic } => change::link(volume, target, path, *symbolic),
+        Command::Touch { paths } => change::touch(volume, paths),
+        Command::Chmod { mode, paths, recursive } => change::set_mode(volume, mode, paths, *recursive),
+        Command::Chown { owner, paths, recursive } => change::set_owner(volume, *owner, paths, *recursive),
+        Command::Df { json } => show::free(volume, *json),
+        Command::Sync => Ok(volume.sync()?),
+        Command::Bench { calls, json } => bench::run(volume, *calls, *json),
     }
-    Ok(())
 }
