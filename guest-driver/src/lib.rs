@@ -14,11 +14,12 @@
 //! ```
 //!
 //! Modules, lowest first:
-//! `error` · `memory` · `control` · `bell` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` · `space` · `file` ·
+//! `address` · `error` · `memory` · `control` · `bell` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` · `space` · `file` ·
 //! `directory` · `volume`
 
 #![deny(unsafe_code)]
 
+mod address;
 mod attributes;
 mod bell;
 mod connect;
@@ -37,6 +38,7 @@ mod space;
 mod volume;
 mod xattr;
 
+pub use address::{ADDRESS_DEFAULT, ADDRESS_VARIABLE, Address, AddressError};
 pub use attributes::{Access, Attributes, FileKind, SetAttributes, SetTime, Statistics, Timestamp};
 pub use connect::Options;
 pub use directory::{DirectoryEntry, ReadDirectory};
