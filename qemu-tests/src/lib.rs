@@ -10,6 +10,8 @@
 //! * [`image`]: kernel modules and programs packed into an initramfs
 //! * [`console`]: the serial console's transcript
 //! * [`agent`]: commands that run in the guest
+//! * [`monitor`]: QEMU's monitor
+//! * [`vsock`]: a vsock device in user space
 //! * [`machine`]: QEMU's command line and a guest's life
 //! * [`server`]: the `ringfort` program, a volume, a serving process
 //! * [`client`]: the `rf` program
@@ -27,6 +29,7 @@ pub mod content;
 pub mod frame;
 pub mod image;
 pub mod machine;
+pub mod monitor;
 pub mod place;
 pub mod powercut;
 pub mod programs;
@@ -34,3 +37,4 @@ pub mod provision;
 pub mod scene;
 pub mod server;
 pub mod tsc;
+pub mod vsock;

@@ -10,9 +10,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::agent::{Agent, Outcome, Task};
 use crate::console::Console;
+use crate::monitor::Monitor;
 use crate::place::RunFolder;
 use crate::programs::{self, Program};
 use crate::provision::{self, Kernel};
+use crate::vsock::VsockDevice;
 use crate::{image, tsc};
 
 /// Under software emulation, with the host's cores taken by others, a boot of two seconds has been seen to take forty.
@@ -23,6 +25,7 @@ pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// An ext4 file system looks for its checksums by name, where no dependency tells.
 const EXT4_MODULES: [&str; 2] = ["crc32c_generic", "ext4"];
+const VSOCK_MODULES: [&str; 1] = ["vmw_vsock_virtio_transport"];
 
 /// The machine type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +86,7 @@ pub struct Machine {
     request_queues: u32,
     restarts: bool,
     shares: Vec<Share>,
+    vsock: Option<PathBuf>,
     ext4_disk_mib: u64,
     programs: Vec<Program>,
 }
@@ -98,6 +102,7 @@ impl Machine {
             request_queues: 1,
             restarts: false,
             shares: Vec::new(),
+            vsock: None,
             ext4_disk_mib: 0,
             programs: Vec::new(),
         }
@@ -139,6 +144,12 @@ impl Machine {
         self
     }
 
+    /// Adds a vsock device. A guest that connects to `PORT` of the host reaches whoever listens at `path` with `_PORT` behind it.
+    pub fn vsock(mut self, path: &Path) -> Machine {
+        self.vsock = Some(path.to_owned());
+        self
+    }
+
     /// Adds an empty disk, `/dev/vda` in the guest, and what it takes to have an ext4 file system on it.
     pub fn ext4_disk_mib(mut self, size_mib: u64) -> Machine {
         self.ext4_disk_mib = size_mib;
@@ -158,11 +169,17 @@ impl Machine {
         let programs = programs::prepare(&self.programs)?;
         let folder = RunFolder::new(name)?;
         let initramfs = folder.path().join("initramfs");
-        let modules: &[&str] = if self.ext4_disk_mib > 0 { &EXT4_MODULES } else { &[] };
-        image::write(&initramfs, parts, &kernel, modules, &programs)?;
+        image::write(&initramfs, parts, &kernel, &self.modules(), &programs)?;
+        let vsock_socket = folder.socket("vsock-device");
+        let vsock = self
+            .vsock
+            .as_deref()
+            .map(|path| VsockDevice::start(&vsock_socket, path, &folder.path().join("vsock.log")));
+        let vsock = vsock.transpose()?;
         let accelerator = Accelerator::choose()?;
         let nonce = nonce()?;
         let agent_socket = folder.socket("agent");
+        let monitor_socket = folder.socket("monitor");
         let errors = folder.path().join("qemu.log");
 
         let mut command = parts.qemu.command();
@@ -177,7 +194,9 @@ impl Machine {
                 "-chardev",
                 &format!("socket,id=agent,path={},server=on,wait=off", agent_socket.display()),
             ])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", monitor_socket.display())])
             .args(self.disk_arguments(folder.path())?)
+            .args(self.vsock_arguments(&vsock_socket))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&errors).with_context(|| format!("creating {}", errors.display()))?);
@@ -195,11 +214,12 @@ impl Machine {
                     child,
                     agent,
                     agent_socket,
-
+                    monitor_socket,
                     console,
                     nonce,
                     restarts,
                     folder,
+                    _vsock: vsock,
                     booted_in,
                     accelerator,
                 })
@@ -211,6 +231,25 @@ impl Machine {
                 Err(error.context(format!("booting a {:?} guest; QEMU said: {said:?}", self.board)))
             }
         }
+    }
+
+    /// Those that not every guest needs.
+    fn modules(&self) -> Vec<&'static str> {
+        let ext4 = if self.ext4_disk_mib > 0 { &EXT4_MODULES[..] } else { &[] };
+        let vsock = if self.vsock.is_some() { &VSOCK_MODULES[..] } else { &[] };
+        [ext4, vsock].concat()
+    }
+
+    fn vsock_arguments(&self, socket: &Path) -> Vec<String> {
+        if self.vsock.is_none() {
+            return Vec::new();
+        }
+        let device = match self.board {
+            Board::MicroVm => "vhost-user-vsock-device,chardev=vsock",
+            Board::Q35 => "vhost-user-vsock-pci,chardev=vsock",
+        };
+        let chardev = format!("socket,id=vsock,path={}", socket.display());
+        ["-chardev", &chardev, "-device", device].map(str::to_owned).to_vec()
     }
 
     /// The disk's file lies in `folder` and goes with it.
@@ -296,10 +335,12 @@ pub struct Guest {
     child: Child,
     agent: Agent,
     agent_socket: PathBuf,
+    monitor_socket: PathBuf,
     console: Console,
     nonce: String,
     restarts: bool,
     folder: RunFolder,
+    _vsock: Option<VsockDevice>,
     /// From QEMU's start to the agent's word.
     pub booted_in: Duration,
     pub accelerator: Accelerator,
@@ -334,6 +375,11 @@ impl Guest {
     /// Unmounts `/mnt/tag`, which also drops everything that the guest had cached of it.
     pub fn unmount(&self, tag: &str) -> Result<()> {
         self.must(&format!("cd / && umount /mnt/{tag}")).map(drop)
+    }
+
+    /// A connection to the machine's monitor.
+    pub fn monitor(&self) -> Result<Monitor> {
+        Monitor::connect(&self.monitor_socket)
     }
 
     /// The console's last lines.

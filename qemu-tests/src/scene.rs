@@ -48,6 +48,16 @@ impl Scene {
         self.folder.socket(&format!("virtiofs-{number}"))
     }
 
+    /// The path that stands for the vsock of guest `number`, see [`Machine::vsock`].
+    pub fn vsock(&self, number: usize) -> PathBuf {
+        self.folder.socket(&format!("vsock-{number}"))
+    }
+
+    /// What `--channel` of `ringfort serve` says for guest `number`.
+    pub fn channel(&self, number: usize) -> String {
+        format!("virtiofs-{number}:vsock-unix={}", self.vsock(number).display())
+    }
+
     /// Serves the volume to `guests` guests.
     pub fn serve(&self, guests: usize) -> Result<Server> {
         self.serve_with(guests, &[])

@@ -5,6 +5,7 @@
 
 mod bench;
 mod flip;
+mod knock;
 mod ledger;
 mod lock;
 mod map;
@@ -13,6 +14,7 @@ mod overwrite;
 mod posix;
 mod serve;
 mod tree;
+mod xattr;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -65,6 +67,8 @@ fn run(arguments: &[&str]) -> Result<()> {
         }
         ["lock-hold", file, family, kind, patience] => lock::hold(Path::new(file), family, kind, patience),
         ["posix-check", folder, without @ ..] => posix::check(Path::new(folder), without),
+        ["knock", port, hex] => knock::knock(u32::try_from(number(port)?)?, hex),
+        ["xattr-show", file, name] => xattr::show(Path::new(file), name),
         ["map-read", file] => map::read(Path::new(file)),
         ["map-mix", file] => map::mix(Path::new(file)),
         ["map-read-beyond", file] => map::read_beyond(Path::new(file)),
@@ -74,7 +78,7 @@ fn run(arguments: &[&str]) -> Result<()> {
              ledger-verify FOLDER SEED ACKNOWLEDGED | (overwrite|order)-(write|verify), likewise | \
              flip-(write|verify) FOLDER SEED ROUNDS | lock-hold FILE flock|fcntl shared|exclusive wait|try | \
              posix-check FOLDER [WITHOUT…] | map-read FILE | map-fill FILE BYTE | \
-             map-mix FILE | map-read-beyond FILE"
+             map-mix FILE | map-read-beyond FILE | knock PORT HEX | xattr-show FILE NAME"
         ),
     }
 }

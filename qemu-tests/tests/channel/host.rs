@@ -1,7 +1,5 @@
 //! The channel on the host beside a guest's mount: what one writes, the other reads.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on fails
-
 use std::fs;
 
 use ringfort_qemu_tests::client::Client;
