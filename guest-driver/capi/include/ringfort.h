@@ -138,6 +138,34 @@ struct ringfort_lock {
 #define RINGFORT_COLLAPSE 5u
 #define RINGFORT_INSERT 6u
 
+/* What a command of ringfort_run does. */
+#define RINGFORT_DO_READ 1u
+#define RINGFORT_DO_WRITE 2u        /* `result`: how many of the bytes */
+#define RINGFORT_DO_APPEND 3u
+#define RINGFORT_DO_SYNC 4u
+#define RINGFORT_DO_OPEN 5u         /* `file` and `path` as in ringfort_open; commands of its chain may be about what was opened: */
+#define RINGFORT_DO_READ_OPENED 6u
+#define RINGFORT_DO_WRITE_OPENED 7u
+#define RINGFORT_DO_SYNC_OPENED 8u
+#define RINGFORT_DO_CLOSE_OPENED 9u /* in the same chain: nobody else can */
+
+/* A chain: the next command begins when this one has succeeded (-ECANCELED where it has not), or has ended, however. */
+#define RINGFORT_THEN 1u
+#define RINGFORT_THEN_ALWAYS 2u
+
+struct ringfort_command {
+    const struct ringfort_file *file;
+    const char *path;
+    void *buffer;         /* is read or filled, as the command says */
+    size_t len_bytes;
+    uint64_t offset_bytes;
+    uint32_t what;
+    uint32_t link;
+    uint32_t bits;        /* of opening */
+    uint32_t permissions;
+    int64_t result;       /* as other functions give it */
+};
+
 /* A sentence about the last call of this thread that failed; valid until the next one fails. Never NULL. */
 const char *ringfort_error(void);
 
@@ -197,6 +225,9 @@ int ringfort_set_xattr(const struct ringfort_volume *volume, const struct ringfo
 /* Bytes of all names, each ended by a zero; with len_bytes 0 nothing else, and -ERANGE where there are more. */
 int64_t ringfort_list_xattrs(const struct ringfort_volume *volume, const struct ringfort_file *at, const char *path, uint32_t flags, char *buffer, size_t len_bytes);
 int ringfort_remove_xattr(const struct ringfort_volume *volume, const struct ringfort_file *at, const char *path, uint32_t flags, const char *name);
+
+/* Submits all commands at once, which are carried out at the same time and in any order but that of chains, and waits for all. 0 where each has a result. */
+int ringfort_run(const struct ringfort_volume *volume, struct ringfort_command *commands, size_t command_count);
 
 #ifdef __cplusplus
 }

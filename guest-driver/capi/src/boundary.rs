@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -70,7 +71,7 @@ pub fn given<T>(argument: Option<T>, name: &str) -> Result<T> {
 /// A string of the caller's.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-pub struct Text<'a>(*const c_char, std::marker::PhantomData<&'a c_char>);
+pub struct Text<'a>(*const c_char, PhantomData<&'a c_char>);
 
 impl<'a> Text<'a> {
     /// None for NULL.
@@ -89,7 +90,7 @@ impl<'a> Text<'a> {
 
 /// Bytes of the caller's, to read.
 #[repr(transparent)]
-pub struct Bytes<'a>(*const c_void, std::marker::PhantomData<&'a c_void>);
+pub struct Bytes<'a>(*const c_void, PhantomData<&'a c_void>);
 
 impl<'a> Bytes<'a> {
     pub fn of(self, len_bytes: usize) -> Result<&'a [u8]> {
@@ -104,7 +105,7 @@ impl<'a> Bytes<'a> {
 
 /// A buffer of the caller's, to fill.
 #[repr(transparent)]
-pub struct Buffer<'a>(*mut c_void, std::marker::PhantomData<&'a mut c_void>);
+pub struct Buffer<'a>(*mut c_void, PhantomData<&'a mut c_void>);
 
 impl<'a> Buffer<'a> {
     pub fn of(self, len_bytes: usize) -> Result<&'a mut [u8]> {
@@ -115,6 +116,38 @@ impl<'a> Buffer<'a> {
         // SAFETY: made by C alone; it is not NULL, and the caller says that so many bytes are there, which nobody else uses during the call.
         // They are only written; what C left in them is some byte.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.0.cast(), len_bytes) })
+    }
+}
+
+/// Bytes of the caller's, which a call reads or fills.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Memory<'a>(*mut c_void, PhantomData<&'a c_void>);
+
+impl<'a> Memory<'a> {
+    pub fn to_read(self, len_bytes: usize) -> Result<&'a [u8]> {
+        Bytes(self.0, PhantomData).of(len_bytes)
+    }
+
+    pub fn to_fill(self, len_bytes: usize) -> Result<Buffer<'a>> {
+        check(self.0.is_null(), len_bytes)?;
+        Ok(Buffer(self.0, PhantomData))
+    }
+}
+
+/// Structures of the caller's, one behind the other.
+#[repr(transparent)]
+pub struct List<'a, T>(*mut T, PhantomData<&'a mut T>);
+
+impl<'a, T> List<'a, T> {
+    pub fn of(self, count: usize) -> Result<&'a mut [T]> {
+        check(self.0.is_null(), count.saturating_mul(size_of::<T>()))?;
+        if count == 0 {
+            return Ok(&mut []);
+        }
+        // SAFETY: made by C alone; it is not NULL, and the caller says that so many structures are there, filled and aligned as its compiler does, which nobody
+        // else uses during the call.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.0, count) })
     }
 }
 
@@ -159,7 +192,7 @@ mod tests {
     use super::*;
 
     fn sentence() -> String {
-        let text = Text(ringfort_error(), std::marker::PhantomData);
+        let text = Text(ringfort_error(), PhantomData);
         String::from_utf8(text.bytes("it").map_err(|failure| failure.text).unwrap().to_vec()).unwrap()
     }
 
@@ -181,12 +214,12 @@ mod tests {
 
     #[test]
     fn nulls_are_errors_where_something_is_needed() {
-        let null = || Bytes(std::ptr::null(), std::marker::PhantomData);
+        let null = || Bytes(std::ptr::null(), PhantomData);
         assert!(null().of(0).is_ok_and(<[u8]>::is_empty));
         assert!(null().of(1).is_err_and(|failure| failure.errno == libc::EFAULT));
-        let byte = Bytes((&raw const *c"").cast(), std::marker::PhantomData);
+        let byte = Bytes((&raw const *c"").cast(), PhantomData);
         assert!(byte.of(usize::MAX).is_err_and(|failure| failure.errno == libc::EINVAL));
-        let none = Text(std::ptr::null(), std::marker::PhantomData);
+        let none = Text(std::ptr::null(), PhantomData);
         assert!(none.bytes("the path").is_err_and(|failure| failure.text == "the path is NULL"));
     }
 }

@@ -13,7 +13,7 @@ use crate::record::{
 };
 
 /// How a file is to be opened.
-fn opening(bits: u32, permissions: u32) -> Result<Open> {
+pub fn opening(bits: u32, permissions: u32) -> Result<Open> {
     known(bits, (RINGFORT_OPEN_NO_FOLLOW << 1) - 1)?;
     let has = |bit| bits & bit != 0;
     let wrong = |text| Err(Failure::new(libc::EINVAL, text));

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::record::{CONSTANTS, Change, Entry, FileAttributes, Fill, Lock, Time};
+use crate::record::{BatchCommand, CONSTANTS, Change, Entry, FileAttributes, Fill, Lock, Time};
 
 const HEADER: &str = include_str!("../include/ringfort.h");
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
+    include_str!("batch.rs"),
     include_str!("boundary.rs"),
     include_str!("directory.rs"),
     include_str!("file.rs"),
@@ -104,6 +105,7 @@ fn c_type(rust: &str) -> String {
                 "Entry" => Entry::STRUCTURE.0,
                 "Fill" => Fill::STRUCTURE.0,
                 "Lock" => Lock::STRUCTURE.0,
+                "BatchCommand<'_>" => BatchCommand::STRUCTURE.0,
                 other => panic!("{other} is nothing that C knows"),
             }
         )
@@ -124,7 +126,7 @@ fn c_type(rust: &str) -> String {
                 format!("{} **", structure(name))
             } else if let Some(name) = within("Option<Box<", ">>").or(within("Option<&mut ", ">")) {
                 format!("{} *", structure(name))
-            } else if let Some(name) = within("Out<'_, ", ">") {
+            } else if let Some(name) = within("Out<'_, ", ">").or(within("List<'_, ", ">")) {
                 format!("{} *", structure(name))
             } else if let Some(name) = within("Option<&", ">") {
                 format!("const {} *", structure(name))
@@ -177,6 +179,10 @@ fn field(kind: &str, name: &str, sizes: &BTreeMap<String, usize>) -> (usize, usi
         "uint32_t" => (4, 4, "u32".to_owned()),
         "uint64_t" => (8, 8, "u64".to_owned()),
         "int64_t" => (8, 8, "i64".to_owned()),
+        "size_t" => (8, 8, "usize".to_owned()),
+        "const char *" => (8, 8, "Text".to_owned()),
+        "void *" => (8, 8, "Memory".to_owned()),
+        "const struct ringfort_file *" => (8, 8, "At".to_owned()),
         "char" => (256, 1, "[c_char; NAME_BYTES]".to_owned()),
         "struct ringfort_time" => (sizes["ringfort_time"], 8, "Time".to_owned()),
         "struct ringfort_attributes" => (sizes["ringfort_attributes"], 8, "FileAttributes".to_owned()),
@@ -195,6 +201,7 @@ fn structures_lie_in_memory_as_they_are_declared() {
         Entry::STRUCTURE,
         Fill::STRUCTURE,
         Lock::STRUCTURE,
+        BatchCommand::STRUCTURE,
     ] {
         let (_, rest) = header.split_once(&format!("struct {name} {{")).unwrap();
         let (body, _) = rest.split_once('}').unwrap();

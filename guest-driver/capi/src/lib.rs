@@ -3,10 +3,12 @@
 //! Arguments that C may leave out are `Option`s of references and boxes, which are pointers that may be NULL; strings and buffers are types of `boundary`, the one room that
 //! follows raw pointers.
 //!
-//! Modules, lowest first: `boundary` · `record` · `volume` · `file` · `directory`
+//! Modules, lowest first: `boundary` · `record` · `volume` · `file` · `directory` · `batch`
 
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code)]
+mod batch;
 #[allow(unsafe_code)]
 mod boundary;
 #[allow(unsafe_code)]

@@ -6,7 +6,7 @@ use ringfort_guest::{
     Attributes, DirectoryEntry, HeldLock, LockMode, SetAttributes, SetTime, Statistics, Timestamp,
 };
 
-use crate::boundary::{Failure, Result};
+use crate::boundary::{At, Failure, Memory, Result, Text};
 
 /// Constants of the header, all 32 bits.
 macro_rules! constants {
@@ -60,6 +60,17 @@ constants! {
     RINGFORT_ZERO_KEEP_SIZE = 4;
     RINGFORT_COLLAPSE = 5;
     RINGFORT_INSERT = 6;
+    RINGFORT_DO_READ = 1;
+    RINGFORT_DO_WRITE = 2;
+    RINGFORT_DO_APPEND = 3;
+    RINGFORT_DO_SYNC = 4;
+    RINGFORT_DO_OPEN = 5;
+    RINGFORT_DO_READ_OPENED = 6;
+    RINGFORT_DO_WRITE_OPENED = 7;
+    RINGFORT_DO_SYNC_OPENED = 8;
+    RINGFORT_DO_CLOSE_OPENED = 9;
+    RINGFORT_THEN = 1;
+    RINGFORT_THEN_ALWAYS = 2;
 }
 
 /// Refuses bits that a call does not know.
@@ -69,6 +80,10 @@ pub fn known(flags: u32, known: u32) -> Result<()> {
         more => Err(Failure::new(libc::EINVAL, format!("flags {more:#x}, which this call does not know"))),
     }
 }
+
+/// A structure's name in C, its fields with their types and offsets, and its size.
+#[cfg(test)]
+pub type Structure = (&'static str, &'static [(&'static str, &'static str, usize)], usize);
 
 /// A structure of the header, with a description that a test compares with it.
 macro_rules! structure {
@@ -82,7 +97,7 @@ macro_rules! structure {
 
         #[cfg(test)]
         impl $name {
-            pub const STRUCTURE: (&str, &[(&str, &str, usize)], usize) = (
+            pub const STRUCTURE: Structure = (
                 $c_name,
                 &[$((stringify!($field), stringify!($type), std::mem::offset_of!($name, $field))),+],
                 size_of::<$name>(),
@@ -207,7 +222,7 @@ pub struct Entry {
 
 impl Entry {
     #[cfg(test)]
-    pub const STRUCTURE: (&str, &[(&str, &str, usize)], usize) = (
+    pub const STRUCTURE: Structure = (
         "ringfort_entry",
         &[
             ("node", "u64", std::mem::offset_of!(Entry, node)),
@@ -302,4 +317,38 @@ impl From<HeldLock> for Lock {
         };
         Self { start: held.start, end: held.end, mode, pid: held.pid, ..Self::default() }
     }
+}
+
+#[repr(C)]
+pub struct BatchCommand<'a> {
+    pub file: At<'a>,
+    pub path: Text<'a>,
+    pub buffer: Memory<'a>,
+    pub len_bytes: usize,
+    pub offset_bytes: u64,
+    pub what: u32,
+    pub link: u32,
+    pub bits: u32,
+    pub permissions: u32,
+    pub result: i64,
+}
+
+#[cfg(test)]
+impl BatchCommand<'_> {
+    pub const STRUCTURE: Structure = (
+        "ringfort_command",
+        &[
+            ("file", "At", std::mem::offset_of!(BatchCommand<'_>, file)),
+            ("path", "Text", std::mem::offset_of!(BatchCommand<'_>, path)),
+            ("buffer", "Memory", std::mem::offset_of!(BatchCommand<'_>, buffer)),
+            ("len_bytes", "usize", std::mem::offset_of!(BatchCommand<'_>, len_bytes)),
+            ("offset_bytes", "u64", std::mem::offset_of!(BatchCommand<'_>, offset_bytes)),
+            ("what", "u32", std::mem::offset_of!(BatchCommand<'_>, what)),
+            ("link", "u32", std::mem::offset_of!(BatchCommand<'_>, link)),
+            ("bits", "u32", std::mem::offset_of!(BatchCommand<'_>, bits)),
+            ("permissions", "u32", std::mem::offset_of!(BatchCommand<'_>, permissions)),
+            ("result", "i64", std::mem::offset_of!(BatchCommand<'_>, result)),
+        ],
+        size_of::<BatchCommand<'_>>(),
+    );
 }

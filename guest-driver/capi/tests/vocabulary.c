@@ -1,4 +1,5 @@
 /* vocabulary VOLUME-ADDRESS: every function of ringfort.h, in an empty volume. */
+#define _XOPEN_SOURCE 700
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
@@ -188,6 +189,45 @@ static void locks(struct ringfort_volume *volume)
     CHECK(ringfort_close(second), 0);
 }
 
+static void batches(struct ringfort_volume *volume)
+{
+    struct ringfort_file *file = create(volume, "/batch");
+    char one[] = "one", two[] = "two", back[8] = "", chained[8] = "";
+    struct ringfort_command writes[] = {
+        {.what = RINGFORT_DO_WRITE, .file = file, .buffer = one, .len_bytes = 3},
+        {.what = RINGFORT_DO_WRITE, .file = file, .buffer = two, .len_bytes = 3, .offset_bytes = 3},
+    };
+    struct ringfort_command chain[] = {
+        {.what = RINGFORT_DO_OPEN, .path = "/batch", .bits = RINGFORT_READ, .link = RINGFORT_THEN},
+        {.what = RINGFORT_DO_READ_OPENED, .buffer = chained, .len_bytes = sizeof chained, .link = RINGFORT_THEN_ALWAYS},
+        {.what = RINGFORT_DO_CLOSE_OPENED},
+        {.what = RINGFORT_DO_READ, .file = file, .buffer = back, .len_bytes = 4, .offset_bytes = 1},
+    };
+    struct ringfort_command broken[] = {
+        {.what = RINGFORT_DO_OPEN, .path = "/none", .bits = RINGFORT_READ, .link = RINGFORT_THEN},
+        {.what = RINGFORT_DO_READ_OPENED, .buffer = back, .len_bytes = sizeof back},
+    };
+    struct ringfort_command wrong = {.what = 99, .file = file};
+
+    CHECK(ringfort_run(volume, writes, 2), 0);
+    CHECK(writes[0].result, 3);
+    CHECK(writes[1].result, 3);
+    CHECK(ringfort_run(volume, chain, 4), 0);
+    CHECK(chain[0].result > 0, 1);
+    CHECK(chain[1].result, 6);
+    CHECK(memcmp(chained, "onetwo", 6), 0);
+    CHECK(chain[2].result, 0);
+    CHECK(chain[3].result, 4);
+    CHECK(memcmp(back, "netw", 4), 0);
+    CHECK(ringfort_run(volume, broken, 2), 0);
+    CHECK(broken[0].result, -ENOENT);
+    CHECK(broken[1].result, -ECANCELED);
+    CHECK(ringfort_run(volume, &wrong, 1), -EINVAL);
+    CHECK(ringfort_run(volume, NULL, 1), -EFAULT);
+    CHECK(ringfort_run(volume, NULL, 0), 0);
+    CHECK(ringfort_close(file), 0);
+}
+
 static void mistakes(struct ringfort_volume *volume)
 {
     struct ringfort_volume *none = NULL;
@@ -247,6 +287,7 @@ int main(int argc, char **argv)
     names(volume);
     attributes(volume);
     locks(volume);
+    batches(volume);
     threads(volume);
     /* A file outlives its volume's handle. */
     last = create(volume, "/last");
