@@ -13,6 +13,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::control::{Conversation, Next, Rings, ping};
+use super::metrics::ChannelMetrics;
 use crate::machine::{LetGo, Tenant};
 
 /// The most descriptors that a message comes with.
@@ -47,12 +48,18 @@ pub struct Connection<R: Rings> {
     stream: UnixStream,
     conversation: Mutex<Conversation<R>>,
     silence_max: Duration,
+    metrics: Arc<ChannelMetrics>,
 }
 
 impl<R: Rings> Connection<R> {
-    pub fn new(stream: UnixStream, conversation: Conversation<R>, silence_ms_max: u32) -> Arc<Self> {
+    pub fn new(
+        stream: UnixStream,
+        conversation: Conversation<R>,
+        silence_ms_max: u32,
+        metrics: Arc<ChannelMetrics>,
+    ) -> Arc<Self> {
         let silence_max = Duration::from_millis(silence_ms_max.into());
-        Arc::new(Self { stream, conversation: Mutex::new(conversation), silence_max })
+        Arc::new(Self { stream, conversation: Mutex::new(conversation), silence_max, metrics })
     }
 
     fn conversation(&self) -> MutexGuard<'_, Conversation<R>> {
@@ -73,6 +80,11 @@ impl<R: Rings> Connection<R> {
             }
         };
         self.conversation().end();
+        match &ended {
+            Ended::Envelope(_) => self.metrics.broken_connections.add(1),
+            Ended::Silent { .. } => self.metrics.silent_connections.add(1),
+            _ => {}
+        }
         ended
     }
 
@@ -107,6 +119,9 @@ impl<R: Rings> Connection<R> {
     }
 
     fn say(&self, conversation: &Conversation<R>, message: &Message) -> Result<(), Ended> {
+        if let Message::Refused(subject, _) | Message::Detached(subject, _) = message {
+            self.metrics.count_refusal(subject.reason.get());
+        }
         self.stream.set_write_timeout(Some(SAID_WITHIN)).map_err(broken("set a timeout for"))?;
         (&self.stream).write_all(&message.encode(conversation.version())).map_err(broken("answer"))
     }
