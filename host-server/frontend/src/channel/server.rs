@@ -321,7 +321,7 @@ impl Listening {
             }
         };
         lock(&self.shared.connections).insert(number, stream.try_clone()?);
-        let connection = Connection::new(stream, conversation, self.limits.silence_ms_max);
+        let connection = Connection::new(stream, conversation, &self.limits);
         if let Some(machine) = machine {
             let weak: Weak<dyn Tenant> = Arc::downgrade(&connection) as _;
             machine.add_tenant(weak);
