@@ -121,8 +121,8 @@ pub trait Rings {
     /// From now on this connection speaks for the machine's guest. An earlier one has ended when this returns.
     fn speak_for_guest(&mut self, secret: [u8; SECRET_BYTES]) -> Result<()>;
 
-    /// Whether a ring waits for a doorbell of this secret.
-    fn awaits_doorbell(&mut self, secret: &[u8; SECRET_BYTES]) -> bool;
+    /// Whether a ring waits for a doorbell of this secret, and this connection is to be it.
+    fn claim_doorbell(&mut self, secret: &[u8; SECRET_BYTES]) -> bool;
 }
 
 struct Region {
@@ -388,7 +388,7 @@ impl<R: Rings> Conversation<R> {
         match (role, self.guest.is_some()) {
             (Role::Process, false) => {}
             (Role::GuestDaemon, true) => self.rings.speak_for_guest(hello.secret)?,
-            (Role::Doorbell, true) if self.rings.awaits_doorbell(&hello.secret) => {}
+            (Role::Doorbell, true) if self.rings.claim_doorbell(&hello.secret) => {}
             (Role::Doorbell, true) => {
                 let text = "no ring was attached with this secret, or its doorbell is here already";
                 return Err(Refusal::new(Reason::NotAllowed, text));

@@ -396,7 +396,8 @@ impl Client {
             match (&self.bell).read(&mut [0; 64]) {
                 Ok(0) => return true,
                 Ok(_) => {}
-                Err(_) => return false,
+                // Where what was rung was not read to the end.
+                Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
             }
         }
     }
