@@ -1,8 +1,10 @@
 //! Connecting, and the rings that calls go through.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,7 +41,8 @@ pub struct Options {
     pub call_bytes_max: u32,
     /// How long a call looks for its answer before it sleeps.
     pub busy_poll: Duration,
-    /// How long a call may take altogether; for ever where there is none.
+    /// How long a call may take altogether, and how long a [`Queue`](crate::Queue) waits for a completion; for ever where there is none. Not
+    /// for tasks, whose calls are given up by dropping them.
     pub timeout: Option<Duration>,
     /// Rings beside those of calls, for [`Queue`](crate::Queue)s.
     pub queues: u32,
@@ -54,6 +57,22 @@ impl Default for Options {
             timeout: None,
             queues: 0,
         }
+    }
+}
+
+/// Where a guest's daemon waits for clients.
+const DAEMON_PATH: &str = "/run/ringfort/guestd.sock";
+
+/// What to connect to where nothing is said, and what the environment says otherwise.
+pub fn default_path() -> Result<PathBuf, Error> {
+    path_of(std::env::var_os("RINGFORT_CONNECT").as_deref())
+}
+
+fn path_of(address: Option<&OsStr>) -> Result<PathBuf, Error> {
+    let Some(address) = address else { return Ok(DAEMON_PATH.into()) };
+    match address.as_bytes().strip_prefix(b"unix:") {
+        Some(path) if !path.is_empty() => Ok(OsStr::from_bytes(path).into()),
+        _ => Err(Error::Address { found: address.to_string_lossy().into_owned() }),
     }
 }
 
@@ -138,19 +157,39 @@ impl Connection {
     /// Carries out a command on behalf of this connection's user. The parts of the input are put one behind the other; the completion says how much of the
     /// output was written.
     pub fn call(&self, command: Command, input: &[&[u8]], output: &mut [u8]) -> Result<Completion, Error> {
+        self.call_with(command, input, output.len(), |completion, memory, at| {
+            // The lane has checked that it lies in the output.
+            let inside = memory.read(at, &mut output[..completion.output_bytes as usize]).is_some();
+            debug_assert!(inside);
+        })
+    }
+
+    /// As [`call`](Self::call). `take` copies the output, which begins where it is told.
+    pub fn call_with(
+        &self,
+        command: Command,
+        input: &[&[u8]],
+        output_bytes: usize,
+        mut take: impl FnMut(&Completion, &SharedMemory, u64),
+    ) -> Result<Completion, Error> {
         self.check()?;
         let command = self.own(command);
-        let exchange = Exchange { input, output_bytes: output.len(), deadline: self.deadline() };
+        let exchange = Exchange { input, output_bytes, deadline: self.deadline() };
         loop {
             let completion = self.ring().call(command, &exchange, |completion, memory, at| {
-                // The lane has checked that it lies in the output.
-                let inside = memory.read(at, &mut output[..completion.output_bytes as usize]).is_some();
-                debug_assert!(inside);
+                take(completion, memory, at);
                 *completion
             })?;
             if !was_interrupted(&command, &completion) {
                 return Ok(completion);
             }
+        }
+    }
+
+    /// Carries out a command without input and output of which nobody wants to hear.
+    pub fn post(&self, command: Command) {
+        if self.check().is_ok() {
+            self.ring().post(self.own(command));
         }
     }
 
@@ -187,7 +226,8 @@ impl Connection {
         Command { credential: self.credential, ..command }
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    /// When a call that begins now is given up.
+    pub fn deadline(&self) -> Option<Instant> {
         self.timeout.map(|timeout| Instant::now() + timeout)
     }
 
@@ -196,7 +236,7 @@ impl Connection {
         if self.forks == forks() { Ok(()) } else { Err(Error::Forked) }
     }
 
-    /// A ring that nobody shares, while there is one.
+    /// A ring that nobody shares, while there is one. What its last owner has submitted may still be under way.
     pub fn take_spare(&self) -> Result<(Lane, Bell), Error> {
         self.check()?;
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -347,4 +387,30 @@ fn own_credential() -> Result<(Credential, Vec<u32>), Error> {
         ..Credential::default()
     };
     Ok((credential, groups))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_says_where_to_connect_and_the_daemon_is_the_default() {
+        let found =
+            |address: Option<&str>| path_of(address.map(OsStr::new)).map_err(|error| error.to_string());
+        assert_eq!(found(None), Ok(DAEMON_PATH.into()));
+        assert_eq!(found(Some("unix:/a b")), Ok("/a b".into()));
+        for wrong in ["", "unix:", "/a", "vsock:3"] {
+            assert!(found(Some(wrong)).unwrap_err().contains("unix:PATH"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn data_that_touch_the_head_of_a_page_are_refused() {
+        let clear = |start, len_bytes| is_clear_of_heads(Area { start, len_bytes }, 21);
+        assert!(clear(64, (2 << 20) - 64));
+        assert!(!clear(0, 4096) && !clear(63, 4096));
+        assert!(!clear(64, 2 << 20), "into the next page");
+        assert!(is_clear_of_heads(Area { start: 0, len_bytes: 8192 }, 0));
+        assert!(!is_clear_of_heads(Area { start: 64, len_bytes: 64 }, 64));
+    }
 }

@@ -68,6 +68,8 @@ struct State {
     /// Threads that wait behind the keeper.
     parked: usize,
     ended: bool,
+    /// Commands of which nobody wants to hear, and for which there was no room.
+    posted: VecDeque<Command>,
     /// Who is to be woken when the lock is let go.
     woken: Vec<Waker>,
 }
@@ -86,8 +88,19 @@ impl State {
         reaped
     }
 
-    /// Tells as many as wait for room that there is some.
+    /// Submits what was posted, and tells as many as wait for room that there is some.
     fn offer_room(&mut self) {
+        self.posted.extend(self.lane.take_orphans());
+        while let Some(command) = self.posted.pop_front() {
+            match self.lane.begin(&Load { command, input: &[], output_bytes: 0 }, None) {
+                Ok(flight) => {
+                    self.lane.abandon(flight);
+                }
+                Err(Refused::Full) => return self.posted.push_front(command),
+                // Nothing is submitted here any more.
+                Err(Refused::Error(_)) => self.posted.clear(),
+            }
+        }
         let count = self.lane.room().min(self.queue.len());
         self.woken.extend(self.queue.drain(..count).map(|(_, waker)| waker));
     }
@@ -102,14 +115,17 @@ impl State {
     }
 }
 
-/// The state, locked.
-struct Locked<'a>(Option<MutexGuard<'a, State>>);
+/// The state, locked. When it is let go, the server is rung for what was submitted, and whoever is to be is woken.
+struct Locked<'a> {
+    guard: Option<MutexGuard<'a, State>>,
+    bell: &'a Bell,
+}
 
 impl Deref for Locked<'_> {
     type Target = State;
 
     fn deref(&self) -> &State {
-        match &self.0 {
+        match &self.guard {
             Some(guard) => guard,
             None => unreachable!("locked until it is dropped"),
         }
@@ -118,7 +134,7 @@ impl Deref for Locked<'_> {
 
 impl DerefMut for Locked<'_> {
     fn deref_mut(&mut self) -> &mut State {
-        match &mut self.0 {
+        match &mut self.guard {
             Some(guard) => guard,
             None => unreachable!("locked until it is dropped"),
         }
@@ -128,7 +144,11 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         let woken = std::mem::take(&mut self.woken);
-        self.0 = None;
+        let rings = self.lane.wants_doorbell();
+        self.guard = None;
+        if rings {
+            self.bell.ring();
+        }
         woken.into_iter().for_each(Waker::wake);
     }
 }
@@ -173,6 +193,7 @@ impl Ring {
             crowd: 0,
             parked: 0,
             ended: false,
+            posted: VecDeque::new(),
             woken: Vec::new(),
         };
         let (room, wanted) = (Condvar::new(), Condvar::new());
@@ -180,7 +201,7 @@ impl Ring {
     }
 
     fn state(&self) -> Locked<'_> {
-        Locked(Some(self.raw_state()))
+        Locked { guard: Some(self.raw_state()), bell: &self.bell }
     }
 
     fn raw_state(&self) -> MutexGuard<'_, State> {
@@ -219,24 +240,24 @@ impl Ring {
         }
     }
 
-    /// Submits, once there is room, and rings where that is wanted.
+    /// Carries out a command of which nobody wants to hear: soon.
+    pub fn post(&self, command: Command) {
+        if self.check().is_ok() {
+            let mut state = self.state();
+            state.posted.push_back(command);
+            state.offer_room();
+        }
+    }
+
+    /// Submits, once there is room.
     fn begin(&self, command: Command, exchange: &Exchange<'_>) -> Result<Flight, Error> {
         loop {
             let mut state = self.state();
             match state.lane.begin(&exchange.load(command), None) {
-                Ok(flight) => {
-                    self.ring_bell(&mut state);
-                    return Ok(flight);
-                }
+                Ok(flight) => return Ok(flight),
                 Err(Refused::Error(error)) => return Err(error),
                 Err(Refused::Full) => self.wait_for_room(state, exchange.deadline)?,
             }
-        }
-    }
-
-    fn ring_bell(&self, state: &mut State) {
-        if state.lane.wants_doorbell() {
-            self.bell.ring();
         }
     }
 
@@ -381,7 +402,6 @@ impl Ring {
         // Where there is no room for it the command waits on; its areas stay its own.
         if let Ok(flight) = state.lane.begin(&load, None) {
             state.lane.abandon(flight);
-            self.ring_bell(state);
         }
     }
 
@@ -558,10 +578,7 @@ impl Ring {
         loop {
             let mut state = self.state();
             match state.lane.begin_all(loads) {
-                Ok(flights) => {
-                    self.ring_bell(&mut state);
-                    return Ok(flights);
-                }
+                Ok(flights) => return Ok(flights),
                 Err(Refused::Error(error)) => return Err(error),
                 Err(Refused::Full) if state.lane.can_hold(loads) => self.wait_for_room(state, deadline)?,
                 Err(Refused::Full) => {
@@ -612,7 +629,6 @@ impl Future for Begin<'_> {
         match state.lane.begin(&this.load, None) {
             Ok(flight) => {
                 state.tasks += 1;
-                this.ring.ring_bell(&mut state);
                 let (ring, credential) = (Arc::clone(this.ring), this.load.command.credential);
                 Poll::Ready(Ok(Pending { ring, flight: Some(flight), credential }))
             }
