@@ -1,10 +1,8 @@
 //! Connecting, and the rings that calls go through.
 
-use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,7 +21,7 @@ use crate::control::Control;
 use crate::error::Error;
 use crate::lane::{Lane, Load};
 use crate::memory::{self, forks};
-use crate::ring::{Exchange, Pending, Ring};
+use crate::ring::{Exchange, Locked, Pending, Ring};
 
 /// The region that all rings lie in, and the credential of its user.
 const REGION: u32 = 1;
@@ -57,22 +55,6 @@ impl Default for Options {
             timeout: None,
             queues: 0,
         }
-    }
-}
-
-/// Where a guest's daemon waits for clients.
-const DAEMON_PATH: &str = "/run/ringfort/guestd.sock";
-
-/// What to connect to where nothing is said, and what the environment says otherwise.
-pub fn default_path() -> Result<PathBuf, Error> {
-    path_of(std::env::var_os("RINGFORT_CONNECT").as_deref())
-}
-
-fn path_of(address: Option<&OsStr>) -> Result<PathBuf, Error> {
-    let Some(address) = address else { return Ok(DAEMON_PATH.into()) };
-    match address.as_bytes().strip_prefix(b"unix:") {
-        Some(path) if !path.is_empty() => Ok(OsStr::from_bytes(path).into()),
-        _ => Err(Error::Address { found: address.to_string_lossy().into_owned() }),
     }
 }
 
@@ -172,11 +154,12 @@ impl Connection {
         output_bytes: usize,
         mut take: impl FnMut(&Completion, &SharedMemory, u64),
     ) -> Result<Completion, Error> {
-        self.check()?;
         let command = self.own(command);
         let exchange = Exchange { input, output_bytes, deadline: self.deadline() };
         loop {
-            let completion = self.ring().call(command, &exchange, |completion, memory, at| {
+            let (ring, state) =
+                self.idle_ring()?.map_or_else(|| (self.ring(), None), |(ring, state)| (ring, Some(state)));
+            let completion = ring.call(state, command, &exchange, |completion, memory, at| {
                 take(completion, memory, at);
                 *completion
             })?;
@@ -254,6 +237,12 @@ impl Connection {
     /// Whether the server is not there any more.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
+    }
+
+    /// The ring that was taken last, where it has nothing to do.
+    fn idle_ring(&self) -> Result<Option<(&Arc<Ring>, Locked<'_>)>, Error> {
+        let ring = &self.rings[self.last.load(Ordering::Relaxed)];
+        Ok(ring.lock_idle()?.map(|state| (ring, state)))
     }
 
     /// The ring with the least to do, from the one after the last that was taken.
@@ -392,17 +381,6 @@ fn own_credential() -> Result<(Credential, Vec<u32>), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_environment_says_where_to_connect_and_the_daemon_is_the_default() {
-        let found =
-            |address: Option<&str>| path_of(address.map(OsStr::new)).map_err(|error| error.to_string());
-        assert_eq!(found(None), Ok(DAEMON_PATH.into()));
-        assert_eq!(found(Some("unix:/a b")), Ok("/a b".into()));
-        for wrong in ["", "unix:", "/a", "vsock:3"] {
-            assert!(found(Some(wrong)).unwrap_err().contains("unix:PATH"), "{wrong}");
-        }
-    }
 
     #[test]
     fn data_that_touch_the_head_of_a_page_are_refused() {

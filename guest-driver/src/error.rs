@@ -18,9 +18,6 @@ pub enum Error {
         "connect to {path}: {source}; is `ringfort serve` running with this socket, and may this user connect?"
     )]
     Connect { path: PathBuf, source: io::Error },
-    /// `$RINGFORT_CONNECT`.
-    #[error("$RINGFORT_CONNECT is {found:?}, which is not unix:PATH")]
-    Address { found: String },
     #[error("{tried}: {source}")]
     System { tried: &'static str, source: io::Error },
     /// The server said something that is not in the protocol.
@@ -58,7 +55,6 @@ impl Error {
             Self::Connect { source, .. } | Self::System { source, .. } => {
                 source.raw_os_error().unwrap_or(libc::EIO)
             }
-            Self::Address { .. } => libc::EINVAL,
             Self::Ended { .. } => libc::ENOTCONN,
             Self::Protocol { .. } => libc::EPROTO,
             Self::TooLong { .. } | Self::TogetherTooLong { .. } => libc::E2BIG,

@@ -400,6 +400,10 @@ impl Lane {
         self.free(flight);
     }
 
+    pub fn has_orphans(&self) -> bool {
+        !self.orphans.is_empty()
+    }
+
     /// The commands that close what was opened for nobody.
     pub fn take_orphans(&mut self) -> Vec<Command> {
         std::mem::take(&mut self.orphans)

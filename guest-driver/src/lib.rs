@@ -3,8 +3,10 @@
 //! Processes on the host connect to the Unix socket of `ringfort serve --channel unix:PATH`, those of a guest to the socket of its `ringfort-guestd`.
 //!
 //! ```no_run
-//! # fn main() -> Result<(), ringfort_guest::Error> {
-//! let volume = ringfort_guest::connect_default()?;
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use ringfort_guest::{Address, connect};
+//! // What $RINGFORT_CONNECT names, or else the daemon of this guest.
+//! let volume = connect(Address::from_environment()?.path())?;
 //! let file = volume.create("/hello", 0o644)?;
 //! file.write_at(b"hello", 0)?;
 //! file.sync()?;
@@ -66,5 +68,5 @@ pub use name::{NodeKind, RenameMode};
 pub use place::Place;
 pub use queue::{Completed, Queue, SharedBuffer};
 pub use space::Allocate;
-pub use volume::{Volume, connect, connect_default, connect_with};
+pub use volume::{Volume, connect, connect_with};
 pub use xattr::SetXattrMode;

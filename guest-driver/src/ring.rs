@@ -54,7 +54,7 @@ pub struct Ring {
     forks: u64,
 }
 
-struct State {
+pub struct State {
     lane: Lane,
     has_keeper: bool,
     /// Tasks that wait for completions, or for room.
@@ -90,6 +90,9 @@ impl State {
 
     /// Submits what was posted, and tells as many as wait for room that there is some.
     fn offer_room(&mut self) {
+        if self.posted.is_empty() && self.queue.is_empty() && !self.lane.has_orphans() {
+            return;
+        }
         self.posted.extend(self.lane.take_orphans());
         while let Some(command) = self.posted.pop_front() {
             match self.lane.begin(&Load { command, input: &[], output_bytes: 0 }, None) {
@@ -116,7 +119,7 @@ impl State {
 }
 
 /// The state, locked. When it is let go, the server is rung for what was submitted, and whoever is to be is woken.
-struct Locked<'a> {
+pub struct Locked<'a> {
     guard: Option<MutexGuard<'a, State>>,
     bell: &'a Bell,
 }
@@ -287,22 +290,69 @@ impl Ring {
         state.offer_room();
     }
 
-    /// Carries out one command and waits. `take` sees the completion and the memory, in which the output begins where it is told.
+    /// The state, where nobody uses the ring.
+    pub fn lock_idle(&self) -> Result<Option<Locked<'_>>, Error> {
+        self.check()?;
+        let guard = match self.state.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+        };
+        let state = Locked { guard: Some(guard), bell: &self.bell };
+        Ok(Some(state).filter(|state| !state.has_keeper && state.lane.under_way() == 0))
+    }
+
+    /// Carries out one command and waits; under `idle`, where the caller has found the ring so. `take` sees the completion and the memory, in which the
+    /// output begins where it is told.
     pub fn call<T>(
         &self,
+        idle: Option<Locked<'_>>,
         command: Command,
         exchange: &Exchange<'_>,
         take: impl FnOnce(&Completion, &SharedMemory, u64) -> T,
     ) -> Result<T, Error> {
-        self.check()?;
-        let flight = self.begin(command, exchange)?;
-        if let Some(state) = self.wait_briefly(flight) {
-            return Ok(self.use_completion(state, flight, take));
-        }
+        let flight = match idle {
+            Some(state) => match self.call_alone(state, command, exchange)? {
+                (flight, Some(state)) => return Ok(self.use_completion(state, flight, take)),
+                (flight, None) => flight,
+            },
+            None => {
+                self.check()?;
+                self.begin(command, exchange)?
+            }
+        };
         match self.wait(flight, exchange.deadline) {
             Err(Error::TimedOut) => self.give_up(flight, command.credential, take),
             waited => self.settle(flight, waited, command.credential, take),
         }
+    }
+
+    /// What most calls need: submits, and polls with the ring to itself for as long as a round trip takes. Still locked where the command is done.
+    fn call_alone<'a>(
+        &'a self,
+        mut state: Locked<'a>,
+        command: Command,
+        exchange: &Exchange<'_>,
+    ) -> Result<(Flight, Option<Locked<'a>>), Error> {
+        let flight = match state.lane.begin(&exchange.load(command), None) {
+            Ok(flight) => flight,
+            Err(Refused::Error(error)) => return Err(error),
+            Err(Refused::Full) => {
+                unreachable!("room for any command that is not too long, where none is under way")
+            }
+        };
+        if state.lane.wants_doorbell() {
+            self.bell.ring();
+        }
+        for _ in 0..LOOKS {
+            match state.reap() {
+                Ok(0) => std::hint::spin_loop(),
+                Ok(_) if state.lane.is_done(flight, None) => return Ok((flight, Some(state))),
+                // Whoever waits next finds out what is wrong.
+                _ => break,
+            }
+        }
+        Ok((flight, None))
     }
 
     /// Ends a call whose time is over: what waits for other clients is cancelled, unless it was done at that very moment.
@@ -325,23 +375,6 @@ impl Ring {
             waited.is_ok() && state.lane.completion(flight).status == libc::ECANCELED.unsigned_abs();
         let waited = if cancelled { Err(Error::TimedOut) } else { waited };
         self.settle_locked(state, flight, waited, credential, take)
-    }
-
-    /// What most calls need: polls with the ring to itself for as long as a round trip takes.
-    fn wait_briefly(&self, flight: Flight) -> Option<Locked<'_>> {
-        let mut state = self.state();
-        if state.has_keeper {
-            return None;
-        }
-        for _ in 0..LOOKS {
-            match state.reap() {
-                Ok(0) => std::hint::spin_loop(),
-                Ok(_) if state.lane.is_done(flight, None) => return Some(state),
-                // Others are to be woken, or whoever waits next finds out what is wrong.
-                _ => return None,
-            }
-        }
-        None
     }
 
     fn use_completion<T>(

@@ -118,7 +118,7 @@ fn exchange(deadline: Option<Instant>) -> Exchange<'static> {
 }
 
 fn call(ring: &Ring, command: Command, deadline: Option<Instant>) -> Result<Completion, Error> {
-    ring.call(command, &exchange(deadline), |completion, _, _| *completion)
+    ring.call(ring.lock_idle()?, command, &exchange(deadline), |completion, _, _| *completion)
 }
 
 fn soon() -> Option<Instant> {

@@ -8,7 +8,7 @@ use ringfort_protocol::command::Opcode;
 use crate::asynchronous::AsyncVolume;
 use crate::attributes::{self, Access, Attributes, SetAttributes, Statistics};
 use crate::batch::Batch;
-use crate::connect::{Connection, Options, default_path};
+use crate::connect::{Connection, Options};
 use crate::directory::{DirectoryEntry, ReadDirectory};
 use crate::error::Error;
 use crate::file::{File, Open};
@@ -25,11 +25,6 @@ pub struct Volume(Arc<Connection>);
 /// Connects to the socket of a server on this host, as the user of this process.
 pub fn connect(path: &Path) -> Result<Volume, Error> {
     connect_with(path, &Options::default())
-}
-
-/// Connects to what `$RINGFORT_CONNECT` says (`unix:PATH`), or else to the daemon of this guest, which needs no word.
-pub fn connect_default() -> Result<Volume, Error> {
-    connect(&default_path()?)
 }
 
 /// As [`connect`], with settings.
