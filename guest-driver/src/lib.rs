@@ -26,7 +26,7 @@
 //!
 //! Modules, lowest first:
 //! `address` · `error` · `memory` · `control` · `bell` · `room` · `lane` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` ·
-//! `space` · `file` · `directory` · `queue` · `batch` · `asynchronous` · `volume`
+//! `space` · `file` · `vectored` · `directory` · `queue` · `batch` · `asynchronous` · `volume`
 
 #![deny(unsafe_code)]
 
