@@ -23,6 +23,7 @@ mod peer;
 mod region;
 mod stream;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -32,6 +33,7 @@ use crate::arguments::Arguments;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let format = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    let format = format.with_ansi(std::io::stderr().is_terminal());
     format.with_max_level(arguments.log_level).init();
     match daemon::run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
