@@ -3,11 +3,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use ringfort_protocol::command::{Area, Command};
+use ringfort_protocol::command::{Area, Command, Opcode};
 use ringfort_protocol::completion::Completion;
 use ringfort_protocol::control::message::{Attach, Credential, PAGE_HEAD_BYTES, Place, Want};
 use ringfort_protocol::ring::layout::{RING_ALIGN_BYTES, RingLayout};
@@ -19,46 +19,68 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use crate::bell::Bell;
 use crate::control::Control;
 use crate::error::Error;
-use crate::memory;
-use crate::ring::{Exchange, Ring};
+use crate::lane::Lane;
+use crate::memory::{self, forks};
+use crate::ring::{Exchange, Pending, Ring};
 
 /// The region that all rings lie in, and the credential of its user.
 const REGION: u32 = 1;
 const CREDENTIAL: u32 = 1;
 
 /// Slots of a ring, in each direction.
-const SLOTS: u32 = 16;
+const SLOTS: u32 = 64;
 
 /// How a volume is connected to.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Calls that run at the same time; more take turns.
+    /// Rings that calls share. A ring takes many calls at the same time; several help threads that call without a pause.
     pub rings: u32,
     /// The longest read or write, in bytes; longer ones are cut.
     pub call_bytes_max: u32,
     /// How long a call looks for its answer before it sleeps.
     pub busy_poll: Duration,
+    /// How long a call may take altogether; for ever where there is none.
+    pub timeout: Option<Duration>,
+    /// Rings beside those of calls, for [`Queue`](crate::Queue)s.
+    pub queues: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rings: 4, call_bytes_max: 1 << 20, busy_poll: Duration::from_micros(50) }
+        Self {
+            rings: 2,
+            call_bytes_max: 1 << 20,
+            busy_poll: Duration::from_micros(50),
+            timeout: None,
+            queues: 0,
+        }
     }
 }
 
 /// A connection to a server, with the rings that calls take turns on.
 pub struct Connection {
-    rings: Vec<Ring>,
+    rings: Arc<[Arc<Ring>]>,
+    /// Rings that nobody shares.
+    spare: Mutex<Vec<(Lane, Bell)>>,
     credential: u32,
     /// The ring that was taken last.
     last: AtomicUsize,
     call_bytes_max: usize,
+    busy_poll: Duration,
+    timeout: Option<Duration>,
+    gone: Arc<AtomicBool>,
+    /// How often this process had been forked.
+    forks: u64,
     /// Its end ends the channel.
     control: UnixStream,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if self.forks != forks() {
+            // The parent's goes on.
+            return;
+        }
         // The thread that answers the server's questions hears of it and ends.
         let _ = self.control.shutdown(std::net::Shutdown::Both);
     }
@@ -69,40 +91,41 @@ impl Connection {
         let mut control = Control::connect(path)?;
         let welcome = control.welcome;
         let call_bytes = options.call_bytes_max.clamp(1 << 16, welcome.command_bytes_max.get().max(1 << 16));
-        // Data as long as a call may be, and its names before it.
-        let data_bytes = call_bytes + (64 << 10);
-        let ring_count = options.rings.clamp(1, welcome.ring_count_max.get().max(1));
+        let data_bytes = Lane::data_bytes(SLOTS, call_bytes);
+        let ring_count = options.rings.max(1).saturating_add(options.queues);
+        let ring_count = ring_count.min(welcome.ring_count_max.get().max(1));
         let attached = match control.gives_memory() {
             true => ask_for_memory(&mut control, ring_count, data_bytes)?,
             false => bring_memory(&mut control, ring_count, data_bytes)?,
         };
         let gone = Arc::new(AtomicBool::new(false));
         let ring = |end: RingEnd| {
-            let requester = Requester::new(attached.memory.clone(), end.layout);
-            Ring::new(
-                requester,
-                attached.memory.clone(),
-                end.data,
-                options.busy_poll,
-                end.bell,
-                Arc::clone(&gone),
-            )
+            Ring::new(lane(&attached.memory, &end), end.bell, options.busy_poll, Arc::clone(&gone))
         };
-        let rings = attached.rings.into_iter().map(ring).collect();
+        let mut ends = attached.rings;
+        let spare = ends.split_off(ends.len() - (options.queues as usize).min(ends.len() - 1));
+        let rings: Arc<[_]> = ends.into_iter().map(ring).map(Arc::new).collect();
+        let spare = spare.into_iter().map(|end| (lane(&attached.memory, &end), end.bell)).collect();
         let stream = control.stream()?;
-        let gone = Arc::clone(&gone);
+        let (gone_by, told) = (Arc::clone(&gone), Arc::clone(&rings));
         std::thread::Builder::new()
             .name("ringfort".to_owned())
             .spawn(move || {
                 control.keep_alive();
-                gone.store(true, Ordering::Release);
+                gone_by.store(true, Ordering::Release);
+                told.iter().for_each(|ring| ring.end());
             })
             .map_err(Error::system("start a thread"))?;
         Ok(Self {
             rings,
+            spare: Mutex::new(spare),
             credential: attached.credential,
             last: AtomicUsize::new(0),
             call_bytes_max: call_bytes as usize,
+            busy_poll: options.busy_poll,
+            timeout: options.timeout,
+            gone,
+            forks: forks(),
             control: stream,
         })
     }
@@ -115,26 +138,101 @@ impl Connection {
     /// Carries out a command on behalf of this connection's user. The parts of the input are put one behind the other; the completion says how much of the
     /// output was written.
     pub fn call(&self, command: Command, input: &[&[u8]], output: &mut [u8]) -> Result<Completion, Error> {
-        let command = Command { credential: self.credential, ..command };
-        let exchange = Exchange { input, output_bytes: output.len() };
-        self.ring().call(command, &exchange, |completion, memory, at| {
-            // The ring has checked that it lies in the output.
-            let inside = memory.read(at, &mut output[..completion.output_bytes as usize]).is_some();
+        self.check()?;
+        let command = self.own(command);
+        let exchange = Exchange { input, output_bytes: output.len(), deadline: self.deadline() };
+        loop {
+            let completion = self.ring().call(command, &exchange, |completion, memory, at| {
+                // The lane has checked that it lies in the output.
+                let inside = memory.read(at, &mut output[..completion.output_bytes as usize]).is_some();
+                debug_assert!(inside);
+                *completion
+            })?;
+            if !was_interrupted(&command, &completion) {
+                return Ok(completion);
+            }
+        }
+    }
+
+    /// Begins a command; what it gives is for the future that is returned.
+    pub fn start(&self, command: Command, input: &[&[u8]], output_bytes: usize) -> Result<Pending, Error> {
+        self.check()?;
+        self.ring().start(self.own(command), &Exchange { input, output_bytes, deadline: self.deadline() })
+    }
+
+    /// Carries out commands that are submitted together, in this order on one ring. `take` sees each completion, with its output.
+    pub fn call_all(
+        &self,
+        commands: &[(Command, Vec<&[u8]>, usize)],
+        mut take: impl FnMut(usize, &Completion, Vec<u8>),
+    ) -> Result<(), Error> {
+        self.check()?;
+        let commands: Vec<_> = commands
+            .iter()
+            .map(|(command, input, room)| (self.own(*command), input.clone(), *room))
+            .collect();
+        self.ring().call_all(&commands, self.deadline(), |index, completion, memory, at| {
+            let mut output = vec![0; completion.output_bytes as usize];
+            let inside = memory.read(at, &mut output).is_some();
             debug_assert!(inside);
-            *completion
+            take(index, completion, output);
         })
     }
 
-    /// A ring that nobody uses, or one of those that are used.
-    fn ring(&self) -> &Ring {
+    /// The same command on behalf of this connection's user.
+    pub fn own(&self, command: Command) -> Command {
+        Command { credential: self.credential, ..command }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.timeout.map(|timeout| Instant::now() + timeout)
+    }
+
+    /// A child process shares the memory with its parent, and must leave it alone.
+    fn check(&self) -> Result<(), Error> {
+        if self.forks == forks() { Ok(()) } else { Err(Error::Forked) }
+    }
+
+    /// A ring that nobody shares, while there is one.
+    pub fn take_spare(&self) -> Result<(Lane, Bell), Error> {
+        self.check()?;
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.ok_or(Error::TooLong { operation: "make a queue", found: 1, most: 0 })
+    }
+
+    pub fn give_spare_back(&self, lane: Lane, bell: Bell) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push((lane, bell));
+    }
+
+    pub fn busy_poll(&self) -> Duration {
+        self.busy_poll
+    }
+
+    /// Whether the server is not there any more.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// The ring with the least to do, from the one after the last that was taken.
+    fn ring(&self) -> &Arc<Ring> {
         let rings = &self.rings;
         let first = self.last.load(Ordering::Relaxed);
-        let free =
-            (0..rings.len()).map(|step| (first + step) % rings.len()).find(|ring| rings[*ring].try_turn());
-        let ring = free.unwrap_or((first + 1) % rings.len());
-        self.last.store(ring, Ordering::Relaxed);
-        &rings[ring]
+        let order = (0..rings.len()).map(|step| (first + step) % rings.len());
+        let chosen = order.min_by_key(|ring| rings[*ring].load()).unwrap_or(0);
+        if chosen != first {
+            self.last.store(chosen, Ordering::Relaxed);
+        }
+        &rings[chosen]
     }
+}
+
+/// A lock that was waited for while the machine was stopped and went on: to be waited for again.
+pub fn was_interrupted(command: &Command, completion: &Completion) -> bool {
+    command.opcode == Opcode::SetLock && completion.status == libc::EINTR as u32
+}
+
+fn lane(memory: &SharedMemory, end: &RingEnd) -> Lane {
+    Lane::new(Requester::new(memory.clone(), end.layout), memory.clone(), end.data)
 }
 
 /// Memory that is shared with the server, and rings in it.

@@ -23,8 +23,14 @@ pub enum Error {
     /// The server said something that is not in the protocol.
     #[error("the server said what this library does not understand: {found}")]
     Protocol { found: String },
+    /// The call was given up. What it asked for may have been done.
+    #[error("the server has not answered within the time that was set")]
+    TimedOut,
+    /// A child of the process that connected.
+    #[error("this process was forked from the one that connected; connect anew")]
+    Forked,
     /// More than a call takes.
-    #[error("{operation}: {found} bytes; at most {most} are taken at a time")]
+    #[error("{operation}: {found}; at most {most} are taken at a time")]
     TooLong { operation: &'static str, found: usize, most: usize },
 }
 
@@ -39,6 +45,8 @@ impl Error {
             Self::Ended { .. } => libc::ENOTCONN,
             Self::Protocol { .. } => libc::EPROTO,
             Self::TooLong { .. } => libc::E2BIG,
+            Self::TimedOut => libc::ETIMEDOUT,
+            Self::Forked => libc::ECHILD,
         }
     }
 

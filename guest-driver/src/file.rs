@@ -140,7 +140,7 @@ impl<'a> From<&'a File> for Place<'a> {
 }
 
 impl File {
-    fn new(connection: &Arc<Connection>, handle: u64, place: Place<'_>) -> Self {
+    pub(crate) fn new(connection: &Arc<Connection>, handle: u64, place: Place<'_>) -> Self {
         Self {
             connection: Arc::clone(connection),
             handle,
@@ -163,8 +163,13 @@ impl File {
         Ok((Self::new(connection, handle, place), attributes))
     }
 
-    pub(crate) fn connection(&self) -> &Connection {
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    /// It has been closed otherwise.
+    pub(crate) fn forget(&mut self) {
+        self.closed = true;
     }
 
     fn place(&self) -> Place<'_> {

@@ -14,30 +14,37 @@
 //! ```
 //!
 //! Modules, lowest first:
-//! `error` · `memory` · `control` · `bell` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` · `space` · `file` ·
-//! `directory` · `volume`
+//! `error` · `memory` · `control` · `bell` · `room` · `lane` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` · `space` · `file` ·
+//! `directory` · `queue` · `batch` · `asynchronous` · `volume`
 
 #![deny(unsafe_code)]
 
+mod asynchronous;
 mod attributes;
+mod batch;
 mod bell;
 mod connect;
 mod control;
 mod directory;
 mod error;
 mod file;
+mod lane;
 mod lock;
 #[allow(unsafe_code)]
 mod memory;
 mod name;
 mod place;
+mod queue;
 mod request;
 mod ring;
+mod room;
 mod space;
 mod volume;
 mod xattr;
 
+pub use asynchronous::{AsyncFile, AsyncVolume};
 pub use attributes::{Access, Attributes, FileKind, SetAttributes, SetTime, Statistics, Timestamp};
+pub use batch::{Batch, Outcome};
 pub use connect::Options;
 pub use directory::{DirectoryEntry, ReadDirectory};
 pub use error::Error;
@@ -45,6 +52,7 @@ pub use file::{File, Open};
 pub use lock::{HeldLock, Lock, LockMode};
 pub use name::{NodeKind, RenameMode};
 pub use place::Place;
+pub use queue::{Completed, Queue, SharedBuffer};
 pub use space::Allocate;
 pub use volume::{Volume, connect, connect_with};
 pub use xattr::SetXattrMode;

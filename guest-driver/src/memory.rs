@@ -4,7 +4,8 @@ use std::ffi::c_void;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 
 use ringfort_protocol::ring::memory::SharedMemory;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -25,6 +26,21 @@ impl Drop for Mapping {
         // SAFETY: the range is the one that was mapped, and the memory made of it is gone, since it holds this.
         let _ = unsafe { munmap(self.start.as_ptr(), self.len_bytes) };
     }
+}
+
+/// How often this process, or one that it was forked from, has been forked since it first asked.
+pub fn forks() -> u64 {
+    static FORKS: AtomicU64 = AtomicU64::new(0);
+    static COUNTED: Once = Once::new();
+    extern "C" fn count() {
+        FORKS.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: the function does nothing but to count in an atomic, which a child may do at any time; it lives as long as the process does
+    // unless the library is unloaded, which `dlclose` must not be called for.
+    COUNTED.call_once(|| unsafe {
+        libc::pthread_atfork(None, None, Some(count));
+    });
+    FORKS.load(Ordering::Relaxed)
 }
 
 /// Zeros of this process, and a descriptor by which another process maps the same. It cannot shrink.

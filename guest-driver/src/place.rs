@@ -18,6 +18,12 @@ pub struct Place<'a> {
     pub(crate) follow: bool,
 }
 
+impl Place<'static> {
+    /// What a chain of commands has opened.
+    pub(crate) const OPENED: Self =
+        Self { handle: 0, base: b"(opened by this chain)", path: &[], follow: true };
+}
+
 impl<'a> Place<'a> {
     /// Any bytes but zero may be in a path.
     pub fn bytes(path: &'a [u8]) -> Self {

@@ -65,8 +65,7 @@ impl<'a> Request<'a, ()> {
         output_bytes: usize,
         answer: fn(&Completion, &[u8]) -> Result<A, Error>,
     ) -> Request<'a, A> {
-        let Self { operation, place, command, record, input, .. } = self;
-        Request { operation, place, command, record, input, output_bytes, answer }
+        self.regiven(output_bytes, answer)
     }
 
     /// A command that gives a number back.
@@ -76,6 +75,16 @@ impl<'a> Request<'a, ()> {
 }
 
 impl<'a, A> Request<'a, A> {
+    /// The same command, of which something else is wanted: at most so many bytes, and what `answer` makes of them.
+    pub fn regiven<B>(
+        self,
+        output_bytes: usize,
+        answer: fn(&Completion, &[u8]) -> Result<B, Error>,
+    ) -> Request<'a, B> {
+        let Self { operation, place, command, record, input, .. } = self;
+        Request { operation, place, command, record, input, output_bytes, answer }
+    }
+
     pub fn value(mut self, value: u64) -> Self {
         self.command.value = value;
         self

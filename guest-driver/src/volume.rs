@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use ringfort_protocol::command::Opcode;
 
+use crate::asynchronous::AsyncVolume;
 use crate::attributes::{self, Access, Attributes, SetAttributes, Statistics};
+use crate::batch::Batch;
 use crate::connect::{Connection, Options};
 use crate::directory::{DirectoryEntry, ReadDirectory};
 use crate::error::Error;
 use crate::file::{File, Open};
 use crate::name::{self, NodeKind, RenameMode};
 use crate::place::Place;
+use crate::queue::Queue;
 use crate::request::Request;
 use crate::xattr::{self, SetXattrMode};
 
@@ -167,6 +170,40 @@ impl Volume {
     /// Everything done to the volume is on stable media.
     pub fn sync(&self) -> Result<(), Error> {
         Request::of_handle("sync", Opcode::SyncAll, "".into()).run(&self.0)
+    }
+
+    /// Commands for one submission, and chains of them.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch::new(&self.0)
+    }
+
+    /// The same volume for tasks.
+    pub fn asynchronous(&self) -> AsyncVolume {
+        AsyncVolume::new(&self.0)
+    }
+
+    /// A ring for one owner: as many as [`Options::queues`] says.
+    pub fn queue(&self) -> Result<Queue, Error> {
+        Queue::new(&self.0)
+    }
+
+    /// All of a file, which is opened, read and closed in one submission where it is no longer than a call may be.
+    pub fn read_file<'a>(&self, place: impl Into<Place<'a>>) -> Result<Vec<u8>, Error> {
+        let (place, most) = (place.into(), self.0.call_bytes_max());
+        let mut chain = self.batch();
+        chain.open(place, Open::to_read()).then().read_opened(most, 0).then_always().close_opened();
+        let mut outcomes = chain.run()?.into_iter();
+        let (opened, read) = (outcomes.next(), outcomes.next());
+        opened.transpose()?;
+        let bytes = read.transpose()?.map(|outcome| outcome.bytes).unwrap_or_default();
+        if bytes.len() < most {
+            return Ok(bytes);
+        }
+        let file = self.open(place, Open::to_read())?;
+        let mut whole = vec![0; usize::try_from(file.stat()?.size_bytes).unwrap_or(usize::MAX)];
+        let read = file.read_at(&mut whole, 0)?;
+        whole.truncate(read);
+        Ok(whole)
     }
 
     /// Asks the server for nothing, and returns what it echoes. For measurements.

@@ -134,12 +134,13 @@ impl Flags {
         Self(self.0 | other.0)
     }
 
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
-    const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
     }
 }
 
