@@ -83,7 +83,7 @@ impl Holdings {
     pub fn grant(&self, peer: &Peer, len_bytes: u64, link: &Arc<Link>, client: &UnixStream) -> Result<Grant> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         self.check_room(peer.uid, len_bytes)?;
-        let pages = Arc::new(self.store.create(&format!("region-{number}"), len_bytes)?);
+        let pages = Arc::new(self.store.create(number, len_bytes)?);
         let client = client.try_clone().context("keep the connection of a client")?;
         let mut state = self.state();
         // Two clients may have asked at once.
@@ -159,6 +159,9 @@ impl Holdings {
         }
         if let Some(link) = self.link() {
             link.hang_up();
+        }
+        if let Err(error) = self.store.give_back() {
+            tracing::warn!("{error:#}: huge pages stay reserved");
         }
     }
 }

@@ -22,6 +22,8 @@ mod pages;
 mod peer;
 mod region;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -12,6 +12,8 @@ use serde_json::json;
 
 /// For what takes moments.
 const SOON: Duration = Duration::from_secs(90);
+/// Calls that take longer than any test.
+const LONG: u32 = 10_000_000;
 /// The files of the memory that clients have.
 const PAGES: &str = "/run/ringfort/pages/ringfort-guestd";
 
@@ -69,11 +71,19 @@ impl<'guest> Daemon<'guest> {
         said.stderr
     }
 
-    /// Starts a client that is at work for a while.
-    fn work(&self) -> Task<'guest> {
-        let client = self.guest.start(&["/bin/rf", "bench", "--json", "--calls", "20000"]).unwrap();
-        // It has memory, and calls with it.
-        self.must(&format!("until [ -n \"$(ls {PAGES})\" ]; do sleep 0.01; done; sleep 0.2"));
+    /// Starts a client that makes so many calls of each kind, and returns when it has memory and calls with it.
+    fn work(&self, calls: u32) -> Task<'guest> {
+        // Of clients that were killed, and process numbers begin anew with each boot.
+        self.must(&format!("rm -f {MOUNTED}/.rf-bench-*"));
+        let mut client =
+            self.guest.start(&["/bin/rf", "bench", "--json", "--calls", &calls.to_string()]).unwrap();
+        let deadline = Instant::now() + SOON;
+        while self.guest.must(&format!("ls {PAGES}; sleep 0.2")).unwrap().is_empty() {
+            client.poll().unwrap();
+            if client.has_ended() || Instant::now() > deadline {
+                panic!("{:?}\n{}", client.finish(Duration::ZERO), self.log());
+            }
+        }
         client
     }
 
@@ -184,13 +194,13 @@ fn what_clients_held_who_were_killed_is_taken_back() {
     let stage = Stage::new("channel-killed");
     let daemon = Daemon::start(&stage.guest);
     for _ in 0..3 {
-        let client = daemon.work();
+        let client = daemon.work(LONG);
         client.kill().unwrap();
         client.finish(SOON).unwrap();
         daemon.require_all_taken_back();
     }
     // At any point, connecting included, while others go on.
-    let other = daemon.work();
+    let other = daemon.work(20_000);
     daemon.must(
         "for round in $(seq 40); do
              rf bench --calls 20000 > /dev/null 2>&1 & sleep 0.0$((round % 10))$((round % 7)); kill -9 $!; wait $!
@@ -207,29 +217,26 @@ fn what_clients_held_who_were_killed_is_taken_back() {
 #[test]
 fn a_daemon_that_was_killed_is_followed_by_another() {
     let stage = Stage::new("channel-daemon");
-    let daemon = Daemon::start(&stage.guest);
+    let mut daemon = Daemon::start(&stage.guest);
     daemon.must("echo before > /tmp/text && rf put /tmp/text /before");
     for _ in 0..2 {
-        let client = daemon.work();
-        daemon.task.kill().unwrap();
-        let said = failed_clearly(client);
-        println!("{said}");
+        let client = daemon.work(LONG);
+        daemon.kill();
+        println!("{}", failed_clearly(client));
         let refused = stage.guest.shell("rf ls").unwrap();
         assert!(refused.status == 2 && refused.stderr.contains("ringfort-guestd"), "{refused:?}");
         stage.guest.must(&format!("[ -n \"$(ls {PAGES})\" ]")).unwrap();
-        let daemon = Daemon::start(&stage.guest);
+        daemon = Daemon::start(&stage.guest);
         daemon.require_all_taken_back();
         assert_eq!(daemon.must("rf cat /before"), "before\n");
-        daemon.kill();
-        let last = Daemon::start(&stage.guest);
-        last.task.kill().unwrap();
     }
     // Stopped in order, it leaves nothing behind.
-    let daemon = Daemon::start(&stage.guest);
-    let client = daemon.work();
+    let client = daemon.work(LONG);
     daemon.must("killall ringfort-guestd");
     failed_clearly(client);
-    daemon.must(&format!("while pidof ringfort-guestd; do sleep 0.1; done; [ -z \"$(ls {PAGES})\" ]"));
+    daemon.must(&format!(
+        "while pidof ringfort-guestd; do sleep 0.1; done; [ -z \"$(ls {PAGES})\" ] && grep 'HugePages_Total: *0$' /proc/meminfo"
+    ));
     drop(daemon);
     stage.end();
 }
@@ -239,7 +246,7 @@ fn clients_go_on_when_the_machine_was_stopped_and_goes_on() {
     let stage = Stage::new("channel-stopped");
     let daemon = Daemon::start(&stage.guest);
     let mut monitor = stage.guest.monitor().unwrap();
-    let client = daemon.work();
+    let client = daemon.work(60_000);
     for _ in 0..3 {
         monitor.run("stop", json!({})).unwrap();
         thread::sleep(Duration::from_millis(500));
@@ -250,7 +257,7 @@ fn clients_go_on_when_the_machine_was_stopped_and_goes_on() {
     let log = daemon.log();
     assert!(log.matches("proved again").count() >= 3, "{log}");
     // While a channel is there the machine is not migrated.
-    let client = daemon.work();
+    let client = daemon.work(20_000);
     let refused = monitor.run("migrate", json!({ "uri": "exec:cat > /dev/null" })).unwrap_err().to_string();
     println!("{refused}");
     client.finish(SOON).unwrap().success().unwrap();
@@ -267,8 +274,8 @@ fn a_guest_that_restarts_under_load_has_its_channel_again() {
         daemon.must(&format!(
             "echo {round} > /tmp/text && rf put /tmp/text /round-{round} && rf cat /round-{round}"
         ));
-        let _client = daemon.work();
-        let _other = daemon.work();
+        let _client = daemon.work(LONG);
+        let _other = daemon.work(LONG);
         stage.guest.restart().unwrap();
         stage.guest.mount("volume").unwrap();
     }
@@ -287,7 +294,7 @@ fn clients_hear_of_the_end_of_the_server() {
     let Stage { scene, server, guest } = Stage::new("channel-server");
     let daemon = Daemon::start(&guest);
     daemon.must("echo before > /tmp/text && rf put /tmp/text /before");
-    let client = daemon.work();
+    let client = daemon.work(LONG);
     server.kill().unwrap();
     let began = Instant::now();
     println!("{}", failed_clearly(client));
