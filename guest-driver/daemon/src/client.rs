@@ -88,7 +88,7 @@ pub fn serve(holdings: &Holdings, stream: &UnixStream, peer: &Peer) {
             Ok(None) => continue,
             Ok(Some(answer)) => (answer, true),
             Err(refusal) => {
-                tracing::info!(pid = peer.pid, uid = peer.uid, text = refusal.text, "a client was refused");
+                tracing::debug!(pid = peer.pid, uid = peer.uid, text = refusal.text, "a client was refused");
                 (Message::refuse(kind, refusal.reason, 0, NO_RING, &refusal.text), greeted)
             }
         };

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{SigSet, Signal};
-use ringfort_protocol::control::message::Invitation;
+use ringfort_protocol::control::message::{Invitation, Kind, Message, NO_RING, Reason};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::arguments::Arguments;
@@ -22,6 +22,7 @@ use crate::link::{Dialler, Link, Notice, Vsock};
 use crate::pages::Store;
 use crate::peer;
 use crate::region;
+use crate::stream;
 
 /// From one try to reach the server to the next: at first, and at most.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -133,35 +134,43 @@ impl Daemon {
 
     fn accept(self: &Arc<Self>, listener: &UnixListener) {
         for stream in listener.incoming() {
-            let begun = stream.and_then(|stream| {
-                let peer = peer::of(&stream)?;
-                self.enter(peer.uid)?;
-                let (daemon, uid) = (Arc::clone(self), peer.uid);
-                let serve = move || {
-                    client::serve(&daemon.holdings, &stream, &peer);
-                    daemon.leave(peer.uid);
-                };
-                let begun = std::thread::Builder::new().name("client".to_owned()).spawn(serve);
-                begun.inspect_err(|_| self.leave(uid))
-            });
-            if let Err(error) = begun {
+            if let Err(error) = stream.and_then(|stream| self.begin(stream)) {
                 tracing::warn!(%error, "a client could not be served");
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
     }
 
+    /// Serves a client on a thread of its own, where there is room for one more.
+    fn begin(self: &Arc<Self>, stream: UnixStream) -> std::io::Result<()> {
+        let peer = peer::of(&stream)?;
+        let uid = peer.uid;
+        if let Err(text) = self.enter(uid) {
+            tracing::debug!(uid, text, "a client was refused");
+            let refusal = Message::refuse(Kind::Hello.number(), Reason::Limit, 0, NO_RING, &text);
+            // Whoever does not hear it hears the end.
+            let _ = stream::say(&stream, &refusal, &[]);
+            return Ok(());
+        }
+        let daemon = Arc::clone(self);
+        let serve = move || {
+            client::serve(&daemon.holdings, &stream, &peer);
+            daemon.leave(uid);
+        };
+        let begun = std::thread::Builder::new().name("client".to_owned()).spawn(serve);
+        begun.inspect_err(|_| self.leave(uid)).map(drop)
+    }
+
     fn clients(&self) -> MutexGuard<'_, Vec<u32>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts one more client of this user, where it may be served.
-    fn enter(&self, uid: u32) -> std::io::Result<()> {
+    /// Counts one more client of this user, where it may be served; else why not.
+    fn enter(&self, uid: u32) -> Result<(), String> {
         let mut clients = self.clients();
         let own = clients.iter().filter(|other| **other == uid).count();
         if clients.len() >= CLIENT_COUNT_MAX || (uid != 0 && own >= USER_CLIENT_COUNT_MAX) {
-            let text = format!("{} clients are served, {own} of them of user {uid}", clients.len());
-            return Err(std::io::Error::other(text));
+            return Err(format!("{} clients are served already, {own} of them of user {uid}", clients.len()));
         }
         clients.push(uid);
         Ok(())
@@ -231,5 +240,37 @@ impl Daemon {
                 self.holdings.hang_up_on(region);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_of_one_user_leave_room_for_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let bounds = Bounds { memory_bytes_max: 0, user_memory_bytes_max: 0 };
+        let daemon = Daemon::new(Store::pretend(folder.path(), 21), bounds);
+        for _ in 0..USER_CLIENT_COUNT_MAX {
+            daemon.enter(1000).unwrap();
+        }
+        assert!(daemon.enter(1000).unwrap_err().contains("1000"));
+        daemon.enter(1001).unwrap();
+        while daemon.enter(0).is_ok() {}
+        assert_eq!(daemon.clients().len(), CLIENT_COUNT_MAX);
+        daemon.leave(1000);
+        daemon.enter(1000).unwrap();
+        assert!(daemon.enter(1001).is_err());
+    }
+
+    #[test]
+    fn a_search_that_does_not_end_does_not_outlast_a_stop() {
+        let stop = Arc::new(AtomicBool::new(false));
+        assert_eq!(unless_stopped(&stop, || 7), Some(7));
+        let asked = Arc::clone(&stop);
+        let (_keep, never) = channel::<()>();
+        std::thread::spawn(move || asked.store(true, Ordering::SeqCst));
+        assert_eq!(unless_stopped(&stop, move || never.recv()), None);
     }
 }

@@ -176,7 +176,8 @@ impl Link {
 
     /// What the server says next. One that says nothing is asked whether it is there, once: not every carrier tells of its end.
     fn hear_next(&self) -> Result<Message, LinkError> {
-        let patience = Duration::from_millis(self.welcome.silence_ms_max.get().into()).max(SILENCE_LEAST);
+        let patience = Duration::from_millis(self.welcome.silence_ms_max.get().into()) / 2;
+        let patience = patience.max(SILENCE_LEAST);
         if !stream::has_come(&self.stream, patience).map_err(StreamError::from)? {
             self.say(&Message::Ping(Echo::default()))?;
             if !stream::has_come(&self.stream, patience).map_err(StreamError::from)? {

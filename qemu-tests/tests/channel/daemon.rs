@@ -52,8 +52,12 @@ struct Daemon<'guest> {
 impl<'guest> Daemon<'guest> {
     /// Starts it, and returns when it serves clients.
     fn start(guest: &'guest Guest) -> Daemon<'guest> {
-        let script = "exec ringfort-guestd >> /tmp/guestd.log 2>&1";
-        let daemon = Daemon { guest, task: guest.start(&["/bin/sh", "-c", script]).unwrap() };
+        Daemon::start_with(guest, "")
+    }
+
+    fn start_with(guest: &'guest Guest, options: &str) -> Daemon<'guest> {
+        let script = format!("exec ringfort-guestd {options} >> /tmp/guestd.log 2>&1");
+        let daemon = Daemon { guest, task: guest.start(&["/bin/sh", "-c", &script]).unwrap() };
         daemon.must("for wait in $(seq 100); do rf ls > /dev/null 2>&1 && exit 0; sleep 0.1; done; rf ls");
         daemon
     }
@@ -143,6 +147,82 @@ fn what_one_writes_through_the_channel_the_other_reads_through_virtio_fs() {
     stage.end();
 }
 
+/// What a tree holds, for comparison; directories have sizes of their own in each file system.
+const DESCRIBE: &str = "find . | sort | while read name; do
+    stat -c '%n %A %u:%g' $name; [ -h $name ] && readlink $name; [ -f $name ] && stat -c '%h %s' $name && sha256sum < $name; done; true";
+
+#[test]
+fn commands_leave_what_those_of_a_local_file_system_leave() {
+    let stage = Stage::new("channel-model");
+    let daemon = Daemon::start(&stage.guest);
+    daemon.must("mkdir -p /tmp/tree/deep/deeper && cd /tmp/tree && for name in $(seq 30); do
+                     head -c $((name * 3001)) /dev/urandom > $name; cp $name deep/deeper/$name.copy; done; ln -s deep link");
+    // Each line is done in the volume by the one, in a tmpfs by the other.
+    for (ours, theirs) in [
+        ("mkdir /m", "mkdir -p /tmp/m"),
+        ("mkdir -p /m/a/b", "mkdir -p a/b"),
+        ("put /tmp/tree/30 /m/a/one", "cp /tmp/tree/30 a/one"),
+        ("cp /m/a/one /m/a/two", "cp a/one a/two"),
+        ("mv /m/a/two /m/a/b/three", "mv a/two a/b/three"),
+        ("ln /m/a/one /m/a/hard", "ln a/one a/hard"),
+        ("ln -s ../one /m/a/b/soft", "ln -s ../one a/b/soft"),
+        ("put -r /tmp/tree /m", "cp -r /tmp/tree ."),
+        ("cp -r /m/tree /m/again", "cp -r tree again"),
+        ("rm -r /m/tree/deep", "rm -r tree/deep"),
+        ("rm /m/tree/7 /m/again/8", "rm tree/7 again/8"),
+        ("touch /m/empty", "touch empty"),
+        ("chmod -R u=rwX,go=rX /m", "chmod -R u=rwX,go=rX ."),
+        ("chmod 4711 /m/a/b/three", "chmod 4711 a/b/three"),
+        ("chown 1000:3000 /m/a/one /m/again", "chown 1000:3000 a/one again"),
+        ("chmod 640 /m/a/one", "chmod 640 a/one"),
+        ("mkdir /m/gone", "mkdir gone"),
+        ("rm -d /m/gone", "rmdir gone"),
+        ("sync", "sync"),
+    ] {
+        daemon.must(&format!("rf {ours} && mkdir -p /tmp/m && cd /tmp/m && {theirs}"));
+    }
+    let model = daemon.must(&format!("cd /tmp/m; {DESCRIBE}"));
+    assert_eq!(daemon.must(&format!("cd {MOUNTED}/m; {DESCRIBE}")), model);
+    assert_eq!(daemon.must("rf ls /m/again"), daemon.must("ls -A /tmp/m/again"));
+    assert_eq!(
+        daemon.must("rf cat /m/a/one /m/tree/9 | sha256sum"),
+        daemon.must("cd /tmp/m; cat a/one tree/9 | sha256sum")
+    );
+    let back = daemon.must(&format!("rf get -rp /m /tmp/got && cd /tmp/got && {DESCRIBE}"));
+    // Hard links are files of their own in a copy.
+    assert_eq!(back.replace("\n1 ", "\n2 "), model.replace("\n1 ", "\n2 "));
+    for refused in
+        ["rm /m", "mkdir /m", "cat /m/none", "rm -d /m", "mv -n /m/empty /m/a/one", "ln /m/empty /m/a/one"]
+    {
+        daemon.must_not(&format!("rf {refused}"));
+    }
+    let stat: serde_json::Value = serde_json::from_str(&daemon.must("rf stat --json /m/a/one")).unwrap();
+    assert!(stat.to_string().contains("90030"), "{stat}");
+    daemon.must("rf df && rf df --json && rf ls -l /m/a");
+    drop(daemon);
+    stage.end();
+}
+
+#[test]
+fn small_pages_are_shared_on_request() {
+    let stage = Stage::new("channel-small");
+    let daemon =
+        Daemon::start_with(&stage.guest, "--small-pages --memory-max-mib 16 --user-memory-max-mib 8");
+    daemon.must(
+        "head -c 3000003 /dev/urandom > /tmp/sent && rf put /tmp/sent /one && rf get /one /tmp/back && cmp /tmp/sent /tmp/back &&
+         grep 'HugePages_Total: *0$' /proc/meminfo",
+    );
+    // They have no heads to be proved in while they are used: clients begin anew.
+    let client = daemon.work(LONG);
+    let mut monitor = stage.guest.monitor().unwrap();
+    monitor.run("stop", json!({})).unwrap();
+    monitor.run("cont", json!({})).unwrap();
+    println!("{}", failed_clearly(client));
+    daemon.must(&format!("rf get /one /tmp/again && cmp /tmp/sent /tmp/again; ls {PAGES}"));
+    drop(daemon);
+    stage.end();
+}
+
 #[test]
 fn each_user_of_a_guest_may_what_their_permissions_say() {
     let stage = Stage::new("channel-users");
@@ -203,6 +283,13 @@ fn what_clients_held_who_were_killed_is_taken_back() {
         client.finish(SOON).unwrap();
         daemon.require_all_taken_back();
     }
+    // Pages that are taken out of the file are missed by their own client.
+    let client = daemon.work(LONG);
+    daemon.must(&format!("truncate -s 0 {PAGES}/$(ls {PAGES})"));
+    daemon.must("rf ls");
+    let outcome = client.finish(SOON).unwrap();
+    assert!(outcome.status != 0, "{outcome:?}");
+    daemon.require_all_taken_back();
     // At any point, connecting included, while others go on.
     let other = daemon.work(20_000);
     daemon.must(
