@@ -223,7 +223,7 @@ async fn serve_hostile(engine: Rc<dyn Engine>, bytes: &[u8]) {
 }
 
 /// Lets everything happen.
-struct Yes;
+pub(super) struct Yes;
 
 impl Rings for Yes {
     fn credential(&mut self, _: u32, _: u32, _: Credentials) -> Result<(), Refusal> {
@@ -250,7 +250,7 @@ impl Rings for Yes {
         Ok(())
     }
 
-    fn awaits_doorbell(&mut self, _: &[u8; SECRET_BYTES]) -> bool {
+    fn claim_doorbell(&mut self, _: &[u8; SECRET_BYTES]) -> bool {
         false
     }
 }

@@ -17,6 +17,8 @@ mod endpoint;
 mod extents;
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(test)]
+mod guest_tests;
 pub mod metrics;
 #[allow(unsafe_code)]
 mod peer;

@@ -4,12 +4,13 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use ringfort_protocol::control::envelope::Envelope;
-use ringfort_protocol::control::message::{Attach, Hello, Message, Reason, Role, SECRET_BYTES};
+use ringfort_protocol::control::message::{Attach, Hello, Message, Reason, Role};
 use ringfort_protocol::version::Version;
 
 use super::*;
 use crate::channel::connection::{Connection, Ended};
-use crate::channel::control::{Conversation, Identity, Limits, Peer, Refusal, RingAttachment, Rings};
+use crate::channel::control::{Conversation, Identity, Limits, Peer};
+use crate::channel::fuzzing::Yes;
 
 /// Where commands begin in a ring that begins at 0, and how long a slot is.
 const COMMANDS_START: u64 = 256;
@@ -184,48 +185,15 @@ fn a_flood_delays_others_by_a_batch() {
     });
 }
 
-/// Serves no ring.
-struct NoRings;
-
-impl Rings for NoRings {
-    fn credential(&mut self, _: u32, _: u32, _: Credentials) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    fn attach(&mut self, _: u32, _: u32, _: RingAttachment) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    fn detach(&mut self, _: u32, _: Option<u32>) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    fn suspend(&mut self, _: u32) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    fn resume(&mut self, _: u32, _: SharedMemory) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    fn speak_for_guest(&mut self, _: [u8; SECRET_BYTES]) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    fn awaits_doorbell(&mut self, _: &[u8; SECRET_BYTES]) -> bool {
-        false
-    }
-}
-
 /// Says `bytes` over a connection and hangs up. How the server's end of it ended, and what was counted.
 fn say(bytes: &[u8]) -> (Ended, Arc<ChannelMetrics>) {
     let (mut client, server) = UnixStream::pair().unwrap();
     let peer = Peer { uid: 1000, gid: 1000, groups: Vec::new() };
     let identity = Identity { server: [7; 16], volume: [9; 16] };
     let limits = Limits::default();
-    let conversation = Conversation::new(peer, limits, identity, NoRings);
+    let conversation = Conversation::new(peer, limits, identity, Yes);
     let metrics = Arc::<ChannelMetrics>::default();
-    let connection = Connection::new(server, conversation, limits.silence_ms_max, Arc::clone(&metrics));
+    let connection = Connection::new(server, conversation, &limits, Arc::clone(&metrics));
     client.write_all(bytes).unwrap();
     client.shutdown(std::net::Shutdown::Write).unwrap();
     (connection.converse(), metrics)
