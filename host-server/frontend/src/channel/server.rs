@@ -422,8 +422,7 @@ impl Rings for VolumeRings {
     fn detach(&mut self, region: u32, ring: Option<u32>) -> Result<(), Refusal> {
         let client = self.client(region);
         let ends = |other: u32| ring.is_none_or(|ring| ring == other);
-        lock(&self.shared.awaited)
-            .retain(|_, awaiting| awaiting.client != client || !ends(awaiting.ring));
+        lock(&self.shared.awaited).retain(|_, awaiting| awaiting.client != client || !ends(awaiting.ring));
         ask(&self.events, |answer| Event::Detach { client, ring, answer })
     }
 
