@@ -15,7 +15,7 @@ pub enum Error {
     #[error("the server refuses: {text}")]
     Ended { reason: Option<Reason>, text: String },
     #[error(
-        "connect to {path}: {source}; is `ringfort serve` running with this socket, and may this user connect?"
+        "connect to {path}: {source}; is `ringfort serve` (in a guest: `ringfort-guestd`) running with this socket, and may this user connect?"
     )]
     Connect { path: PathBuf, source: io::Error },
     #[error("{tried}: {source}")]

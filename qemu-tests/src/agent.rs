@@ -174,6 +174,11 @@ impl Task<'_> {
         &self.stdout
     }
 
+    /// Whether its end was among what was taken.
+    pub fn has_ended(&self) -> bool {
+        self.status.is_some()
+    }
+
     /// Waits until `enough` holds of the output so far; an error if the command ends or the time runs out before.
     pub fn wait_until(&mut self, enough: impl Fn(&str) -> bool, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;

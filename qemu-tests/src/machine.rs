@@ -184,6 +184,9 @@ impl Machine {
 
         let mut command = parts.qemu.command();
         command
+            // Devices stop in the reverse of this order, and start in it: what the virtio-fs device tells the guest of when it stops
+            // and starts is then carried.
+            .args(self.vsock_arguments(&vsock_socket))
             .args(self.arguments(accelerator))
             .arg("-kernel")
             .arg(&kernel.image)
@@ -196,7 +199,6 @@ impl Machine {
             ])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", monitor_socket.display())])
             .args(self.disk_arguments(folder.path())?)
-            .args(self.vsock_arguments(&vsock_socket))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&errors).with_context(|| format!("creating {}", errors.display()))?);

@@ -18,7 +18,7 @@ use crate::layout::lay_out;
 use crate::link::{Link, LinkError};
 use crate::peer::Peer;
 use crate::region::{self, RegionError};
-use crate::stream;
+use crate::stream::{self, StreamError};
 
 /// Rings of one client.
 const RINGS_MAX: u32 = 16;
@@ -60,28 +60,35 @@ pub fn serve(holdings: &Holdings, stream: &UnixStream, peer: &Peer) {
     let mut given = None;
     let mut greeted = false;
     let _ = stream.set_read_timeout(Some(WANTS_WITHIN));
-    while let Ok(message) = stream::hear(stream) {
-        let kind = message.kind().number();
-        let answer = match message {
-            Message::Hello(hello) if !greeted => welcome(holdings, &hello).inspect(|_| greeted = true),
-            Message::Ping(echo) => Ok(Message::Pong(echo)),
-            Message::Pong(_) => continue,
-            Message::Want(want) if greeted && given.is_none() => match give(holdings, stream, peer, &want) {
-                Ok(grant) => {
-                    given = Some(grant);
-                    let _ = stream.set_read_timeout(None);
-                    continue;
-                }
-                Err(refusal) => Err(refusal),
-            },
+    loop {
+        let (kind, heard) = match stream::hear(stream) {
+            Ok(message) => (message.kind().number(), Ok(message)),
+            Err(StreamError::Message(error)) => {
+                (error.kind(), Err(refuse(Reason::Message, error.to_string())))
+            }
+            Err(_) => break,
+        };
+        let answer = heard.and_then(|message| match message {
+            Message::Hello(hello) if !greeted => welcome(holdings, &hello).map(|welcome| {
+                greeted = true;
+                Some(welcome)
+            }),
+            Message::Ping(echo) => Ok(Some(Message::Pong(echo))),
+            Message::Pong(_) => Ok(None),
+            Message::Want(want) if greeted && given.is_none() => {
+                given = Some(give(holdings, stream, peer, &want)?);
+                let _ = stream.set_read_timeout(None);
+                Ok(None)
+            }
             other => {
                 Err(refuse(Reason::Message, format!("{:?} is not for a client to send now", other.kind())))
             }
-        };
+        });
         let (answer, goes_on) = match answer {
-            Ok(answer) => (answer, true),
+            Ok(None) => continue,
+            Ok(Some(answer)) => (answer, true),
             Err(refusal) => {
-                tracing::info!(pid = peer.pid, uid = peer.uid, text = refusal.text, "a client was refused");
+                tracing::debug!(pid = peer.pid, uid = peer.uid, text = refusal.text, "a client was refused");
                 (Message::refuse(kind, refusal.reason, 0, NO_RING, &refusal.text), greeted)
             }
         };

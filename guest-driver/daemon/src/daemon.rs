@@ -2,15 +2,16 @@
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{SigSet, Signal};
+use ringfort_protocol::control::message::{Invitation, Kind, Message, NO_RING, Reason};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::arguments::Arguments;
@@ -21,6 +22,7 @@ use crate::link::{Dialler, Link, Notice, Vsock};
 use crate::pages::Store;
 use crate::peer;
 use crate::region;
+use crate::stream;
 
 /// From one try to reach the server to the next: at first, and at most.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -29,13 +31,15 @@ const RETRY_MOST: Duration = Duration::from_secs(3);
 /// How often to look whether to stop.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// Clients that are served at a time.
+/// Clients that are served at a time, and those of one user, root aside.
 const CLIENT_COUNT_MAX: usize = 256;
+const USER_CLIENT_COUNT_MAX: usize = 64;
 
 /// What threads of the daemon share.
-struct Daemon {
-    holdings: Holdings,
-    clients: AtomicU32,
+pub(crate) struct Daemon {
+    pub(crate) holdings: Holdings,
+    /// The users of the clients that are served.
+    clients: Mutex<Vec<u32>>,
 }
 
 /// Serves until a signal ends it.
@@ -46,18 +50,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     let stop = stop_signal()?;
     let _lock = lock_socket(&arguments.socket)?;
-    let store = Store::open(&arguments.pages, arguments.small_pages)?;
+    let store = Store::open(&arguments.pages, arguments.small_pages, arguments.memory_max_mib)?;
     let bounds = Bounds {
         memory_bytes_max: arguments.memory_max_mib << 20,
         user_memory_bytes_max: arguments.user_memory_max_mib << 20,
     };
-    let daemon = Arc::new(Daemon { holdings: Holdings::new(store, bounds), clients: AtomicU32::new(0) });
+    let daemon = Arc::new(Daemon::new(store, bounds));
     // What is wrong with the mount or the invitation is said at once; what the server lacks may come.
     invitation::find(arguments.mount.as_deref())?;
     let socket = listen(&arguments.socket)?;
     let accepting = Arc::clone(&daemon);
     std::thread::Builder::new().name("clients".to_owned()).spawn(move || accepting.accept(&socket))?;
-    daemon.keep_linked(arguments.mount.as_deref(), &(Arc::new(Vsock) as Arc<dyn Dialler>), &stop);
+    let mount = arguments.mount.clone();
+    let find = move || invitation::find(mount.as_deref());
+    daemon.keep_linked(find, &(Arc::new(Vsock) as Arc<dyn Dialler>), &stop);
     daemon.holdings.end();
     let _ = fs::remove_file(&arguments.socket);
     Ok(())
@@ -101,40 +107,94 @@ fn listen(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// What `work` returns; none where `stop` is set before.
+fn unless_stopped<T: Send + 'static>(
+    stop: &AtomicBool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, done) = channel();
+    let begun = std::thread::Builder::new().name("search".to_owned()).spawn(move || sender.send(work()));
+    if let Err(error) = begun {
+        tracing::error!(%error, "no thread could be started");
+    }
+    while !stop.load(Ordering::SeqCst) {
+        match done.recv_timeout(LOOK_AGAIN) {
+            Ok(value) => return Some(value),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK_AGAIN),
+        }
+    }
+    None
+}
+
 impl Daemon {
+    pub(crate) fn new(store: Store, bounds: Bounds) -> Self {
+        Self { holdings: Holdings::new(store, bounds), clients: Mutex::default() }
+    }
+
     fn accept(self: &Arc<Self>, listener: &UnixListener) {
         for stream in listener.incoming() {
-            let begun = stream.and_then(|stream| {
-                let peer = peer::of(&stream)?;
-                if self.clients.load(Ordering::Relaxed) as usize >= CLIENT_COUNT_MAX {
-                    return Err(std::io::Error::other(format!(
-                        "{CLIENT_COUNT_MAX} clients are served already"
-                    )));
-                }
-                let daemon = Arc::clone(self);
-                daemon.clients.fetch_add(1, Ordering::Relaxed);
-                let serve = move || {
-                    client::serve(&daemon.holdings, &stream, &peer);
-                    daemon.clients.fetch_sub(1, Ordering::Relaxed);
-                };
-                std::thread::Builder::new().name("client".to_owned()).spawn(serve).inspect_err(|_| {
-                    self.clients.fetch_sub(1, Ordering::Relaxed);
-                })
-            });
-            if let Err(error) = begun {
+            if let Err(error) = stream.and_then(|stream| self.begin(stream)) {
                 tracing::warn!(%error, "a client could not be served");
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
     }
 
+    /// Serves a client on a thread of its own, where there is room for one more.
+    fn begin(self: &Arc<Self>, stream: UnixStream) -> std::io::Result<()> {
+        let peer = peer::of(&stream)?;
+        let uid = peer.uid;
+        if let Err(text) = self.enter(uid) {
+            tracing::debug!(uid, text, "a client was refused");
+            let refusal = Message::refuse(Kind::Hello.number(), Reason::Limit, 0, NO_RING, &text);
+            // Whoever does not hear it hears the end.
+            let _ = stream::say(&stream, &refusal, &[]);
+            return Ok(());
+        }
+        let daemon = Arc::clone(self);
+        let serve = move || {
+            client::serve(&daemon.holdings, &stream, &peer);
+            daemon.leave(uid);
+        };
+        let begun = std::thread::Builder::new().name("client".to_owned()).spawn(serve);
+        begun.inspect_err(|_| self.leave(uid)).map(drop)
+    }
+
+    fn clients(&self) -> MutexGuard<'_, Vec<u32>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one more client of this user, where it may be served; else why not.
+    fn enter(&self, uid: u32) -> Result<(), String> {
+        let mut clients = self.clients();
+        let own = clients.iter().filter(|other| **other == uid).count();
+        if clients.len() >= CLIENT_COUNT_MAX || (uid != 0 && own >= USER_CLIENT_COUNT_MAX) {
+            return Err(format!("{} clients are served already, {own} of them of user {uid}", clients.len()));
+        }
+        clients.push(uid);
+        Ok(())
+    }
+
+    fn leave(&self, uid: u32) {
+        let mut clients = self.clients();
+        if let Some(place) = clients.iter().position(|other| *other == uid) {
+            clients.swap_remove(place);
+        }
+    }
+
     /// Connects to the server, again whenever the connection ends, until `stop` is set.
-    fn keep_linked(&self, mount: Option<&Path>, dialler: &Arc<dyn Dialler>, stop: &AtomicBool) {
+    pub(crate) fn keep_linked<F>(&self, find: F, dialler: &Arc<dyn Dialler>, stop: &AtomicBool)
+    where
+        F: Fn() -> Result<Invitation> + Clone + Send + 'static,
+    {
         let mut pause = RETRY_FIRST;
         while !stop.load(Ordering::SeqCst) {
             let (sender, notices) = channel();
-            let linked = invitation::find(mount)
-                .and_then(|invitation| Ok(Link::open(Arc::clone(dialler), &invitation, sender)?));
+            // A mount whose server is gone answers nobody.
+            let Some(found) = unless_stopped(stop, find.clone()) else { return };
+            let linked =
+                found.and_then(|invitation| Ok(Link::open(Arc::clone(dialler), &invitation, sender)?));
             match linked {
                 Ok(link) => {
                     pause = RETRY_FIRST;
@@ -180,5 +240,37 @@ impl Daemon {
                 self.holdings.hang_up_on(region);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_of_one_user_leave_room_for_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let bounds = Bounds { memory_bytes_max: 0, user_memory_bytes_max: 0 };
+        let daemon = Daemon::new(Store::pretend(folder.path(), 21), bounds);
+        for _ in 0..USER_CLIENT_COUNT_MAX {
+            daemon.enter(1000).unwrap();
+        }
+        assert!(daemon.enter(1000).unwrap_err().contains("1000"));
+        daemon.enter(1001).unwrap();
+        while daemon.enter(0).is_ok() {}
+        assert_eq!(daemon.clients().len(), CLIENT_COUNT_MAX);
+        daemon.leave(1000);
+        daemon.enter(1000).unwrap();
+        assert!(daemon.enter(1001).is_err());
+    }
+
+    #[test]
+    fn a_search_that_does_not_end_does_not_outlast_a_stop() {
+        let stop = Arc::new(AtomicBool::new(false));
+        assert_eq!(unless_stopped(&stop, || 7), Some(7));
+        let asked = Arc::clone(&stop);
+        let (_keep, never) = channel::<()>();
+        std::thread::spawn(move || asked.store(true, Ordering::SeqCst));
+        assert_eq!(unless_stopped(&stop, move || never.recv()), None);
     }
 }

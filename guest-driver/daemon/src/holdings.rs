@@ -1,7 +1,7 @@
 //! Memory that clients have, and the conversation with the server in which it was registered.
 //!
-//! Pages are given back to the guest only when the server has said that it uses them no more: it has answered Detach, or it has welcomed
-//! a later connection, before which it has let go of all of an earlier one.
+//! Pages are given back to the guest only when the server has said that it uses them no more: it has answered Detach, it knows no such
+//! region (any more), or it has welcomed a later connection, before which it has let go of all of an earlier one.
 
 use std::collections::HashMap;
 use std::net::Shutdown;
@@ -41,8 +41,8 @@ struct Held {
 struct State {
     link: Option<Arc<Link>>,
     held: HashMap<u32, Held>,
-    /// Pages of regions whose end the server has not confirmed.
-    retired: Vec<Arc<Pages>>,
+    /// Pages, of users, of regions whose end the server has not confirmed.
+    retired: Vec<(u32, Arc<Pages>)>,
 }
 
 /// What clients have.
@@ -83,7 +83,7 @@ impl Holdings {
     pub fn grant(&self, peer: &Peer, len_bytes: u64, link: &Arc<Link>, client: &UnixStream) -> Result<Grant> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         self.check_room(peer.uid, len_bytes)?;
-        let pages = Arc::new(self.store.create(&format!("region-{number}"), len_bytes)?);
+        let pages = Arc::new(self.store.create(number, len_bytes)?);
         let client = client.try_clone().context("keep the connection of a client")?;
         let mut state = self.state();
         // Two clients may have asked at once.
@@ -103,9 +103,15 @@ impl Holdings {
         let ended = grant.link.detach(grant.number);
         let mut state = self.state();
         state.held.remove(&grant.number);
-        if let Err(error) = ended {
-            tracing::debug!(region = grant.number, uid = grant.uid, %error, "the end of a region is not confirmed: its pages are kept");
-            state.retired.push(grant.pages);
+        match ended {
+            Err(error) if !error.says_unknown() => {
+                tracing::debug!(region = grant.number, uid = grant.uid, %error, "the end of a region is not confirmed: its pages are kept");
+                // One that hung up while a later connection began: that one's welcome is the confirmation.
+                if state.link.as_ref().is_none_or(|link| Arc::ptr_eq(link, &grant.link)) {
+                    state.retired.push((grant.uid, grant.pages));
+                }
+            }
+            _ => {}
         }
     }
 
@@ -154,6 +160,9 @@ impl Holdings {
         if let Some(link) = self.link() {
             link.hang_up();
         }
+        if let Err(error) = self.store.give_back() {
+            tracing::warn!("{error:#}: huge pages stay reserved");
+        }
     }
 }
 
@@ -166,9 +175,11 @@ impl Held {
 
 fn room(state: &State, bounds: Bounds, uid: u32, len_bytes: u64) -> Result<()> {
     let Bounds { memory_bytes_max: most, user_memory_bytes_max: most_of_user } = bounds;
+    let held = || state.held.values().map(|held| (held.uid, &held.pages));
+    let all = || held().chain(state.retired.iter().map(|(uid, pages)| (*uid, pages)));
     let bytes = |of_user: Option<u32>| -> u64 {
-        let held = state.held.values().filter(|held| of_user.is_none_or(|uid| held.uid == uid));
-        held.map(|held| held.pages.len_bytes()).sum()
+        let counted = all().filter(|(uid, _)| of_user.is_none_or(|of_user| of_user == *uid));
+        counted.map(|(_, pages)| pages.len_bytes()).sum()
     };
     let total = bytes(None);
     ensure!(

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
 use ringfort_protocol::control::message::{
-    Hello, Invitation, Message, Reason, Role, SECRET_BYTES, Subject, Welcome,
+    Echo, Hello, Invitation, Message, Reason, Role, SECRET_BYTES, Subject, Welcome,
 };
 use ringfort_protocol::version::Version;
 
@@ -21,6 +21,9 @@ const HOST_CID: u32 = 2;
 
 /// The server answers in far less; it waits itself for nobody longer than this.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
+
+/// A server that wants to hear something more often is not asked more often.
+const SILENCE_LEAST: Duration = Duration::from_millis(100);
 
 /// What the server was asked and did not do.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,13 @@ pub enum LinkError {
     Unexpected(String),
     #[error("the server does not answer")]
     Silent,
+}
+
+impl LinkError {
+    /// The server knows no such region: it uses nothing of it.
+    pub fn says_unknown(&self) -> bool {
+        matches!(self, Self::Refused { reason: Some(Reason::Unknown), .. })
+    }
 }
 
 /// What the server says without being asked.
@@ -95,10 +105,7 @@ fn greet(stream: &UnixStream, role: Role, secret: [u8; SECRET_BYTES]) -> Result<
     stream.set_read_timeout(Some(ANSWERED_WITHIN)).map_err(StreamError::from)?;
     stream::say(stream, &Message::Hello(hello), &[]).map_err(StreamError::from)?;
     match stream::hear(stream)? {
-        Message::Welcome(welcome) => {
-            stream.set_read_timeout(None).map_err(StreamError::from)?;
-            Ok(welcome)
-        }
+        Message::Welcome(welcome) => Ok(welcome),
         other => Err(unexpected(other)),
     }
 }
@@ -135,6 +142,7 @@ impl Link {
         let begun = std::thread::Builder::new().name("server".to_owned()).spawn(move || {
             let ended = hearing.hear(&sender, &notices);
             tracing::debug!(%ended, "the server is heard no more");
+            hearing.hang_up();
             // Whoever waits for an answer hears of it by the sender's end.
             let _ = notices.send(Notice::Ended);
         });
@@ -144,9 +152,9 @@ impl Link {
 
     fn hear(&self, answers: &Sender<Message>, notices: &Sender<Notice>) -> LinkError {
         loop {
-            let message = match stream::hear(&self.stream) {
+            let message = match self.hear_next() {
                 Ok(message) => message,
-                Err(error) => return error.into(),
+                Err(error) => return error,
             };
             let told = match message {
                 Message::Ping(echo) => self.say(&Message::Pong(echo)).is_ok(),
@@ -156,12 +164,27 @@ impl Link {
                 Message::Detached(subject, text) => {
                     notices.send(Notice::Detached { region: subject.region.get(), text }).is_ok()
                 }
+                // Of ours.
+                Message::Pong(_) => true,
                 answer => answers.send(answer).is_ok(),
             };
             if !told {
                 return LinkError::Gone;
             }
         }
+    }
+
+    /// What the server says next. One that says nothing is asked whether it is there, once: not every carrier tells of its end.
+    fn hear_next(&self) -> Result<Message, LinkError> {
+        let patience = Duration::from_millis(self.welcome.silence_ms_max.get().into()) / 2;
+        let patience = patience.max(SILENCE_LEAST);
+        if !stream::has_come(&self.stream, patience).map_err(StreamError::from)? {
+            self.say(&Message::Ping(Echo::default()))?;
+            if !stream::has_come(&self.stream, patience).map_err(StreamError::from)? {
+                return Err(LinkError::Silent);
+            }
+        }
+        Ok(stream::hear(&self.stream)?)
     }
 
     fn say(&self, message: &Message) -> Result<(), LinkError> {
@@ -189,7 +212,11 @@ impl Link {
     pub fn done(&self, message: &Message) -> Result<(), LinkError> {
         match self.ask(message)? {
             Message::Done(subject) if subject.kind.get() == message.kind().number() => Ok(()),
-            other => Err(unexpected(other)),
+            other => {
+                // Later answers would be taken for those of others.
+                self.hang_up();
+                Err(unexpected(other))
+            }
         }
     }
 
@@ -208,6 +235,7 @@ impl Link {
         let stream =
             self.dialler.dial(self.port).map_err(|source| LinkError::Connect { port: self.port, source })?;
         greet(&stream, Role::Doorbell, secret)?;
+        stream.set_read_timeout(None).map_err(StreamError::from)?;
         Ok(stream)
     }
 

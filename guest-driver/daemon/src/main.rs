@@ -22,7 +22,10 @@ mod pages;
 mod peer;
 mod region;
 mod stream;
+#[cfg(test)]
+mod tests;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -32,6 +35,7 @@ use crate::arguments::Arguments;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let format = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    let format = format.with_ansi(std::io::stderr().is_terminal());
     format.with_max_level(arguments.log_level).init();
     match daemon::run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,

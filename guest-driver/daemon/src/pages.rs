@@ -4,13 +4,14 @@
 //! [`Pages::write`] and [`Pages::read`], which fail where a page is gone; and the pages are pinned, so that one taken out of the file is
 //! given to nobody else while the server may still write to it.
 
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use io_uring::IoUring;
@@ -30,21 +31,34 @@ const PINNED_BYTES_MAX: usize = 1 << 30;
 pub struct Store {
     folder: PathBuf,
     page_shift: u32,
+    /// Huge pages that were reserved here, to be given back in the end. Whoever makes a file holds it, so that pages that were free are
+    /// there still when they are taken.
+    reserved: Mutex<u64>,
+    /// Pages that are neither pinned nor found in physical memory: for tests without privilege.
+    #[cfg(test)]
+    pretends: bool,
 }
 
 impl Store {
-    /// Takes a folder, and mounts there what it has to be where that is missing.
-    pub fn open(folder: &Path, small_pages: bool) -> Result<Self> {
+    /// Takes a folder, and mounts there what it has to be where that is missing: of at most `most_mib`, so that clients which make their
+    /// files longer take no more than that.
+    pub fn open(folder: &Path, small_pages: bool, most_mib: u64) -> Result<Self> {
         let (kind, magic, options, page_shift) = match small_pages {
-            true => ("tmpfs", TMPFS_MAGIC, c"mode=0700", SMALL_PAGE_SHIFT),
-            false => ("hugetlbfs", HUGETLBFS_MAGIC, c"mode=0700,pagesize=2M", HUGE_PAGE_SHIFT),
+            true => ("tmpfs", TMPFS_MAGIC, format!("mode=0700,size={most_mib}M"), SMALL_PAGE_SHIFT),
+            false => (
+                "hugetlbfs",
+                HUGETLBFS_MAGIC,
+                format!("mode=0700,pagesize=2M,size={most_mib}M"),
+                HUGE_PAGE_SHIFT,
+            ),
         };
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         let found = |what: &Path| statfs(what).map(|found| found.f_type as u64);
         let is_mounted = found(folder).with_context(|| format!("look at {}", folder.display()))? == magic;
         if !is_mounted {
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-            mount(kind, folder, kind, flags, options)
+            let options = CString::new(options)?;
+            mount(kind, folder, kind, flags, options.as_c_str())
                 .with_context(|| format!("mount a {kind} at {}; run as root", folder.display()))?;
         }
         // The folder of a mount that somebody else made.
@@ -52,7 +66,19 @@ impl Store {
         fs::create_dir_all(&own).with_context(|| format!("create {}", own.display()))?;
         fs::set_permissions(&own, fs::Permissions::from_mode(0o700))
             .with_context(|| format!("close {} to others", own.display()))?;
-        Ok(Self { folder: own, page_shift })
+        Ok(Self {
+            folder: own,
+            page_shift,
+            reserved: Mutex::default(),
+            #[cfg(test)]
+            pretends: false,
+        })
+    }
+
+    /// Pages of an ordinary folder, whose addresses are their places in region `n`'s file plus `n` times 4 GiB.
+    #[cfg(test)]
+    pub fn pretend(folder: &Path, page_shift: u32) -> Self {
+        Self { folder: folder.to_owned(), page_shift, reserved: Mutex::default(), pretends: true }
     }
 
     pub fn page_shift(&self) -> u32 {
@@ -80,13 +106,43 @@ impl Store {
         Ok(())
     }
 
-    /// Pages of zeros in a file of their own.
-    pub fn create(&self, name: &str, len_bytes: u64) -> Result<Pages> {
+    /// Pages of zeros in a file of their own, for region `number`.
+    pub fn create(&self, number: u32, len_bytes: u64) -> Result<Pages> {
         ensure!(len_bytes.is_multiple_of(self.page_bytes()), "{len_bytes} bytes are no whole pages");
-        if self.page_shift == HUGE_PAGE_SHIFT {
-            make_free(len_bytes >> HUGE_PAGE_SHIFT)?;
+        let (file, named) = self.create_file(number, len_bytes)?;
+        let what = || format!("make {} of {len_bytes} bytes", named.path.display());
+        let mapping = Mapping::new(&file, len_bytes).with_context(what)?;
+        let (pin, addresses) = self.hold(&mapping, number)?;
+        let memory =
+            File::options().read(true).write(true).open("/proc/self/mem").context("open /proc/self/mem")?;
+        Ok(Pages { _pin: pin, mapping, file, addresses, memory, named })
+    }
+
+    /// Holds pages in place, and finds them.
+    fn hold(&self, mapping: &Mapping, number: u32) -> Result<(Option<IoUring>, Vec<u64>)> {
+        #[cfg(test)]
+        if self.pretends {
+            let starts = (0..mapping.len_bytes as u64).step_by(1 << self.page_shift);
+            return Ok((None, starts.map(|start| (u64::from(number) << 32) + start).collect()));
         }
-        let path = self.folder.join(name);
+        let pin = mapping.pin().with_context(|| {
+            format!(
+                "hold the pages of region {number} in place with io_uring; is it allowed in this guest (kernel.io_uring_disabled)?"
+            )
+        })?;
+        Ok((Some(pin), mapping.physical(self.page_bytes())?))
+    }
+
+    fn create_file(&self, number: u32, len_bytes: u64) -> Result<(File, Named)> {
+        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        #[cfg(test)]
+        let is_huge = self.has_heads() && !self.pretends;
+        #[cfg(not(test))]
+        let is_huge = self.has_heads();
+        if is_huge {
+            *reserved += make_free(len_bytes >> HUGE_PAGE_SHIFT)?;
+        }
+        let path = self.folder.join(format!("region-{number}"));
         let what = || format!("make {} of {len_bytes} bytes", path.display());
         let mut options = File::options();
         let file =
@@ -94,42 +150,59 @@ impl Store {
         let named = Named { path };
         let what = || format!("make {} of {len_bytes} bytes", named.path.display());
         ftruncate(&file, len_bytes).with_context(what)?;
-        fallocate(&file, FallocateFlags::empty(), 0, len_bytes).with_context(what)?;
-        let mapping = Mapping::new(&file, len_bytes).with_context(what)?;
-        let pin = mapping.pin().context(
-            "hold the pages in place with io_uring; is it allowed in this guest (kernel.io_uring_disabled)?",
-        )?;
-        let addresses = mapping.physical(self.page_bytes())?;
-        let memory =
-            File::options().read(true).write(true).open("/proc/self/mem").context("open /proc/self/mem")?;
-        Ok(Pages { _pin: pin, mapping, file, addresses, memory, named })
+        fallocate(&file, FallocateFlags::empty(), 0, len_bytes).with_context(|| {
+            format!("{}; programs that have hung up may still hold pages that they were given", what())
+        })?;
+        Ok((file, named))
+    }
+
+    /// Gives back the huge pages that were reserved here and are free.
+    pub fn give_back(&self) -> Result<()> {
+        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        if *reserved > 0 {
+            let wanted = huge_pages("nr_hugepages")?.saturating_sub(free_huge_pages()?.min(*reserved));
+            set_huge_pages(wanted)?;
+            *reserved = 0;
+        }
+        Ok(())
     }
 }
 
-/// Reserves huge pages where fewer than `count` are free.
-fn make_free(count: u64) -> Result<()> {
-    let number = |name: &str| -> Result<u64> {
-        let path = format!("{HUGE_PAGES}/{name}");
-        let text = fs::read_to_string(&path)
-            .with_context(|| format!("read {path}; has this guest huge pages of 2 MiB?"))?;
-        text.trim().parse().with_context(|| format!("{path} says {text:?}"))
-    };
-    let free = || Ok::<_, anyhow::Error>(number("free_hugepages")?.saturating_sub(number("resv_hugepages")?));
-    let missing = count.saturating_sub(free()?);
-    if missing == 0 {
-        return Ok(());
-    }
+fn huge_pages(name: &str) -> Result<u64> {
+    let path = format!("{HUGE_PAGES}/{name}");
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("read {path}; has this guest huge pages of 2 MiB?"))?;
+    text.trim().parse().with_context(|| format!("{path} says {text:?}"))
+}
+
+fn free_huge_pages() -> Result<u64> {
+    Ok(huge_pages("free_hugepages")?.saturating_sub(huge_pages("resv_hugepages")?))
+}
+
+fn set_huge_pages(count: u64) -> Result<()> {
     let path = format!("{HUGE_PAGES}/nr_hugepages");
-    let wanted = number("nr_hugepages")? + missing;
-    fs::write(&path, wanted.to_string()).with_context(|| format!("write {wanted} into {path}"))?;
-    let free = free()?;
+    fs::write(&path, count.to_string()).with_context(|| format!("write {count} into {path}"))
+}
+
+/// Reserves huge pages where fewer than `count` are free; returns how many.
+fn make_free(count: u64) -> Result<u64> {
+    let missing = count.saturating_sub(free_huge_pages()?);
+    if missing == 0 {
+        return Ok(0);
+    }
+    let before = huge_pages("nr_hugepages")?;
+    let wanted = before + missing;
+    set_huge_pages(wanted)?;
+    let free = free_huge_pages()?;
     if free < count {
+        // What was got in part helps nobody here.
+        set_huge_pages(before)?;
         bail!(
             "{count} huge pages are needed and {free} are free: the guest's memory is full or in pieces; reserve them at boot \
              (hugepages={wanted} on the kernel's command line), or run with --small-pages"
         );
     }
-    Ok(())
+    Ok(missing)
 }
 
 /// A file that is deleted when nobody needs its pages.
@@ -148,7 +221,7 @@ impl Drop for Named {
 /// Pages that stay where they are. Dropping them gives them back to the guest: only when the server uses none of them any more.
 pub struct Pages {
     // Dropped first, to last: unpinned, unmapped, closed, deleted.
-    _pin: IoUring,
+    _pin: Option<IoUring>,
     mapping: Mapping,
     file: File,
     addresses: Vec<u64>,

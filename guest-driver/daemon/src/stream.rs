@@ -4,10 +4,13 @@ use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use ringfort_protocol::control::envelope::{Envelope, EnvelopeError};
 use ringfort_protocol::control::message::{GIVEN_RINGS_MAX, Message, MessageError};
 use ringfort_protocol::version::Version;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use zerocopy::FromBytes;
 
@@ -22,6 +25,20 @@ pub enum StreamError {
     Envelope(#[from] EnvelopeError),
     #[error(transparent)]
     Message(#[from] MessageError),
+}
+
+/// Whether something has come within `patience`, be it the other side's end.
+pub fn has_come(stream: &UnixStream, patience: Duration) -> io::Result<bool> {
+    let until = Instant::now() + patience;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&left)) {
+            Ok(count) => return Ok(count > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }
 
 /// The next message. Descriptors that come with it are closed by the kernel.

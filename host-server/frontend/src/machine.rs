@@ -42,6 +42,7 @@ pub struct Machine {
 struct State {
     memory: Option<Arc<Memory>>,
     running: bool,
+    stops: u64,
     /// Where its guest reaches the server.
     port: Option<u32>,
     secret: Option<[u8; SECRET_BYTES]>,
@@ -102,6 +103,11 @@ impl Machine {
         state.memory.is_some() && !state.running
     }
 
+    /// How often it was stopped.
+    pub fn stops(&self) -> u64 {
+        self.state().stops
+    }
+
     /// From now on `tenant` is asked to let go.
     pub fn add_tenant(&self, tenant: Weak<dyn Tenant>) {
         let mut state = self.state();
@@ -116,7 +122,11 @@ impl Machine {
 
     /// Returns when every tenant has let go. The machine counts as stopped until [`start`](Self::start).
     pub fn stop(&self) {
-        self.state().running = false;
+        {
+            let mut state = self.state();
+            state.running = false;
+            state.stops += 1;
+        }
         self.evict(LetGo::Stopped);
     }
 
@@ -173,6 +183,7 @@ mod tests {
         assert!(machine.memory().is_some() && !machine.stands_still());
         machine.stop();
         assert!(machine.memory().is_none() && machine.stands_still());
+        assert_eq!(machine.stops(), 1);
         machine.disconnect();
         assert!(!machine.stands_still());
         assert_eq!(*tenant.0.lock().unwrap(), [LetGo::MemoryChanged, LetGo::Stopped, LetGo::Gone]);

@@ -12,14 +12,11 @@ use ringfort_protocol::control::message::{Message, NO_RING, Reason, SECRET_BYTES
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::control::{Conversation, Next, Rings, ping};
+use super::control::{Conversation, Limits, Next, Rings, ping};
 use crate::machine::{LetGo, Tenant};
 
 /// The most descriptors that a message comes with.
 const DESCRIPTOR_COUNT_MAX: usize = 2;
-
-/// How long whoever connects may take to say all of its first message.
-const HELLO_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long the other side may take to read what is said to it: nobody waits for it longer, a machine that is to stop least of all.
 const SAID_WITHIN: Duration = Duration::from_secs(2);
@@ -35,6 +32,8 @@ pub enum Ended {
     Envelope(#[from] EnvelopeError),
     #[error("{tried} the client: {source}")]
     Broken { tried: &'static str, source: io::Error },
+    #[error("the client does not read what is said to it")]
+    Deaf,
     #[error("the client was refused: {0}")]
     Refused(String),
     /// It goes on as the doorbell of the ring that was attached with the secret.
@@ -47,12 +46,23 @@ pub struct Connection<R: Rings> {
     stream: UnixStream,
     conversation: Mutex<Conversation<R>>,
     silence_max: Duration,
+    hello_within: Duration,
+}
+
+/// When whoever is to say something has to have said it.
+#[derive(Clone, Copy)]
+enum Patience {
+    /// Strangers by then, whatever happens to their machine.
+    Until(Instant),
+    /// For so long from each moment at which the machine at the other end ran again.
+    While(Duration),
 }
 
 impl<R: Rings> Connection<R> {
-    pub fn new(stream: UnixStream, conversation: Conversation<R>, silence_ms_max: u32) -> Arc<Self> {
-        let silence_max = Duration::from_millis(silence_ms_max.into());
-        Arc::new(Self { stream, conversation: Mutex::new(conversation), silence_max })
+    pub fn new(stream: UnixStream, conversation: Conversation<R>, limits: &Limits) -> Arc<Self> {
+        let silence_max = Duration::from_millis(limits.silence_ms_max.into());
+        let hello_within = Duration::from_millis(limits.hello_ms_max.into());
+        Arc::new(Self { stream, conversation: Mutex::new(conversation), silence_max, hello_within })
     }
 
     fn conversation(&self) -> MutexGuard<'_, Conversation<R>> {
@@ -78,12 +88,15 @@ impl<R: Rings> Connection<R> {
 
     /// Hears one message, and answers it.
     fn turn(&self) -> Result<(), Ended> {
-        let until = (!self.conversation().has_begun()).then(|| Instant::now() + HELLO_WITHIN);
-        let (envelope, descriptors) = self.hear_envelope(until)?;
+        let patience = match self.conversation().has_begun() {
+            true => Patience::While(self.silence_max),
+            false => Patience::Until(Instant::now() + self.hello_within),
+        };
+        let (envelope, descriptors) = self.hear_envelope(patience)?;
         envelope.check()?;
         // Not longer than the check allows.
         let mut body = vec![0; envelope.body_bytes.get() as usize];
-        self.fill(&mut body, until.unwrap_or_else(|| Instant::now() + self.silence_max))?;
+        self.fill(&mut body, patience)?;
         let mut conversation = self.conversation();
         let next = match Message::decode(envelope.kind.get(), &body) {
             Ok(message) => conversation.hear(message, descriptors),
@@ -107,17 +120,51 @@ impl<R: Rings> Connection<R> {
     }
 
     fn say(&self, conversation: &Conversation<R>, message: &Message) -> Result<(), Ended> {
-        self.stream.set_write_timeout(Some(SAID_WITHIN)).map_err(broken("set a timeout for"))?;
-        (&self.stream).write_all(&message.encode(conversation.version())).map_err(broken("answer"))
+        self.say_until(conversation, message, Instant::now() + SAID_WITHIN)
+    }
+
+    /// Says all of a message, in however many pieces the other side takes it.
+    fn say_until(
+        &self,
+        conversation: &Conversation<R>,
+        message: &Message,
+        until: Instant,
+    ) -> Result<(), Ended> {
+        let bytes = message.encode(conversation.version());
+        let mut said = 0;
+        while said < bytes.len() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Ended::Deaf);
+            }
+            self.stream.set_write_timeout(Some(left)).map_err(broken("set a timeout for"))?;
+            match (&self.stream).write(bytes.get(said..).unwrap_or_default()) {
+                Ok(more) => said += more,
+                Err(error) if retries(&error) => {}
+                Err(error) => return Err(broken("answer")(error)),
+            }
+        }
+        Ok(())
     }
 
     /// Reads all of `into`, in however many pieces it comes.
-    fn fill(&self, into: &mut [u8], until: Instant) -> Result<(), Ended> {
+    fn fill(&self, into: &mut [u8], patience: Patience) -> Result<(), Ended> {
         let mut have = 0;
+        let deadline = || match patience {
+            Patience::Until(until) => until,
+            Patience::While(silence_max) => Instant::now() + silence_max,
+        };
+        let (mut until, mut stops) = (deadline(), self.conversation().stops());
         while have < into.len() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(self.silent());
+                let conversation = self.conversation();
+                if matches!(patience, Patience::Until(_)) || !conversation.stood_still_since(stops) {
+                    drop(conversation);
+                    return Err(self.silent());
+                }
+                (until, stops) = (deadline(), conversation.stops());
+                continue;
             }
             self.stream.set_read_timeout(Some(left)).map_err(broken("set a timeout for"))?;
             match (&self.stream).read(into.get_mut(have..).unwrap_or_default()) {
@@ -132,30 +179,33 @@ impl<R: Rings> Connection<R> {
 
     fn silent(&self) -> Ended {
         let begun = self.conversation().has_begun();
-        let silence = if begun { self.silence_max } else { HELLO_WITHIN };
+        let silence = if begun { self.silence_max } else { self.hello_within };
         Ended::Silent { silence_ms: silence.as_millis() }
     }
 
     /// The next envelope, with the descriptors that came with its first byte. A client that says nothing is asked whether it is there, once.
-    fn hear_envelope(&self, until: Option<Instant>) -> Result<(Envelope, Vec<OwnedFd>), Ended> {
+    fn hear_envelope(&self, patience: Patience) -> Result<(Envelope, Vec<OwnedFd>), Ended> {
         let mut envelope = Envelope::default();
-        let (have, descriptors) = self.hear_first(envelope.as_mut_bytes(), until)?;
+        let (have, descriptors) = self.hear_first(envelope.as_mut_bytes(), patience)?;
         let rest = envelope.as_mut_bytes().get_mut(have..).unwrap_or_default();
-        self.fill(rest, until.unwrap_or_else(|| Instant::now() + self.silence_max))?;
+        self.fill(rest, patience)?;
         // Copied out and not read from twice.
         let envelope = Envelope::read_from_bytes(envelope.as_bytes()).unwrap_or_default();
         Ok((envelope, descriptors))
     }
 
-    fn hear_first(&self, into: &mut [u8], until: Option<Instant>) -> Result<(usize, Vec<OwnedFd>), Ended> {
-        let half = (self.silence_max / 2).max(Duration::from_millis(1));
+    fn hear_first(&self, into: &mut [u8], patience: Patience) -> Result<(usize, Vec<OwnedFd>), Ended> {
         let mut asked = false;
         loop {
-            let patience = until.map_or(half, |until| until.saturating_duration_since(Instant::now()));
-            if patience.is_zero() {
+            let wait = match patience {
+                Patience::Until(until) => until.saturating_duration_since(Instant::now()),
+                Patience::While(silence_max) => (silence_max / 2).max(Duration::from_millis(1)),
+            };
+            if wait.is_zero() {
                 return Err(self.silent());
             }
-            self.stream.set_read_timeout(Some(patience)).map_err(broken("set a timeout for"))?;
+            let stops = self.conversation().stops();
+            self.stream.set_read_timeout(Some(wait)).map_err(broken("set a timeout for"))?;
             match receive(&self.stream, into) {
                 Ok((0, _)) => return Err(Ended::HungUp),
                 Ok(received) => return Ok(received),
@@ -163,9 +213,10 @@ impl<R: Rings> Connection<R> {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                     return Err(broken("listen to")(error));
                 }
+                Err(_) if matches!(patience, Patience::Until(_)) => return Err(self.silent()),
                 // Its clock stands still with it.
-                Err(_) if self.conversation().stands_still() => asked = false,
-                Err(_) if !asked && until.is_none() => {
+                Err(_) if self.conversation().stood_still_since(stops) => asked = false,
+                Err(_) if !asked => {
                     asked = true;
                     let conversation = self.conversation();
                     self.say(&conversation, &ping(0))?;
@@ -180,9 +231,12 @@ impl<R: Rings + Send> Tenant for Connection<R> {
     fn let_go(&self, why: LetGo) {
         let mut conversation = self.conversation();
         let mut said = Ok(());
-        for message in conversation.let_go(why) {
+        let messages = conversation.let_go(why);
+        // For all of them together: the machine waits.
+        let until = Instant::now() + SAID_WITHIN;
+        for message in messages {
             // Whether it hears of it or not, it has let go.
-            said = said.and_then(|()| self.say(&conversation, &message));
+            said = said.and_then(|()| self.say_until(&conversation, &message, until));
         }
         if said.is_err() || why == LetGo::Gone {
             // The thread that listens hears of it, and ends what is left.

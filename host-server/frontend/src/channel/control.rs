@@ -35,6 +35,8 @@ pub struct Limits {
     pub command_bytes_max: u32,
     /// The connection ends when nothing was heard for so long.
     pub silence_ms_max: u32,
+    /// How long whoever connects may take to say all of its first message.
+    pub hello_ms_max: u32,
 }
 
 impl Default for Limits {
@@ -46,6 +48,7 @@ impl Default for Limits {
             memory_bytes_max: 1 << 30,
             command_bytes_max: 1 << 20,
             silence_ms_max: 30_000,
+            hello_ms_max: 5_000,
         }
     }
 }
@@ -118,8 +121,8 @@ pub trait Rings {
     /// From now on this connection speaks for the machine's guest. An earlier one has ended when this returns.
     fn speak_for_guest(&mut self, secret: [u8; SECRET_BYTES]) -> Result<()>;
 
-    /// Whether a ring waits for a doorbell of this secret.
-    fn awaits_doorbell(&mut self, secret: &[u8; SECRET_BYTES]) -> bool;
+    /// Whether a ring waits for a doorbell of this secret, and this connection is to be it.
+    fn claim_doorbell(&mut self, secret: &[u8; SECRET_BYTES]) -> bool;
 }
 
 struct Region {
@@ -239,9 +242,16 @@ impl<R: Rings> Conversation<R> {
         self.version.is_some()
     }
 
-    /// Whether nobody at the other end can answer, since its machine stands still.
-    pub fn stands_still(&self) -> bool {
-        self.guest.as_ref().is_some_and(|guest| guest.machine.stands_still())
+    /// Whether nobody at the other end could answer all the time since the machine's stops were counted as so many.
+    pub fn stood_still_since(&self, stops: u64) -> bool {
+        self.guest
+            .as_ref()
+            .is_some_and(|guest| guest.machine.stands_still() || guest.machine.stops() != stops)
+    }
+
+    /// How often the machine at the other end was stopped. Always 0 for processes of this host.
+    pub fn stops(&self) -> u64 {
+        self.guest.as_ref().map_or(0, |guest| guest.machine.stops())
     }
 
     /// The version that is spoken; the oldest before one was agreed on.
@@ -378,7 +388,7 @@ impl<R: Rings> Conversation<R> {
         match (role, self.guest.is_some()) {
             (Role::Process, false) => {}
             (Role::GuestDaemon, true) => self.rings.speak_for_guest(hello.secret)?,
-            (Role::Doorbell, true) if self.rings.awaits_doorbell(&hello.secret) => {}
+            (Role::Doorbell, true) if self.rings.claim_doorbell(&hello.secret) => {}
             (Role::Doorbell, true) => {
                 let text = "no ring was attached with this secret, or its doorbell is here already";
                 return Err(Refusal::new(Reason::NotAllowed, text));
@@ -507,10 +517,13 @@ impl<R: Rings> Conversation<R> {
             let written = memory.write(start + SECRET_BYTES as u64, &nonce(answer, page));
             assert!(written.is_some(), "the page was read");
         }
-        if !region.rings.is_empty() {
-            self.rings.resume(number, memory.clone())?;
+        let has_rings = !region.rings.is_empty();
+        // Before rings go on: whoever has the machine let go looks here for what uses its memory.
+        (region.memory, region.proved) = (Some(memory.clone()), true);
+        if has_rings && let Err(refusal) = self.rings.resume(number, memory) {
+            self.end_region(number, refusal.reason, &refusal.text);
+            return Err(refusal);
         }
-        (region.memory, region.proved) = (Some(memory), true);
         Ok(Proof { region: proof.region, nonce: answer, ..Proof::default() })
     }
 

@@ -29,7 +29,7 @@ impl Rings for Yes {
     fn speak_for_guest(&mut self, _: [u8; SECRET_BYTES]) -> Result<()> {
         Ok(())
     }
-    fn awaits_doorbell(&mut self, _: &[u8; SECRET_BYTES]) -> bool {
+    fn claim_doorbell(&mut self, _: &[u8; SECRET_BYTES]) -> bool {
         false
     }
 }

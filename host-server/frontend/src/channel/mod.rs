@@ -15,6 +15,8 @@ mod data;
 mod endpoint;
 #[allow(unsafe_code)]
 mod extents;
+#[cfg(test)]
+mod guest_tests;
 #[allow(unsafe_code)]
 mod peer;
 mod record;

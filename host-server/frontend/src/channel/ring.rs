@@ -152,6 +152,13 @@ impl<S: Service> RingServer<S> {
     pub fn set_doorbell(&self, doorbell: Box<dyn Doorbell>, watch: Watch) {
         self.doorbell.replace(Some(doorbell));
         self.watch.replace(Some(watch));
+        // What completed before could not be rung for.
+        self.unsaid.set(true);
+    }
+
+    /// Whether the ring's memory may be looked at: until it has stopped, and from when it goes on.
+    fn uses_memory(&self) -> bool {
+        self.running.get() || self.pending.count() > 0
     }
 
     /// Takes a batch. True where there was any command.
@@ -257,6 +264,10 @@ impl<S: Service> RingServer<S> {
         if let Poll::Ready(completion) = first {
             return completion;
         }
+        // A chain goes on while the ring stops, and nobody would end a wait that begins now.
+        if !self.running.get() {
+            return failed(tag, self.stopped_by.get());
+        }
         if self.waiting.get() >= self.slot_count / WAITING_SHARE {
             return failed(tag, Errno::ENOLCK);
         }
@@ -311,7 +322,9 @@ impl<S: Service> Source for RingServer<S> {
         let Some(this) = self.this.upgrade() else { return false };
         let any = this.look();
         // Also for what tasks have completed since the last time.
-        self.ring_doorbell();
+        if self.uses_memory() {
+            self.ring_doorbell();
+        }
         any
     }
 

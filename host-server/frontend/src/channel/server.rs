@@ -120,9 +120,17 @@ struct Shared {
     connections: Mutex<HashMap<u64, UnixStream>>,
     connection_count: AtomicU64,
     /// Rings whose doorbells have not come yet, by their secrets.
-    awaited: Mutex<HashMap<[u8; SECRET_BYTES], (ClientId, u32)>>,
+    awaited: Mutex<HashMap<[u8; SECRET_BYTES], Awaiting>>,
     speaker: Mutex<Option<Speaker>>,
     speaker_left: Condvar,
+}
+
+/// A ring whose doorbell has not been hung yet.
+struct Awaiting {
+    client: ClientId,
+    ring: u32,
+    /// The connection that was told that it is to be the doorbell: no other is told so.
+    claimed_by: Option<u64>,
 }
 
 /// The connection that speaks for a machine's guest.
@@ -249,7 +257,12 @@ impl Shared {
     /// The connection has ended, with all that it had begun.
     fn leave(&self, connection: u64) {
         lock(&self.connections).remove(&connection);
-        lock(&self.awaited).retain(|_, (client, _)| client.connection != connection);
+        {
+            let mut awaited = lock(&self.awaited);
+            awaited.retain(|_, awaiting| awaiting.client.connection != connection);
+            let claimed = awaited.values_mut().filter(|awaiting| awaiting.claimed_by == Some(connection));
+            claimed.for_each(|awaiting| awaiting.claimed_by = None);
+        }
         let mut speaker = lock(&self.speaker);
         if speaker.as_ref().is_some_and(|speaker| speaker.connection == connection) {
             *speaker = None;
@@ -321,7 +334,7 @@ impl Listening {
             }
         };
         lock(&self.shared.connections).insert(number, stream.try_clone()?);
-        let connection = Connection::new(stream, conversation, self.limits.silence_ms_max);
+        let connection = Connection::new(stream, conversation, &self.limits);
         if let Some(machine) = machine {
             let weak: Weak<dyn Tenant> = Arc::downgrade(&connection) as _;
             machine.add_tenant(weak);
@@ -329,13 +342,13 @@ impl Listening {
         let (shared, events) = (Arc::clone(&self.shared), self.events.clone());
         let serve = move || {
             let ended = connection.converse();
-            shared.leave(number);
             match ended {
                 Ended::Doorbell(secret) => shared.hang_doorbell(secret, &connection, &events),
                 ended => {
                     tracing::info!(channel = %shared.name, number, why = %ended, "a connection ended");
                 }
             }
+            shared.leave(number);
         };
         let begun = thread::Builder::new().name("channel client".to_owned()).spawn(serve);
         begun.inspect_err(|_| self.shared.leave(number))
@@ -350,7 +363,7 @@ impl Shared {
         connection: &Connection<R>,
         events: &Sender<Event>,
     ) {
-        let Some((client, ring)) = lock(&self.awaited).remove(&secret) else { return };
+        let Some(Awaiting { client, ring, .. }) = lock(&self.awaited).remove(&secret) else { return };
         let hung = connection.stream().map_err(|error| error.to_string()).and_then(|stream| {
             stream.set_read_timeout(None).map_err(|error| error.to_string())?;
             let connection = OwnedFd::from(stream);
@@ -401,7 +414,7 @@ impl Rings for VolumeRings {
         let attachment = Box::new(attachment);
         ask(&self.events, |answer| Event::Attach { client, ring, attachment, answer })?;
         if let Some(secret) = secret {
-            lock(&self.shared.awaited).insert(secret, (client, ring));
+            lock(&self.shared.awaited).insert(secret, Awaiting { client, ring, claimed_by: None });
         }
         Ok(())
     }
@@ -409,7 +422,7 @@ impl Rings for VolumeRings {
     fn detach(&mut self, region: u32, ring: Option<u32>) -> Result<(), Refusal> {
         let client = self.client(region);
         let ends = |other: u32| ring.is_none_or(|ring| ring == other);
-        lock(&self.shared.awaited).retain(|_, (of, other)| *of != client || !ends(*other));
+        lock(&self.shared.awaited).retain(|_, awaiting| awaiting.client != client || !ends(awaiting.ring));
         ask(&self.events, |answer| Event::Detach { client, ring, answer })
     }
 
@@ -432,7 +445,9 @@ impl Rings for VolumeRings {
         }
     }
 
-    fn awaits_doorbell(&mut self, secret: &[u8; SECRET_BYTES]) -> bool {
-        lock(&self.shared.awaited).contains_key(secret)
+    fn claim_doorbell(&mut self, secret: &[u8; SECRET_BYTES]) -> bool {
+        let mut awaited = lock(&self.shared.awaited);
+        let unclaimed = awaited.get_mut(secret).filter(|awaiting| awaiting.claimed_by.is_none());
+        unclaimed.map(|awaiting| awaiting.claimed_by = Some(self.connection)).is_some()
     }
 }
