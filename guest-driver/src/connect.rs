@@ -21,7 +21,7 @@ use crate::control::Control;
 use crate::error::Error;
 use crate::lane::{Lane, Load};
 use crate::memory::{self, forks};
-use crate::ring::{Exchange, Pending, Ring};
+use crate::ring::{Exchange, Locked, Pending, Ring};
 
 /// The region that all rings lie in, and the credential of its user.
 const REGION: u32 = 1;
@@ -39,7 +39,8 @@ pub struct Options {
     pub call_bytes_max: u32,
     /// How long a call looks for its answer before it sleeps.
     pub busy_poll: Duration,
-    /// How long a call may take altogether; for ever where there is none.
+    /// How long a call may take altogether, and how long a [`Queue`](crate::Queue) waits for a completion; for ever where there is none. Not
+    /// for tasks, whose calls are given up by dropping them.
     pub timeout: Option<Duration>,
     /// Rings beside those of calls, for [`Queue`](crate::Queue)s.
     pub queues: u32,
@@ -138,19 +139,40 @@ impl Connection {
     /// Carries out a command on behalf of this connection's user. The parts of the input are put one behind the other; the completion says how much of the
     /// output was written.
     pub fn call(&self, command: Command, input: &[&[u8]], output: &mut [u8]) -> Result<Completion, Error> {
-        self.check()?;
+        self.call_with(command, input, output.len(), |completion, memory, at| {
+            // The lane has checked that it lies in the output.
+            let inside = memory.read(at, &mut output[..completion.output_bytes as usize]).is_some();
+            debug_assert!(inside);
+        })
+    }
+
+    /// As [`call`](Self::call). `take` copies the output, which begins where it is told.
+    pub fn call_with(
+        &self,
+        command: Command,
+        input: &[&[u8]],
+        output_bytes: usize,
+        mut take: impl FnMut(&Completion, &SharedMemory, u64),
+    ) -> Result<Completion, Error> {
         let command = self.own(command);
-        let exchange = Exchange { input, output_bytes: output.len(), deadline: self.deadline() };
+        let exchange = Exchange { input, output_bytes, deadline: self.deadline() };
         loop {
-            let completion = self.ring().call(command, &exchange, |completion, memory, at| {
-                // The lane has checked that it lies in the output.
-                let inside = memory.read(at, &mut output[..completion.output_bytes as usize]).is_some();
-                debug_assert!(inside);
+            let (ring, state) =
+                self.idle_ring()?.map_or_else(|| (self.ring(), None), |(ring, state)| (ring, Some(state)));
+            let completion = ring.call(state, command, &exchange, |completion, memory, at| {
+                take(completion, memory, at);
                 *completion
             })?;
             if !was_interrupted(&command, &completion) {
                 return Ok(completion);
             }
+        }
+    }
+
+    /// Carries out a command without input and output of which nobody wants to hear.
+    pub fn post(&self, command: Command) {
+        if self.check().is_ok() {
+            self.ring().post(self.own(command));
         }
     }
 
@@ -187,7 +209,8 @@ impl Connection {
         Command { credential: self.credential, ..command }
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    /// When a call that begins now is given up.
+    pub fn deadline(&self) -> Option<Instant> {
         self.timeout.map(|timeout| Instant::now() + timeout)
     }
 
@@ -196,7 +219,7 @@ impl Connection {
         if self.forks == forks() { Ok(()) } else { Err(Error::Forked) }
     }
 
-    /// A ring that nobody shares, while there is one.
+    /// A ring that nobody shares, while there is one. What its last owner has submitted may still be under way.
     pub fn take_spare(&self) -> Result<(Lane, Bell), Error> {
         self.check()?;
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -214,6 +237,12 @@ impl Connection {
     /// Whether the server is not there any more.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
+    }
+
+    /// The ring that was taken last, where it has nothing to do.
+    fn idle_ring(&self) -> Result<Option<(&Arc<Ring>, Locked<'_>)>, Error> {
+        let ring = &self.rings[self.last.load(Ordering::Relaxed)];
+        Ok(ring.lock_idle()?.map(|state| (ring, state)))
     }
 
     /// The ring with the least to do, from the one after the last that was taken.
@@ -347,4 +376,19 @@ fn own_credential() -> Result<(Credential, Vec<u32>), Error> {
         ..Credential::default()
     };
     Ok((credential, groups))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_that_touch_the_head_of_a_page_are_refused() {
+        let clear = |start, len_bytes| is_clear_of_heads(Area { start, len_bytes }, 21);
+        assert!(clear(64, (2 << 20) - 64));
+        assert!(!clear(0, 4096) && !clear(63, 4096));
+        assert!(!clear(64, 2 << 20), "into the next page");
+        assert!(is_clear_of_heads(Area { start: 0, len_bytes: 8192 }, 0));
+        assert!(!is_clear_of_heads(Area { start: 64, len_bytes: 64 }, 64));
+    }
 }

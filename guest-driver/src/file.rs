@@ -172,6 +172,10 @@ impl File {
         self.closed = true;
     }
 
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.closed
+    }
+
     fn place(&self) -> Place<'_> {
         self.into()
     }

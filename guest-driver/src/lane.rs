@@ -9,7 +9,7 @@
 
 use std::task::Waker;
 
-use ringfort_protocol::command::{Area, Command, Opcode};
+use ringfort_protocol::command::{Area, Command, Flags, Opcode};
 use ringfort_protocol::completion::Completion;
 use ringfort_protocol::ring::memory::SharedMemory;
 use ringfort_protocol::ring::requester::Requester;
@@ -34,6 +34,11 @@ pub struct Flight {
 }
 
 impl Flight {
+    /// Below [`Lane::most`]; no other flight has it at the same time.
+    pub fn index(self) -> usize {
+        self.index as usize
+    }
+
     fn tag(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.index)
     }
@@ -57,6 +62,8 @@ struct Held {
     generation: u32,
     state: State,
     opcode: Opcode,
+    /// On whose behalf a file is opened that nothing else closes.
+    opens: Option<u32>,
     /// What it has beyond its small part of the data area.
     large: Option<Area>,
     output: Area,
@@ -110,6 +117,8 @@ pub struct Lane {
     free: Vec<u32>,
     /// Submitted since the doorbell was last thought of.
     unrung: bool,
+    /// Files that were opened for nobody: what closes them.
+    orphans: Vec<Command>,
     /// What the server said that it may not.
     broken: Option<Box<str>>,
 }
@@ -137,6 +146,7 @@ impl Lane {
             generation: 0,
             state: State::Free,
             opcode: Opcode::Nop,
+            opens: None,
             large: None,
             output: Area::default(),
         };
@@ -148,6 +158,7 @@ impl Lane {
             flights: (0..count).map(held).collect(),
             free: (0..count).rev().collect(),
             unrung: false,
+            orphans: Vec::new(),
             broken: None,
         }
     }
@@ -271,6 +282,8 @@ impl Lane {
         }
         (held.state, held.opcode) = (State::UnderWay { waker }, command.opcode);
         (held.output, held.large) = (output, large);
+        let is_alone = !command.flags.has(Flags::LINK) && !command.flags.has(Flags::LINK_ALWAYS);
+        held.opens = (command.opcode == Opcode::Open && is_alone).then_some(command.credential);
         self.unrung = true;
         flight
     }
@@ -311,7 +324,7 @@ impl Lane {
                 true
             }
             State::Abandoned => {
-                self.free(flight);
+                self.leave_unused(flight, completion);
                 true
             }
             State::Free | State::Done(_) => false,
@@ -359,8 +372,8 @@ impl Lane {
     pub fn abandon(&mut self, flight: Flight) -> Option<Command> {
         let held = self.held(flight);
         match held.state {
-            State::Done(_) => {
-                self.free(flight);
+            State::Done(completion) => {
+                self.leave_unused(flight, completion);
                 None
             }
             _ => {
@@ -374,6 +387,26 @@ impl Lane {
     pub fn cancellation(&mut self, flight: Flight) -> Option<Command> {
         let cancel = Command { operand: flight.tag(), ..Command::new(Opcode::Cancel, 0, 0) };
         (self.held(flight).opcode == Opcode::SetLock).then_some(cancel)
+    }
+
+    /// Frees a flight whose completion nobody wants.
+    fn leave_unused(&mut self, flight: Flight, completion: Completion) {
+        if let Some(credential) = self.held(flight).opens
+            && completion.status == 0
+        {
+            let close = Command { target: completion.value, ..Command::new(Opcode::Close, 0, credential) };
+            self.orphans.push(close);
+        }
+        self.free(flight);
+    }
+
+    pub fn has_orphans(&self) -> bool {
+        !self.orphans.is_empty()
+    }
+
+    /// The commands that close what was opened for nobody.
+    pub fn take_orphans(&mut self) -> Vec<Command> {
+        std::mem::take(&mut self.orphans)
     }
 
     fn free(&mut self, flight: Flight) {
@@ -404,6 +437,15 @@ impl Lane {
 
     pub fn give_room_back(&mut self, area: Area) {
         self.large.give_back(area);
+    }
+
+    /// All room that was kept is free.
+    ///
+    /// # Panics
+    /// Where a command is under way.
+    pub fn take_all_room_back(&mut self) {
+        assert_eq!(self.under_way(), 0, "a command may use the room");
+        self.large = self.large.emptied();
     }
 
     /// What a flight that is done was answered with.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ringfort_protocol::command::{Area, Command, Opcode};
@@ -20,7 +21,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Looks at the ring between two looks at the clock.
 const LOOKS: u32 = 64;
 
-/// Submits commands, which the server carries out at the same time, and uses their completions in the order of submission. For one thread at a time; made by
+/// Submits commands, which the server carries out at the same time, and uses their completions as they come. For one thread at a time; made by
 /// [`Volume::queue`](crate::Volume::queue).
 ///
 /// ```no_run
@@ -46,8 +47,32 @@ pub struct Queue {
     connection: Arc<Connection>,
     /// Always there but while it is given back.
     end: Option<(Lane, Bell)>,
-    /// In the order in which they were submitted.
-    under_way: VecDeque<(Flight, u64)>,
+    /// No other queue of this process has it.
+    number: u64,
+    /// Commands whose completions were not used, by the indices of their flights.
+    submitted: Vec<Option<Submitted>>,
+    /// In the order in which they were completed.
+    completed: VecDeque<Flight>,
+    /// By the indices of [`SharedBuffer`]s.
+    buffers: Vec<Option<Kept>>,
+}
+
+#[derive(Clone, Copy)]
+struct Submitted {
+    flight: Flight,
+    tag: u64,
+    /// The index of the buffer that it reads or writes.
+    buffer: Option<usize>,
+}
+
+/// Room that a buffer has.
+struct Kept {
+    area: Area,
+    /// Commands under way that use it.
+    users: u32,
+    /// One of them reads into it.
+    is_filled: bool,
+    is_released: bool,
 }
 
 /// A command that has been completed.
@@ -59,15 +84,48 @@ pub struct Completed {
     pub result: Result<u64, Error>,
 }
 
-/// Memory that the server reads and writes itself: what is written from it, or read into it, is not copied on the way. Given back when its
-/// [`Queue`] is dropped, or with [`Queue::release`].
+/// Memory that the server reads and writes itself: what is written from it, or read into it, is not copied on the way. It belongs to the [`Queue`] that
+/// made it, and is given back with [`Queue::release`], or with the queue.
 #[derive(Debug)]
-pub struct SharedBuffer(Area);
+pub struct SharedBuffer {
+    queue: u64,
+    index: usize,
+    len_bytes: u32,
+}
+
+impl SharedBuffer {
+    pub fn len_bytes(&self) -> u32 {
+        self.len_bytes
+    }
+}
+
+/// What a buffer is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Others may look at it at the same time.
+    Look,
+    Change,
+}
 
 impl Queue {
     pub(crate) fn new(connection: &Arc<Connection>) -> Result<Self, Error> {
-        let end = connection.take_spare()?;
-        Ok(Self { connection: Arc::clone(connection), end: Some(end), under_way: VecDeque::new() })
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let (lane, bell) = connection.take_spare()?;
+        let submitted = vec![None; lane.most()];
+        let mut queue = Self {
+            connection: Arc::clone(connection),
+            end: Some((lane, bell)),
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            submitted,
+            completed: VecDeque::new(),
+            buffers: Vec::new(),
+        };
+        // What the last owner left under way may use any of the room.
+        while queue.lane().under_way() > 0 {
+            queue.wait()?;
+        }
+        queue.lane().take_all_room_back();
+        Ok(queue)
     }
 
     fn lane(&mut self) -> &mut Lane {
@@ -79,7 +137,7 @@ impl Queue {
 
     /// Commands submitted whose completions were not used.
     pub fn under_way(&self) -> usize {
-        self.under_way.len()
+        self.end.as_ref().map_or(0, |(lane, _)| lane.under_way())
     }
 
     fn submit(
@@ -89,15 +147,21 @@ impl Queue {
         output_bytes: usize,
         tag: u64,
     ) -> Result<bool, Error> {
+        self.connection.check()?;
         let command = self.connection.own(command);
         let begun = self.lane().begin(&Load { command, input, output_bytes }, None);
-        self.note(begun, tag)
+        self.note(begun, tag, None)
     }
 
-    fn note(&mut self, begun: Result<Flight, Refused>, tag: u64) -> Result<bool, Error> {
+    fn note(
+        &mut self,
+        begun: Result<Flight, Refused>,
+        tag: u64,
+        buffer: Option<usize>,
+    ) -> Result<bool, Error> {
         match begun {
             Ok(flight) => {
-                self.under_way.push_back((flight, tag));
+                self.submitted[flight.index()] = Some(Submitted { flight, tag, buffer });
                 Ok(true)
             }
             Err(Refused::Full) => Ok(false),
@@ -133,23 +197,51 @@ impl Queue {
 
     /// Memory that is shared with the server. None where so much is not left; a ring has about a megabyte.
     pub fn buffer(&mut self, len_bytes: u32) -> Option<SharedBuffer> {
-        self.lane().take_room(len_bytes).map(|area| SharedBuffer(Area { len_bytes, ..area }))
+        let area = self.lane().take_room(len_bytes)?;
+        let kept = Kept { area, users: 0, is_filled: false, is_released: false };
+        let index = self.buffers.iter().position(Option::is_none).unwrap_or(self.buffers.len());
+        match self.buffers.get_mut(index) {
+            Some(free) => *free = Some(kept),
+            None => self.buffers.push(Some(kept)),
+        }
+        Some(SharedBuffer { queue: self.number, index, len_bytes })
     }
 
-    /// Copies into a buffer. Not while a command uses it.
+    /// The first bytes of a buffer, for a use that does not disturb commands under way.
+    fn area(&self, buffer: &SharedBuffer, len_bytes: usize, wanted: Use) -> Result<Area, Error> {
+        self.connection.check()?;
+        let own = self.buffers.get(buffer.index).filter(|_| buffer.queue == self.number);
+        let Some(kept) = own.and_then(Option::as_ref) else {
+            return Err(Error::Buffer { found: "another queue has made" });
+        };
+        if kept.is_filled || wanted == Use::Change && kept.users > 0 {
+            return Err(Error::Buffer { found: "a command uses" });
+        }
+        if len_bytes > buffer.len_bytes as usize {
+            let most = buffer.len_bytes as usize;
+            return Err(Error::TooLong { operation: "use a shared buffer", found: len_bytes, most });
+        }
+        // No longer than the buffer.
+        Ok(Area { len_bytes: len_bytes as u32, ..kept.area })
+    }
+
+    /// Copies into a buffer. Refused while a command uses it.
     pub fn fill(&mut self, buffer: &SharedBuffer, bytes: &[u8]) -> Result<(), Error> {
-        let memory = within(buffer, bytes.len()).and_then(|start| self.lane().memory().write(start, bytes));
-        memory.ok_or_else(|| too_long(buffer, bytes.len()))
+        let area = self.area(buffer, bytes.len(), Use::Change)?;
+        let inside = self.lane().memory().write(area.start.into(), bytes).is_some();
+        debug_assert!(inside);
+        Ok(())
     }
 
-    /// Copies out of a buffer. Not while a command uses it.
+    /// Copies out of a buffer. Refused while a command reads into it.
     pub fn copy_out(&mut self, buffer: &SharedBuffer, into: &mut [u8]) -> Result<(), Error> {
-        let len_bytes = into.len();
-        let memory = within(buffer, len_bytes).and_then(|start| self.lane().memory().read(start, into));
-        memory.ok_or_else(|| too_long(buffer, len_bytes))
+        let area = self.area(buffer, into.len(), Use::Look)?;
+        let inside = self.lane().memory().read(area.start.into(), into).is_some();
+        debug_assert!(inside);
+        Ok(())
     }
 
-    /// Submits a read of as much as the buffer holds.
+    /// Submits a read of as much as the buffer holds. Refused while another command uses it.
     pub fn read_shared(
         &mut self,
         file: &File,
@@ -157,15 +249,12 @@ impl Queue {
         offset_bytes: u64,
         tag: u64,
     ) -> Result<bool, Error> {
-        let command = Command { output: buffer.0, ..of_file(Opcode::Read, file, offset_bytes) };
-        let begun = {
-            let command = self.connection.own(command);
-            self.lane().begin_in_place(command)
-        };
-        self.note(begun, tag)
+        let output = self.area(buffer, buffer.len_bytes as usize, Use::Change)?;
+        let command = Command { output, ..of_file(Opcode::Read, file, offset_bytes) };
+        self.submit_in_place(command, buffer.index, tag)
     }
 
-    /// Submits a write of the first bytes of a buffer.
+    /// Submits a write of the first bytes of a buffer. Refused while a command reads into it.
     pub fn write_shared(
         &mut self,
         file: &File,
@@ -174,19 +263,37 @@ impl Queue {
         offset_bytes: u64,
         tag: u64,
     ) -> Result<bool, Error> {
-        within(buffer, len_bytes as usize).ok_or_else(|| too_long(buffer, len_bytes as usize))?;
-        let input = Area { len_bytes, ..buffer.0 };
+        let input = self.area(buffer, len_bytes as usize, Use::Look)?;
         let command = Command { input, ..of_file(Opcode::Write, file, offset_bytes) };
-        let begun = {
-            let command = self.connection.own(command);
-            self.lane().begin_in_place(command)
-        };
-        self.note(begun, tag)
+        self.submit_in_place(command, buffer.index, tag)
     }
 
-    /// Gives a buffer back. No command may use it any more.
+    fn submit_in_place(&mut self, command: Command, buffer: usize, tag: u64) -> Result<bool, Error> {
+        let command = self.connection.own(command);
+        let begun = self.lane().begin_in_place(command);
+        let submitted = self.note(begun, tag, Some(buffer))?;
+        if submitted && let Some(Some(kept)) = self.buffers.get_mut(buffer) {
+            kept.users += 1;
+            kept.is_filled = command.opcode == Opcode::Read;
+        }
+        Ok(submitted)
+    }
+
+    /// Gives a buffer back, once the commands under way that use it are completed.
     pub fn release(&mut self, buffer: SharedBuffer) {
-        self.lane().give_room_back(Area { len_bytes: buffer.0.len_bytes.next_multiple_of(4096), ..buffer.0 });
+        if buffer.queue == self.number
+            && let Some(Some(kept)) = self.buffers.get_mut(buffer.index)
+        {
+            kept.is_released = true;
+            self.reclaim(buffer.index);
+        }
+    }
+
+    fn reclaim(&mut self, buffer: usize) {
+        if let Some(kept) = self.buffers.get_mut(buffer).and_then(|kept| kept.take_if(|kept| kept.is_over()))
+        {
+            self.lane().give_room_back(kept.area);
+        }
     }
 
     /// Wakes the server, where it sleeps, for what was submitted. Waiting does so as well.
@@ -198,72 +305,116 @@ impl Queue {
         }
     }
 
-    /// The completion of the command that was submitted first, with what it read in `into`: waits for it.
+    /// The next completion, with what was read in `into`, or as much of it as that holds: waits for it. What [`read_shared`](Self::read_shared) has read is in its
+    /// buffer.
     ///
     /// # Panics
     /// Where none is under way.
     pub fn next(&mut self, into: &mut [u8]) -> Result<Completed, Error> {
-        self.flush();
-        let Some(&(flight, tag)) = self.under_way.front() else { panic!("no command is under way") };
-        self.wait(flight)?;
-        self.under_way.pop_front();
-        let used = |completion: &Completion, memory: &ringfort_protocol::ring::memory::SharedMemory, at| {
-            let read = (completion.output_bytes as usize).min(into.len());
-            let inside = memory.read(at, &mut into[..read]).is_some();
-            debug_assert!(inside);
-            *completion
-        };
-        let completion = self.lane().finish(flight, used);
-        let result = match completion.status {
-            0 => Ok(completion.value),
-            errno => Err(Error::Refused {
-                operation: "carry out a command of a queue",
-                path: format!("(tag {tag})"),
-                errno: i32::try_from(errno).unwrap_or(libc::EIO),
-            }),
-        };
-        Ok(Completed { tag, result })
+        assert!(self.under_way() > 0, "no command is under way");
+        self.connection.check()?;
+        loop {
+            if let Some(flight) = self.completed.pop_front() {
+                return Ok(self.finish(flight, into));
+            }
+            self.wait()?;
+        }
     }
 
-    fn wait(&mut self, flight: Flight) -> Result<(), Error> {
-        let busy_poll = self.connection.busy_poll();
-        let Some((lane, bell)) = &mut self.end else {
-            unreachable!("a queue has its ring until it is dropped")
-        };
-        if lane.is_done(flight, None) {
-            return Ok(());
+    /// As [`next`](Self::next), but does not wait.
+    pub fn try_next(&mut self, into: &mut [u8]) -> Result<Option<Completed>, Error> {
+        self.connection.check()?;
+        if self.completed.is_empty() {
+            self.flush();
+            self.reap()?;
         }
-        let mut began = None;
+        Ok(self.completed.pop_front().map(|flight| self.finish(flight, into)))
+    }
+
+    fn finish(&mut self, flight: Flight, into: &mut [u8]) -> Completed {
+        let Some(Submitted { tag, buffer, .. }) = self.submitted[flight.index()].take() else {
+            unreachable!("a flight of this queue")
+        };
+        let completion = self.lane().finish(flight, |completion, memory, at| {
+            if buffer.is_none() {
+                let read = (completion.output_bytes as usize).min(into.len());
+                let inside = memory.read(at, &mut into[..read]).is_some();
+                debug_assert!(inside);
+            }
+            *completion
+        });
+        if let Some(buffer) = buffer {
+            if let Some(Some(kept)) = self.buffers.get_mut(buffer) {
+                kept.users -= 1;
+                kept.is_filled = false;
+            }
+            self.reclaim(buffer);
+        }
+        Completed { tag, result: result_of(&completion, tag) }
+    }
+
+    /// Takes what has been completed: how many there were.
+    fn reap(&mut self) -> Result<usize, Error> {
+        let Some((lane, _)) = &mut self.end else { unreachable!("a queue has its ring until it is dropped") };
+        let completed = &mut self.completed;
+        lane.reap(|flight, _| completed.push_back(flight))
+    }
+
+    /// Waits until anything has been completed.
+    fn wait(&mut self) -> Result<(), Error> {
+        self.flush();
+        let (mut began, mut deadline) = (None, None);
         loop {
             for _ in 0..LOOKS {
-                if lane.reap(|_, _| {})? > 0 && lane.is_done(flight, None) {
+                if self.reap()? > 0 {
                     return Ok(());
                 }
                 std::hint::spin_loop();
             }
-            if began.get_or_insert_with(Instant::now).elapsed() < busy_poll {
+            let deadline: Option<Instant> = *deadline.get_or_insert_with(|| self.connection.deadline());
+            if began.get_or_insert_with(Instant::now).elapsed() < self.connection.busy_poll() {
                 continue;
             }
-            if self.connection.is_gone() {
-                return Err(Error::Ended { reason: None, text: "the server is gone".to_owned() });
-            }
-            if lane.prepare_sleep() {
-                let slept = bell.sleep(LOOK_AGAIN);
-                lane.finish_sleep();
-                if slept? == Woken::Gone {
-                    return Err(Error::Ended { reason: None, text: "the server is gone".to_owned() });
-                }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            match left {
+                Some(Duration::ZERO) => return Err(Error::TimedOut),
+                left => self.sleep(left.map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN)))?,
             }
             began = None;
         }
+    }
+
+    fn sleep(&mut self, at_most: Duration) -> Result<(), Error> {
+        if self.connection.is_gone() {
+            return Err(Error::gone());
+        }
+        if let Some((lane, bell)) = &self.end
+            && lane.prepare_sleep()
+        {
+            let slept = bell.sleep(at_most);
+            lane.finish_sleep();
+            if slept? == Woken::Gone {
+                return Err(Error::gone());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Kept {
+    fn is_over(&self) -> bool {
+        self.is_released && self.users == 0
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        if let Some((mut lane, bell)) = self.end.take() {
-            while let Some((flight, _)) = self.under_way.pop_front() {
-                lane.abandon(flight);
+        // A child only loses sight of what is its parent's.
+        if self.connection.check().is_ok()
+            && let Some((mut lane, bell)) = self.end.take()
+        {
+            for submitted in self.submitted.iter().flatten() {
+                lane.abandon(submitted.flight);
             }
             if lane.wants_doorbell() {
                 bell.ring();
@@ -273,15 +424,18 @@ impl Drop for Queue {
     }
 }
 
+fn result_of(completion: &Completion, tag: u64) -> Result<u64, Error> {
+    match completion.status {
+        0 => Ok(completion.value),
+        errno => Err(Error::Refused {
+            operation: "carry out a command of a queue",
+            path: format!("(tag {tag})"),
+            errno: i32::try_from(errno).unwrap_or(libc::EIO),
+        }),
+    }
+}
+
 fn of_file(opcode: Opcode, file: &File, offset_bytes: u64) -> Command {
     let place: Place<'_> = file.into();
     Command { target: place.handle, operand: offset_bytes, ..Command::new(opcode, 0, 0) }
-}
-
-fn within(buffer: &SharedBuffer, len_bytes: usize) -> Option<u64> {
-    (len_bytes <= buffer.0.len_bytes as usize).then_some(buffer.0.start.into())
-}
-
-fn too_long(buffer: &SharedBuffer, found: usize) -> Error {
-    Error::TooLong { operation: "use a shared buffer", found, most: buffer.0.len_bytes as usize }
 }

@@ -34,8 +34,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Looks at the ring between two looks at the clock, and two chances for others to submit.
 const LOOKS: u32 = 64;
 
-/// How long a call that is given up waits for what becomes of its cancellation.
-const CANCEL_WITHIN: Duration = Duration::from_secs(1);
+/// How long a call that is given up waits for what becomes of its cancellation. In tests, longer than any machine is busy with others.
+const CANCEL_WITHIN: Duration = Duration::from_secs(if cfg!(test) { 60 } else { 1 });
 
 /// How long a thread that waits for room goes without looking for it.
 const ROOM_AGAIN: Duration = Duration::from_millis(1);
@@ -54,7 +54,7 @@ pub struct Ring {
     forks: u64,
 }
 
-struct State {
+pub struct State {
     lane: Lane,
     has_keeper: bool,
     /// Tasks that wait for completions, or for room.
@@ -68,6 +68,8 @@ struct State {
     /// Threads that wait behind the keeper.
     parked: usize,
     ended: bool,
+    /// Commands of which nobody wants to hear, and for which there was no room.
+    posted: VecDeque<Command>,
     /// Who is to be woken when the lock is let go.
     woken: Vec<Waker>,
 }
@@ -86,8 +88,22 @@ impl State {
         reaped
     }
 
-    /// Tells as many as wait for room that there is some.
+    /// Submits what was posted, and tells as many as wait for room that there is some.
     fn offer_room(&mut self) {
+        if self.posted.is_empty() && self.queue.is_empty() && !self.lane.has_orphans() {
+            return;
+        }
+        self.posted.extend(self.lane.take_orphans());
+        while let Some(command) = self.posted.pop_front() {
+            match self.lane.begin(&Load { command, input: &[], output_bytes: 0 }, None) {
+                Ok(flight) => {
+                    self.lane.abandon(flight);
+                }
+                Err(Refused::Full) => return self.posted.push_front(command),
+                // Nothing is submitted here any more.
+                Err(Refused::Error(_)) => self.posted.clear(),
+            }
+        }
         let count = self.lane.room().min(self.queue.len());
         self.woken.extend(self.queue.drain(..count).map(|(_, waker)| waker));
     }
@@ -102,14 +118,17 @@ impl State {
     }
 }
 
-/// The state, locked.
-struct Locked<'a>(Option<MutexGuard<'a, State>>);
+/// The state, locked. When it is let go, the server is rung for what was submitted, and whoever is to be is woken.
+pub struct Locked<'a> {
+    guard: Option<MutexGuard<'a, State>>,
+    bell: &'a Bell,
+}
 
 impl Deref for Locked<'_> {
     type Target = State;
 
     fn deref(&self) -> &State {
-        match &self.0 {
+        match &self.guard {
             Some(guard) => guard,
             None => unreachable!("locked until it is dropped"),
         }
@@ -118,7 +137,7 @@ impl Deref for Locked<'_> {
 
 impl DerefMut for Locked<'_> {
     fn deref_mut(&mut self) -> &mut State {
-        match &mut self.0 {
+        match &mut self.guard {
             Some(guard) => guard,
             None => unreachable!("locked until it is dropped"),
         }
@@ -128,7 +147,11 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         let woken = std::mem::take(&mut self.woken);
-        self.0 = None;
+        let rings = self.lane.wants_doorbell();
+        self.guard = None;
+        if rings {
+            self.bell.ring();
+        }
         woken.into_iter().for_each(Waker::wake);
     }
 }
@@ -173,6 +196,7 @@ impl Ring {
             crowd: 0,
             parked: 0,
             ended: false,
+            posted: VecDeque::new(),
             woken: Vec::new(),
         };
         let (room, wanted) = (Condvar::new(), Condvar::new());
@@ -180,7 +204,7 @@ impl Ring {
     }
 
     fn state(&self) -> Locked<'_> {
-        Locked(Some(self.raw_state()))
+        Locked { guard: Some(self.raw_state()), bell: &self.bell }
     }
 
     fn raw_state(&self) -> MutexGuard<'_, State> {
@@ -219,24 +243,24 @@ impl Ring {
         }
     }
 
-    /// Submits, once there is room, and rings where that is wanted.
+    /// Carries out a command of which nobody wants to hear: soon.
+    pub fn post(&self, command: Command) {
+        if self.check().is_ok() {
+            let mut state = self.state();
+            state.posted.push_back(command);
+            state.offer_room();
+        }
+    }
+
+    /// Submits, once there is room.
     fn begin(&self, command: Command, exchange: &Exchange<'_>) -> Result<Flight, Error> {
         loop {
             let mut state = self.state();
             match state.lane.begin(&exchange.load(command), None) {
-                Ok(flight) => {
-                    self.ring_bell(&mut state);
-                    return Ok(flight);
-                }
+                Ok(flight) => return Ok(flight),
                 Err(Refused::Error(error)) => return Err(error),
                 Err(Refused::Full) => self.wait_for_room(state, exchange.deadline)?,
             }
-        }
-    }
-
-    fn ring_bell(&self, state: &mut State) {
-        if state.lane.wants_doorbell() {
-            self.bell.ring();
         }
     }
 
@@ -266,22 +290,69 @@ impl Ring {
         state.offer_room();
     }
 
-    /// Carries out one command and waits. `take` sees the completion and the memory, in which the output begins where it is told.
+    /// The state, where nobody uses the ring.
+    pub fn lock_idle(&self) -> Result<Option<Locked<'_>>, Error> {
+        self.check()?;
+        let guard = match self.state.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+        };
+        let state = Locked { guard: Some(guard), bell: &self.bell };
+        Ok(Some(state).filter(|state| !state.has_keeper && state.lane.under_way() == 0))
+    }
+
+    /// Carries out one command and waits; under `idle`, where the caller has found the ring so. `take` sees the completion and the memory, in which the
+    /// output begins where it is told.
     pub fn call<T>(
         &self,
+        idle: Option<Locked<'_>>,
         command: Command,
         exchange: &Exchange<'_>,
         take: impl FnOnce(&Completion, &SharedMemory, u64) -> T,
     ) -> Result<T, Error> {
-        self.check()?;
-        let flight = self.begin(command, exchange)?;
-        if let Some(state) = self.wait_briefly(flight) {
-            return Ok(self.use_completion(state, flight, take));
-        }
+        let flight = match idle {
+            Some(state) => match self.call_alone(state, command, exchange)? {
+                (flight, Some(state)) => return Ok(self.use_completion(state, flight, take)),
+                (flight, None) => flight,
+            },
+            None => {
+                self.check()?;
+                self.begin(command, exchange)?
+            }
+        };
         match self.wait(flight, exchange.deadline) {
             Err(Error::TimedOut) => self.give_up(flight, command.credential, take),
             waited => self.settle(flight, waited, command.credential, take),
         }
+    }
+
+    /// What most calls need: submits, and polls with the ring to itself for as long as a round trip takes. Still locked where the command is done.
+    fn call_alone<'a>(
+        &'a self,
+        mut state: Locked<'a>,
+        command: Command,
+        exchange: &Exchange<'_>,
+    ) -> Result<(Flight, Option<Locked<'a>>), Error> {
+        let flight = match state.lane.begin(&exchange.load(command), None) {
+            Ok(flight) => flight,
+            Err(Refused::Error(error)) => return Err(error),
+            Err(Refused::Full) => {
+                unreachable!("room for any command that is not too long, where none is under way")
+            }
+        };
+        if state.lane.wants_doorbell() {
+            self.bell.ring();
+        }
+        for _ in 0..LOOKS {
+            match state.reap() {
+                Ok(0) => std::hint::spin_loop(),
+                Ok(_) if state.lane.is_done(flight, None) => return Ok((flight, Some(state))),
+                // Whoever waits next finds out what is wrong.
+                _ => break,
+            }
+        }
+        Ok((flight, None))
     }
 
     /// Ends a call whose time is over: what waits for other clients is cancelled, unless it was done at that very moment.
@@ -304,23 +375,6 @@ impl Ring {
             waited.is_ok() && state.lane.completion(flight).status == libc::ECANCELED.unsigned_abs();
         let waited = if cancelled { Err(Error::TimedOut) } else { waited };
         self.settle_locked(state, flight, waited, credential, take)
-    }
-
-    /// What most calls need: polls with the ring to itself for as long as a round trip takes.
-    fn wait_briefly(&self, flight: Flight) -> Option<Locked<'_>> {
-        let mut state = self.state();
-        if state.has_keeper {
-            return None;
-        }
-        for _ in 0..LOOKS {
-            match state.reap() {
-                Ok(0) => std::hint::spin_loop(),
-                Ok(_) if state.lane.is_done(flight, None) => return Some(state),
-                // Others are to be woken, or whoever waits next finds out what is wrong.
-                _ => return None,
-            }
-        }
-        None
     }
 
     fn use_completion<T>(
@@ -381,7 +435,6 @@ impl Ring {
         // Where there is no room for it the command waits on; its areas stay its own.
         if let Ok(flight) = state.lane.begin(&load, None) {
             state.lane.abandon(flight);
-            self.ring_bell(state);
         }
     }
 
@@ -558,10 +611,7 @@ impl Ring {
         loop {
             let mut state = self.state();
             match state.lane.begin_all(loads) {
-                Ok(flights) => {
-                    self.ring_bell(&mut state);
-                    return Ok(flights);
-                }
+                Ok(flights) => return Ok(flights),
                 Err(Refused::Error(error)) => return Err(error),
                 Err(Refused::Full) if state.lane.can_hold(loads) => self.wait_for_room(state, deadline)?,
                 Err(Refused::Full) => {
@@ -612,7 +662,6 @@ impl Future for Begin<'_> {
         match state.lane.begin(&this.load, None) {
             Ok(flight) => {
                 state.tasks += 1;
-                this.ring.ring_bell(&mut state);
                 let (ring, credential) = (Arc::clone(this.ring), this.load.command.credential);
                 Poll::Ready(Ok(Pending { ring, flight: Some(flight), credential }))
             }

@@ -118,7 +118,7 @@ fn exchange(deadline: Option<Instant>) -> Exchange<'static> {
 }
 
 fn call(ring: &Ring, command: Command, deadline: Option<Instant>) -> Result<Completion, Error> {
-    ring.call(command, &exchange(deadline), |completion, _, _| *completion)
+    ring.call(ring.lock_idle()?, command, &exchange(deadline), |completion, _, _| *completion)
 }
 
 fn soon() -> Option<Instant> {
@@ -417,4 +417,51 @@ fn a_child_that_was_forked_is_refused_and_changes_nothing() {
     drop(ends);
     serving.join().unwrap();
     ring.end();
+}
+
+#[test]
+fn what_was_opened_for_nobody_is_closed() {
+    for is_answered_first in [false, true] {
+        let (ring, mut server) = ends();
+        let open = Command::new(Opcode::Open, 0, 3);
+        let mut opening = Box::pin(async { ring.start(open, &[], 0).await?.finish(|_, _, _| ()).await });
+        assert!(begin(opening.as_mut()).is_pending());
+        let asked = server.wait_for();
+        let answer = Completion { tag: asked.tag, value: 77, ..Completion::default() };
+        if is_answered_first {
+            server.answer(&answer);
+            drop(opening);
+        } else {
+            drop(opening);
+            server.answer(&answer);
+        }
+        ring.state().reap().unwrap();
+        let close = server.wait_for();
+        assert_eq!((close.opcode, close.target, close.credential), (Opcode::Close, 77, 3));
+        server.carry_out(&close);
+        ring.state().reap().unwrap();
+        assert_eq!(ring.state().lane.under_way(), 0);
+        ring.end();
+    }
+}
+
+#[test]
+fn what_is_posted_waits_for_room_and_holds_up_nobody() {
+    let (ring, mut server) = ends();
+    for value in 0..20 {
+        ring.post(nop(value));
+    }
+    let (serving, ends) = {
+        for value in 0..20 {
+            ring.state().reap().unwrap();
+            let command = server.wait_for();
+            assert_eq!(command.value, value);
+            server.carry_out(&command);
+        }
+        server.serve(0)
+    };
+    assert_eq!(call(&ring, nop(20), None).unwrap().value, 20);
+    assert!(ring.state().posted.is_empty());
+    drop(ends);
+    serving.join().unwrap();
 }

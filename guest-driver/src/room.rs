@@ -20,6 +20,11 @@ impl Room {
         Self { whole, free: vec![whole] }
     }
 
+    /// The same with nothing taken.
+    pub fn emptied(&self) -> Self {
+        Self::new(self.whole)
+    }
+
     /// Of a single part, with nothing else taken.
     pub fn most_bytes(&self) -> usize {
         self.whole.len_bytes as usize

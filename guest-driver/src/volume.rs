@@ -200,9 +200,16 @@ impl Volume {
             return Ok(bytes);
         }
         let file = self.open(place, Open::to_read())?;
-        let mut whole = vec![0; usize::try_from(file.stat()?.size_bytes).unwrap_or(usize::MAX)];
-        let read = file.read_at(&mut whole, 0)?;
-        whole.truncate(read);
+        let mut whole = Vec::new();
+        loop {
+            let done = whole.len();
+            whole.resize(done + most, 0);
+            let read = file.read_at(&mut whole[done..], done as u64)?;
+            whole.truncate(done + read);
+            if read < most {
+                break;
+            }
+        }
         Ok(whole)
     }
 
