@@ -14,11 +14,12 @@
 //! ```
 //!
 //! Modules, lowest first:
-//! `error` · `memory` · `control` · `bell` · `room` · `lane` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` · `space` · `file` ·
-//! `directory` · `queue` · `batch` · `asynchronous` · `volume`
+//! `address` · `error` · `memory` · `control` · `bell` · `room` · `lane` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` ·
+//! `space` · `file` · `directory` · `queue` · `batch` · `asynchronous` · `volume`
 
 #![deny(unsafe_code)]
 
+mod address;
 mod asynchronous;
 mod attributes;
 mod batch;
@@ -42,6 +43,7 @@ mod space;
 mod volume;
 mod xattr;
 
+pub use address::{ADDRESS_DEFAULT, ADDRESS_VARIABLE, Address, AddressError};
 pub use asynchronous::{AsyncFile, AsyncVolume};
 pub use attributes::{Access, Attributes, FileKind, SetAttributes, SetTime, Statistics, Timestamp};
 pub use batch::{Batch, Outcome};

@@ -17,6 +17,7 @@ const CRATES: &[Crate] = &[
     Crate { package: "ringfort", folder: "host-server", may_use: None },
     // The guest knows the host by the bytes they share, and by nothing else.
     Crate { package: "ringfort-guest", folder: "guest-driver", may_use: Some(&["ringfort-protocol"]) },
+    Crate { package: "ringfort-capi", folder: "guest-driver/capi", may_use: Some(&["ringfort-guest"]) },
     Crate { package: "ringfort-rf", folder: "guest-driver/cli", may_use: Some(&["ringfort-guest"]) },
     Crate {
         package: "ringfort-guestd",
@@ -49,6 +50,11 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("host-server/frontend/src/channel/region.rs", "memory of clients on this host"),
     ("guest-driver/daemon/src/pages.rs", "memory that the server maps as well, pinned"),
     ("guest-driver/daemon/src/peer.rs", "asks the kernel for the groups of a peer"),
+    ("guest-driver/capi/src/batch.rs", "names that C finds"),
+    ("guest-driver/capi/src/boundary.rs", "strings, buffers and names of C"),
+    ("guest-driver/capi/src/directory.rs", "names that C finds"),
+    ("guest-driver/capi/src/file.rs", "names that C finds"),
+    ("guest-driver/capi/src/volume.rs", "names that C finds"),
     ("guest-driver/src/memory.rs", "memory that the server maps as well"),
     ("host-server/measure/src/isal.rs", "calls a rival's C functions"),
     ("host-server/store/src/format/crc32c.rs", "processor instructions for checksums"),

@@ -1,9 +1,9 @@
 //! What may be said on the command line.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
+use ringfort_guest::{ADDRESS_DEFAULT, ADDRESS_VARIABLE, Address};
 
 use crate::mode::{Mode, Owner};
 
@@ -29,8 +29,8 @@ pub struct Arguments {
     #[arg(
         long,
         value_name = "unix:PATH",
-        env = "RINGFORT_CONNECT",
-        default_value = "unix:/run/ringfort/guestd.sock",
+        env = ADDRESS_VARIABLE,
+        default_value = ADDRESS_DEFAULT,
         global = true
     )]
     pub connect: Address,
@@ -177,21 +177,6 @@ pub enum Command {
     },
 }
 
-/// Where a channel is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address(pub PathBuf);
-
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("unix:") {
-            Some(path) if !path.is_empty() => Ok(Self(path.into())),
-            _ => Err(format!("{text:?} is not unix:PATH")),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -201,8 +186,6 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
-        assert_eq!("unix:/a".parse(), Ok(Address("/a".into())));
-        assert!("/a".parse::<Address>().unwrap_err().contains("unix:PATH"));
         let chmod = Arguments::try_parse_from(["rf", "chmod", "-w", "/a"]);
         assert!(matches!(chmod.map(|parsed| parsed.command), Ok(Command::Chmod { .. })));
     }

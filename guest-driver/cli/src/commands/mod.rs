@@ -14,7 +14,7 @@ use crate::arguments::{Arguments, Command};
 use change::Removing;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let volume = ringfort_guest::connect(&arguments.connect.0)?;
+    let volume = ringfort_guest::connect(arguments.connect.path())?;
     carry_out(&volume, &arguments.command)
 }
 
