@@ -1,5 +1,6 @@
 //! Round trips between two processors of this machine: what a channel can be held against.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -55,10 +56,33 @@ impl Samples {
     }
 }
 
-fn pin(processor: usize) -> Result<()> {
+/// Who asks, and who answers: processors that do not share a first-level cache.
+const ASKER: usize = 0;
+const ANSWERER: usize = 1;
+
+fn pin(thread: Pid, processor: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(processor).context("choose a processor")?;
-    sched_setaffinity(Pid::from_raw(0), &set).context("pin a thread")
+    sched_setaffinity(thread, &set).context("pin a thread")
+}
+
+/// Keeps this thread on the processor of those who ask.
+pub fn pin_asker() -> Result<()> {
+    pin(Pid::from_raw(0), ASKER)
+}
+
+fn pin_answerer() -> Result<()> {
+    pin(Pid::from_raw(0), ANSWERER)
+}
+
+/// Keeps all threads of a process on the processor of those who answer.
+pub fn pin_server(process: u32) -> Result<()> {
+    let threads = format!("/proc/{process}/task");
+    for thread in fs::read_dir(&threads).with_context(|| format!("list {threads}"))? {
+        let number = thread?.file_name().to_string_lossy().parse().context("a thread's number")?;
+        pin(Pid::from_raw(number), ANSWERER)?;
+    }
+    Ok(())
 }
 
 /// A line to itself.
@@ -74,7 +98,7 @@ pub fn cache_line_ns() -> Result<f64> {
     let back = Arc::new(Line::default());
     let (heard, said) = (Arc::clone(&there), Arc::clone(&back));
     let echo = thread::spawn(move || -> Result<()> {
-        pin(1)?;
+        pin_answerer()?;
         for number in 1..=ROUND_TRIPS {
             while heard.0.load(Ordering::Acquire) != number {
                 std::hint::spin_loop();
@@ -84,7 +108,7 @@ pub fn cache_line_ns() -> Result<f64> {
         Ok(())
     });
     let ask = thread::spawn(move || -> Result<Vec<u64>> {
-        pin(0)?;
+        pin_asker()?;
         let (mut samples, mut number) = (Vec::new(), 0);
         while number < ROUND_TRIPS {
             let began = Instant::now();
@@ -107,16 +131,18 @@ pub fn cache_line_ns() -> Result<f64> {
 /// A byte that goes to another, sleeping thread through a Unix socket, and back; nanoseconds.
 pub fn unix_socket_ns(count: usize) -> Result<f64> {
     let (mut ours, mut theirs) = UnixStream::pair().context("make a pair of sockets")?;
-    let echo = thread::spawn(move || {
+    let echo = thread::spawn(move || -> Result<()> {
+        pin_answerer()?;
         let mut byte = [0];
         while theirs.read_exact(&mut byte).is_ok() && theirs.write_all(&byte).is_ok() {}
+        Ok(())
     });
     let samples = Samples::take_slowly(count, || {
         ours.write_all(&[1])?;
         Ok(ours.read_exact(&mut [0])?)
     });
     drop(ours);
-    let _ = echo.join();
+    echo.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
     Ok(samples?.median_ns())
 }
 
@@ -125,6 +151,7 @@ pub fn eventfd_ns(count: usize) -> Result<f64> {
     let (there, back) = (Arc::new(EventFd::new()?), Arc::new(EventFd::new()?));
     let (heard, said) = (Arc::clone(&there), Arc::clone(&back));
     let echo = thread::spawn(move || -> Result<()> {
+        pin_answerer()?;
         for _ in 0..count {
             heard.read().context("wait for an event")?;
             said.write(1).context("send an event")?;

@@ -40,6 +40,8 @@ pub fn measure(rounds: u32) -> Result<Figures> {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
+    pace::pin_asker()?;
+    pace::pin_server(server.process_id())?;
     for _ in 0..rounds {
         let client = Client::connect(&socket)?;
         let cache_line_ns = pace::cache_line_ns()?;
@@ -56,7 +58,7 @@ pub fn measure(rounds: u32) -> Result<Figures> {
 
 fn describe(figures: &mut Figures, rounds: u32) -> Result<()> {
     let processors = std::thread::available_parallelism().context("counting processors")?;
-    figures.condition("host", format!("{processors} processors; client and server are not pinned"));
+    figures.condition("host", format!("{processors} processors; the client, and whoever asks, on the first, the server, and whoever answers, on the second"));
     figures
         .condition("ringfort", "serve --channel unix:PATH, data 4+2; the client is the library, one thread");
     figures.condition("polled", "one call after the other; neither side sleeps");
