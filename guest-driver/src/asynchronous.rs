@@ -17,7 +17,7 @@ impl<A> Request<'_, A> {
     /// Carries it out. Dropping the future gives the command up: it may be carried out all the same.
     pub(crate) async fn start(&self, connection: &Connection) -> Result<A, Error> {
         loop {
-            let pending = connection.start(self.command, &self.parts(), self.output_bytes)?;
+            let pending = connection.start(self.command, &self.parts(), self.output_bytes).await?;
             let (completion, output) = pending
                 .finish(|completion, memory: &SharedMemory, at| {
                     let mut output = vec![0; completion.output_bytes as usize];

@@ -1,11 +1,12 @@
 //! Commands that are submitted together, and chains of them.
 
-use ringfort_protocol::command::{Command, Flags};
+use ringfort_protocol::command::Flags;
 use ringfort_protocol::completion::Completion;
 
 use crate::connect::{Connection, was_interrupted};
 use crate::error::Error;
 use crate::file::{self, File, Open};
+use crate::lane::Load;
 use crate::place::Place;
 use crate::request::Request;
 
@@ -126,13 +127,19 @@ impl<'a> Batch<'a> {
             let flags = &mut last.request.command.flags;
             *flags = flags.without(Flags::LINK.union(Flags::LINK_ALWAYS));
         }
-        let commands: Vec<(Command, Vec<&[u8]>, usize)> = self
+        let inputs: Vec<_> = self.parts.iter().map(|part| part.request.parts()).collect();
+        let loads: Vec<_> = self
             .parts
             .iter()
-            .map(|part| (part.request.command, part.request.parts().to_vec(), part.request.output_bytes))
+            .zip(&inputs)
+            .map(|(part, input)| Load {
+                command: part.request.command,
+                input,
+                output_bytes: part.request.output_bytes,
+            })
             .collect();
         let mut outcomes: Vec<_> = self.parts.iter().map(|_| Ok(Outcome::default())).collect();
-        self.connection.call_all(&commands, |index, completion, output| {
+        self.connection.call_all(&loads, |index, completion, output| {
             if let (Some(slot), Some(part)) = (outcomes.get_mut(index), self.parts.get(index)) {
                 debug_assert!(
                     !was_interrupted(&part.request.command, completion),

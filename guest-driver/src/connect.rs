@@ -19,7 +19,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use crate::bell::Bell;
 use crate::control::Control;
 use crate::error::Error;
-use crate::lane::Lane;
+use crate::lane::{Lane, Load};
 use crate::memory::{self, forks};
 use crate::ring::{Exchange, Pending, Ring};
 
@@ -155,23 +155,26 @@ impl Connection {
     }
 
     /// Begins a command; what it gives is for the future that is returned.
-    pub fn start(&self, command: Command, input: &[&[u8]], output_bytes: usize) -> Result<Pending, Error> {
+    pub async fn start(
+        &self,
+        command: Command,
+        input: &[&[u8]],
+        output_bytes: usize,
+    ) -> Result<Pending, Error> {
         self.check()?;
-        self.ring().start(self.own(command), &Exchange { input, output_bytes, deadline: self.deadline() })
+        self.ring().start(self.own(command), input, output_bytes).await
     }
 
     /// Carries out commands that are submitted together, in this order on one ring. `take` sees each completion, with its output.
     pub fn call_all(
         &self,
-        commands: &[(Command, Vec<&[u8]>, usize)],
+        loads: &[Load<'_>],
         mut take: impl FnMut(usize, &Completion, Vec<u8>),
     ) -> Result<(), Error> {
         self.check()?;
-        let commands: Vec<_> = commands
-            .iter()
-            .map(|(command, input, room)| (self.own(*command), input.clone(), *room))
-            .collect();
-        self.ring().call_all(&commands, self.deadline(), |index, completion, memory, at| {
+        let loads: Vec<_> =
+            loads.iter().map(|load| Load { command: self.own(load.command), ..*load }).collect();
+        self.ring().call_all(&loads, self.deadline(), |index, completion, memory, at| {
             let mut output = vec![0; completion.output_bytes as usize];
             let inside = memory.read(at, &mut output).is_some();
             debug_assert!(inside);
@@ -189,7 +192,7 @@ impl Connection {
     }
 
     /// A child process shares the memory with its parent, and must leave it alone.
-    fn check(&self) -> Result<(), Error> {
+    pub fn check(&self) -> Result<(), Error> {
         if self.forks == forks() { Ok(()) } else { Err(Error::Forked) }
     }
 
@@ -197,7 +200,7 @@ impl Connection {
     pub fn take_spare(&self) -> Result<(Lane, Bell), Error> {
         self.check()?;
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.ok_or(Error::TooLong { operation: "make a queue", found: 1, most: 0 })
+        spare.ok_or(Error::NoQueueLeft)
     }
 
     pub fn give_spare_back(&self, lane: Lane, bell: Bell) {
@@ -265,9 +268,9 @@ fn ask_for_memory(control: &mut Control, ring_count: u32, data_bytes: u32) -> Re
         let (start, data) =
             (place.start.get(), Area { start: place.data_start.get(), len_bytes: place.data_bytes.get() });
         let layout = RingLayout::new(start.into(), place.slot_count.get(), len_bytes);
-        let data_end = u64::from(data.start) + u64::from(data.len_bytes);
-        let fits =
-            data_end <= len_bytes && data.len_bytes >= data_bytes && is_clear_of_heads(data, page_shift);
+        let fits = Lane::fits(data, len_bytes)
+            && data.len_bytes >= data_bytes
+            && is_clear_of_heads(data, page_shift);
         match layout.filter(|_| fits) {
             Some(layout) => Ok(RingEnd { layout, data, bell: Bell::Connection(bell) }),
             None => Err(Error::Protocol {

@@ -32,6 +32,19 @@ pub enum Error {
     /// More than a call takes.
     #[error("{operation}: {found}; at most {most} are taken at a time")]
     TooLong { operation: &'static str, found: usize, most: usize },
+    /// A batch with more commands, or more data, than a ring has room for.
+    #[error(
+        "a batch of {found} commands; at most {most} are submitted together, with at most `Options::call_bytes_max` of data"
+    )]
+    TogetherTooLong { found: usize, most: usize },
+    /// As many queues are in use as were asked for, or the server gives no more rings.
+    #[error(
+        "no ring is left for a queue; connect with `Options::queues` as large as queues are wanted at a time"
+    )]
+    NoQueueLeft,
+    /// A buffer that a command uses, or that another queue has made.
+    #[error("a shared buffer that {found}")]
+    Buffer { found: &'static str },
 }
 
 impl Error {
@@ -44,10 +57,16 @@ impl Error {
             }
             Self::Ended { .. } => libc::ENOTCONN,
             Self::Protocol { .. } => libc::EPROTO,
-            Self::TooLong { .. } => libc::E2BIG,
+            Self::TooLong { .. } | Self::TogetherTooLong { .. } => libc::E2BIG,
+            Self::NoQueueLeft => libc::EMFILE,
+            Self::Buffer { .. } => libc::EBUSY,
             Self::TimedOut => libc::ETIMEDOUT,
             Self::Forked => libc::ECHILD,
         }
+    }
+
+    pub(crate) fn gone() -> Self {
+        Self::Ended { reason: None, text: "the server is gone".to_owned() }
     }
 
     pub(crate) fn system(tried: &'static str) -> impl Fn(io::Error) -> Self {

@@ -4,6 +4,8 @@
 //! * A command has a flight from its submission to the moment at which its completion was taken and used. There are as many flights as the ring
 //!   has slots, so that a command with a flight always has a slot.
 //! * The areas of a flight are given to no other before its completion has come, whatever became of whoever asked.
+//! * What is completed was asked for, and has no more output than it was given room for. After a completion that breaks this the lane is *broken*:
+//!   nothing begins and nothing is taken any more.
 
 use std::task::Waker;
 
@@ -20,6 +22,8 @@ pub const SMALL_BYTES: u32 = 8192;
 
 /// Where input and output begin in an area: what is written of a file in whole blocks stays aligned.
 const ALIGN_BYTES: u32 = 64;
+
+const SMALL_BYTES_FIT: usize = SMALL_BYTES as usize;
 
 /// A command under way, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +76,30 @@ impl From<Error> for Refused {
     }
 }
 
+/// A command with the parts of its input, which are put one behind the other, and the most bytes that come back.
+#[derive(Clone, Copy)]
+pub struct Load<'a> {
+    pub command: Command,
+    pub input: &'a [&'a [u8]],
+    pub output_bytes: usize,
+}
+
+impl Load<'_> {
+    fn wanted_bytes(&self) -> usize {
+        // Lengths of slices, or of what is to be one.
+        let input_bytes: usize = self.input.iter().map(|part| part.len()).sum();
+        input_bytes.next_multiple_of(ALIGN_BYTES as usize) + self.output_bytes
+    }
+}
+
+/// A flight's number and areas before it begins.
+struct Berth {
+    index: u32,
+    area: Area,
+    /// The area, where it is not the small part that each flight has.
+    large: Option<Area>,
+}
+
 /// A ring's end, and its data area.
 pub struct Lane {
     requester: Requester<SharedMemory>,
@@ -82,6 +110,8 @@ pub struct Lane {
     free: Vec<u32>,
     /// Submitted since the doorbell was last thought of.
     unrung: bool,
+    /// What the server said that it may not.
+    broken: Option<Box<str>>,
 }
 
 impl Lane {
@@ -90,7 +120,16 @@ impl Lane {
         slot_count * SMALL_BYTES + call_bytes + (64 << 10)
     }
 
+    /// Whether an area of data lies in memory of so many bytes, and begins as a lane wants it to.
+    pub fn fits(data: Area, memory_bytes: u64) -> bool {
+        let end = data.start.checked_add(data.len_bytes);
+        end.is_some_and(|end| u64::from(end) <= memory_bytes) && data.start.is_multiple_of(ALIGN_BYTES)
+    }
+
+    /// # Panics
+    /// Where the data do not [fit](Self::fits).
     pub fn new(requester: Requester<SharedMemory>, memory: SharedMemory, data: Area) -> Self {
+        assert!(Self::fits(data, memory.len_bytes()), "{data:?} in {} bytes", memory.len_bytes());
         let count = requester.room().min(data.len_bytes / SMALL_BYTES / 2);
         let small_bytes = count * SMALL_BYTES;
         let large = Area { start: data.start + small_bytes, len_bytes: data.len_bytes - small_bytes };
@@ -109,6 +148,7 @@ impl Lane {
             flights: (0..count).map(held).collect(),
             free: (0..count).rev().collect(),
             unrung: false,
+            broken: None,
         }
     }
 
@@ -117,61 +157,102 @@ impl Lane {
         self.free.len()
     }
 
+    /// Commands that may be under way together.
+    pub fn most(&self) -> usize {
+        self.flights.len()
+    }
+
     pub fn under_way(&self) -> usize {
         self.flights.len() - self.free.len()
     }
 
-    /// Where the input and output of a flight lie: in its small part where they fit.
-    fn place(
-        &mut self,
-        index: u32,
-        input_bytes: usize,
-        output_bytes: usize,
-    ) -> Result<(Area, Option<Area>), Refused> {
-        let wanted = input_bytes.next_multiple_of(ALIGN_BYTES as usize) + output_bytes;
-        if wanted <= SMALL_BYTES as usize {
-            let start = self.data.start + index * SMALL_BYTES;
-            return Ok((Area { start, len_bytes: SMALL_BYTES }, None));
+    /// An error once the lane is broken.
+    fn check(&self) -> Result<(), Error> {
+        match &self.broken {
+            None => Ok(()),
+            Some(found) => Err(Error::Protocol { found: found.to_string() }),
         }
-        if wanted > self.large.most_bytes() {
-            let most = self.large.most_bytes();
-            return Err(Error::TooLong { operation: "call the server", found: wanted, most }.into());
-        }
-        // No longer than the room, which has 32 bits.
-        let area = self.large.take(wanted as u32).ok_or(Refused::Full)?;
-        Ok((area, Some(area)))
     }
 
-    /// Submits a command with the parts of its input one behind the other, and room for its output.
-    pub fn begin(
-        &mut self,
-        mut command: Command,
-        input: &[&[u8]],
-        output_bytes: usize,
-        waker: Option<Waker>,
-    ) -> Result<Flight, Refused> {
+    /// A flight with areas for input and output: in its small part where they fit.
+    fn berth(&mut self, load: &Load<'_>) -> Result<Berth, Refused> {
+        self.check()?;
         let index = *self.free.last().ok_or(Refused::Full)?;
-        let input_bytes: usize = input.iter().map(|part| part.len()).sum();
-        let (area, large) = self.place(index, input_bytes, output_bytes)?;
-        let mut at = area.start;
-        for part in input {
-            self.memory.write(at.into(), part).ok_or_else(outside)?;
+        let wanted = load.wanted_bytes();
+        let large = match wanted {
+            0..=SMALL_BYTES_FIT => None,
+            _ if wanted > self.large.most_bytes() => {
+                let most = self.large.most_bytes();
+                return Err(Error::TooLong { operation: "call the server", found: wanted, most }.into());
+            }
+            // No longer than the room, which has 32 bits.
+            _ => Some(self.large.take(wanted as u32).ok_or(Refused::Full)?),
+        };
+        self.free.pop();
+        let small = Area { start: self.data.start + index * SMALL_BYTES, len_bytes: SMALL_BYTES };
+        Ok(Berth { index, area: large.unwrap_or(small), large })
+    }
+
+    fn leave(&mut self, berth: Berth) {
+        self.free.push(berth.index);
+        berth.large.into_iter().for_each(|area| self.large.give_back(area));
+    }
+
+    /// Submits a command.
+    pub fn begin(&mut self, load: &Load<'_>, waker: Option<Waker>) -> Result<Flight, Refused> {
+        let berth = self.berth(load)?;
+        Ok(self.fill(berth, load, waker))
+    }
+
+    /// Whether all of these fit when nothing else is under way.
+    pub fn can_hold(&self, loads: &[Load<'_>]) -> bool {
+        let large_bytes = |load: &Load<'_>| match load.wanted_bytes() {
+            0..=SMALL_BYTES_FIT => 0,
+            wanted => Room::rounded(wanted),
+        };
+        loads.len() <= self.flights.len()
+            && loads.iter().map(large_bytes).sum::<usize>() <= self.large.most_bytes()
+    }
+
+    /// Submits all of these commands, one right behind the other, or none of them.
+    pub fn begin_all(&mut self, loads: &[Load<'_>]) -> Result<Vec<Flight>, Refused> {
+        let mut berths = Vec::with_capacity(loads.len());
+        for load in loads {
+            match self.berth(load) {
+                Ok(berth) => berths.push(berth),
+                Err(refused) => {
+                    berths.into_iter().rev().for_each(|berth| self.leave(berth));
+                    return Err(refused);
+                }
+            }
+        }
+        Ok(berths.into_iter().zip(loads).map(|(berth, load)| self.fill(berth, load, None)).collect())
+    }
+
+    fn fill(&mut self, berth: Berth, load: &Load<'_>, waker: Option<Waker>) -> Flight {
+        let mut command = load.command;
+        let start = berth.area.start;
+        let mut at = start;
+        for part in load.input {
+            let inside = self.memory.write(at.into(), part).is_some();
+            assert!(inside, "the data of a lane lie in its memory");
             at += part.len() as u32;
         }
-        if input_bytes > 0 {
-            command.input = Area { start: area.start, len_bytes: input_bytes as u32 };
+        if at > start {
+            command.input = Area { start, len_bytes: at - start };
         }
-        let output = Area { start: at.next_multiple_of(ALIGN_BYTES), len_bytes: output_bytes as u32 };
-        if output_bytes > 0 {
+        let output = Area { start: at.next_multiple_of(ALIGN_BYTES), len_bytes: load.output_bytes as u32 };
+        if load.output_bytes > 0 {
             command.output = output;
         }
-        self.submit(index, command, output, large, waker)
+        self.submit(berth.index, command, output, berth.large, waker)
     }
 
     /// Submits a command whose areas the caller has said.
     pub fn begin_in_place(&mut self, command: Command) -> Result<Flight, Refused> {
-        let index = *self.free.last().ok_or(Refused::Full)?;
-        self.submit(index, command, command.output, None, None)
+        self.check()?;
+        let index = self.free.pop().ok_or(Refused::Full)?;
+        Ok(self.submit(index, command, command.output, None, None))
     }
 
     fn submit(
@@ -181,7 +262,7 @@ impl Lane {
         output: Area,
         large: Option<Area>,
         waker: Option<Waker>,
-    ) -> Result<Flight, Refused> {
+    ) -> Flight {
         let Some(held) = self.flights.get_mut(index as usize) else { unreachable!("a free flight is one") };
         let flight = Flight { index, generation: held.generation };
         command.tag = flight.tag();
@@ -190,9 +271,8 @@ impl Lane {
         }
         (held.state, held.opcode) = (State::UnderWay { waker }, command.opcode);
         (held.output, held.large) = (output, large);
-        self.free.pop();
         self.unrung = true;
-        Ok(flight)
+        flight
     }
 
     /// Whether the server has to be rung for what was begun since the last time.
@@ -200,29 +280,42 @@ impl Lane {
         std::mem::take(&mut self.unrung) && self.requester.wants_doorbell()
     }
 
-    /// Takes what has been completed, and hands over who is to be woken. How many there were.
-    pub fn reap(&mut self, mut wake: impl FnMut(Waker)) -> Result<usize, Error> {
+    /// Takes what has been completed: `done` is told of each that somebody waits for, with who is to be woken. How many there were, those that nobody waits for included.
+    pub fn reap(&mut self, mut done: impl FnMut(Flight, Option<Waker>)) -> Result<usize, Error> {
+        self.check()?;
         let mut count = 0;
         while let Some(slot) = self.requester.take() {
             count += 1;
             let completion = Completion::decode(slot);
-            let flight = Flight::of_tag(completion.tag);
-            let held = self.flights.get_mut(flight.index as usize);
-            let held = held.filter(|held| held.generation == flight.generation);
-            match held.map(|held| (std::mem::replace(&mut held.state, State::Done(completion)), held.output))
-            {
-                Some((State::UnderWay { waker }, output)) if completion.output_bytes <= output.len_bytes => {
-                    waker.into_iter().for_each(&mut wake);
-                }
-                Some((State::Abandoned, _)) => self.free(flight),
-                _ => {
-                    return Err(Error::Protocol {
-                        found: format!("{completion:?}, for which nobody asked so"),
-                    });
-                }
+            if !self.accept(completion, &mut done) {
+                self.broken = Some(format!("{completion:?}, for which nobody asked so").into());
+                return self.check().map(|()| count);
             }
         }
         Ok(count)
+    }
+
+    /// False where nobody asked so.
+    fn accept(&mut self, completion: Completion, done: &mut impl FnMut(Flight, Option<Waker>)) -> bool {
+        let flight = Flight::of_tag(completion.tag);
+        let held = self.flights.get_mut(flight.index as usize);
+        let held = held.filter(|held| held.generation == flight.generation);
+        let Some(held) = held.filter(|held| completion.output_bytes <= held.output.len_bytes) else {
+            return false;
+        };
+        match &mut held.state {
+            State::UnderWay { waker } => {
+                let waker = waker.take();
+                held.state = State::Done(completion);
+                done(flight, waker);
+                true
+            }
+            State::Abandoned => {
+                self.free(flight);
+                true
+            }
+            State::Free | State::Done(_) => false,
+        }
     }
 
     fn held(&mut self, flight: Flight) -> &mut Held {
@@ -255,9 +348,8 @@ impl Lane {
         flight: Flight,
         take: impl FnOnce(&Completion, &SharedMemory, u64) -> T,
     ) -> T {
-        let held = self.held(flight);
-        let State::Done(completion) = held.state else { unreachable!("a flight that is done") };
-        let start = held.output.start;
+        let completion = self.completion(flight);
+        let start = self.held(flight).output.start;
         let taken = take(&completion, &self.memory, start.into());
         self.free(flight);
         taken
@@ -290,9 +382,7 @@ impl Lane {
         held.generation = held.generation.wrapping_add(1);
         let large = held.large.take();
         self.free.push(flight.index);
-        if let Some(large) = large {
-            self.large.give_back(large);
-        }
+        large.into_iter().for_each(|area| self.large.give_back(area));
     }
 
     /// A waker of one that waits, so that it may look after the ring.
@@ -316,6 +406,14 @@ impl Lane {
         self.large.give_back(area);
     }
 
+    /// What a flight that is done was answered with.
+    pub fn completion(&mut self, flight: Flight) -> Completion {
+        match self.held(flight).state {
+            State::Done(completion) => completion,
+            _ => unreachable!("a flight that is done"),
+        }
+    }
+
     /// See [`Requester::prepare_sleep`].
     pub fn prepare_sleep(&self) -> bool {
         self.requester.prepare_sleep()
@@ -324,10 +422,6 @@ impl Lane {
     pub fn finish_sleep(&self) {
         self.requester.finish_sleep();
     }
-}
-
-fn outside() -> Error {
-    Error::Protocol { found: "a data area outside of the memory".to_owned() }
 }
 
 #[cfg(test)]

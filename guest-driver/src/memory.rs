@@ -63,3 +63,21 @@ pub fn map(descriptor: &OwnedFd, len_bytes: u64) -> io::Result<SharedMemory> {
     // SAFETY: the range is mapped readable and writable while `mapping` lives, and is reached through the memory alone.
     Ok(unsafe { SharedMemory::from_mapping(start.cast(), len_bytes, mapping) })
 }
+
+/// Whether `act` says so in a child that is forked, of which nothing else is left.
+#[cfg(test)]
+pub fn in_child(act: impl FnOnce() -> bool) -> bool {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+    // SAFETY: the child calls what a child of a process with threads may, and at its end nothing but `_exit`: `act` is of tests that are about just that, and
+    // neither prints nor lets a panic through.
+    match unsafe { fork() } {
+        Ok(ForkResult::Child) => {
+            let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or(false);
+            // SAFETY: it ends the process, and runs nothing else.
+            unsafe { libc::_exit(if said { 0 } else { 1 }) }
+        }
+        Ok(ForkResult::Parent { child }) => matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0))),
+        Err(errno) => panic!("fork: {errno}"),
+    }
+}

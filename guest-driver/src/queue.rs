@@ -11,7 +11,7 @@ use crate::bell::{Bell, Woken};
 use crate::connect::Connection;
 use crate::error::Error;
 use crate::file::File;
-use crate::lane::{Flight, Lane, Refused};
+use crate::lane::{Flight, Lane, Load, Refused};
 use crate::place::Place;
 
 /// How long a wait sleeps without a look at whether the server is still there.
@@ -90,7 +90,7 @@ impl Queue {
         tag: u64,
     ) -> Result<bool, Error> {
         let command = self.connection.own(command);
-        let begun = self.lane().begin(command, input, output_bytes, None);
+        let begun = self.lane().begin(&Load { command, input, output_bytes }, None);
         self.note(begun, tag)
     }
 
@@ -236,7 +236,7 @@ impl Queue {
         let mut began = None;
         loop {
             for _ in 0..LOOKS {
-                if lane.reap(|_| {})? > 0 && lane.is_done(flight, None) {
+                if lane.reap(|_, _| {})? > 0 && lane.is_done(flight, None) {
                     return Ok(());
                 }
                 std::hint::spin_loop();

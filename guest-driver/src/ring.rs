@@ -3,8 +3,15 @@
 //! At most one *keeper* at a time polls the ring, and sleeps at its doorbell; it hands completions to everybody. Others that wait are woken
 //! when their own completion is there, or to become the keeper when the last one leaves. Tasks cannot keep: where one waits, a thread of the
 //! ring's own does, which is started for the first of them.
+//!
+//! Invariants:
+//! * While somebody waits for a completion and none is the keeper, one of those who wait has been woken, or the ring's own thread has.
+//! * Nobody is woken under the lock: who is woken may do anything, drop what waits here included.
+//! * In a child that was forked nothing here is locked or touched: whoever held the lock is not there.
 
+use std::collections::VecDeque;
 use std::future::Future;
+use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -12,19 +19,26 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use ringfort_protocol::command::{Command, Opcode};
+use ringfort_protocol::command::Command;
 use ringfort_protocol::completion::Completion;
 use ringfort_protocol::ring::memory::SharedMemory;
 
 use crate::bell::{Bell, Woken};
 use crate::error::Error;
-use crate::lane::{Flight, Lane, Refused};
+use crate::lane::{Flight, Lane, Load, Refused};
+use crate::memory::forks;
 
 /// How long a keeper sleeps without a look at whether the server is still there, and who waits behind a keeper at whether it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Looks at the ring between two looks at the clock, and two chances for others to submit.
 const LOOKS: u32 = 64;
+
+/// How long a call that is given up waits for what becomes of its cancellation.
+const CANCEL_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long a thread that waits for room goes without looking for it.
+const ROOM_AGAIN: Duration = Duration::from_millis(1);
 
 /// One ring.
 pub struct Ring {
@@ -36,19 +50,87 @@ pub struct Ring {
     bell: Bell,
     busy_poll: Duration,
     gone: Arc<AtomicBool>,
+    /// How often this process had been forked.
+    forks: u64,
 }
 
 struct State {
     lane: Lane,
     has_keeper: bool,
-    /// Tasks that wait for completions.
+    /// Tasks that wait for completions, or for room.
     tasks: usize,
+    /// Those that wait for room, by the numbers of their tickets.
+    queue: VecDeque<(u64, Waker)>,
+    next_ticket: u64,
     has_thread: bool,
     /// Threads that wait for room.
     crowd: usize,
     /// Threads that wait behind the keeper.
     parked: usize,
     ended: bool,
+    /// Who is to be woken when the lock is let go.
+    woken: Vec<Waker>,
+}
+
+impl State {
+    /// Takes what has been completed. Where the server has said what it may not, everybody who waits hears of it.
+    fn reap(&mut self) -> Result<usize, Error> {
+        let woken = &mut self.woken;
+        let reaped = self.lane.reap(|_, waker| woken.extend(waker));
+        match reaped {
+            Ok(0) => {}
+            // Among them may be some that nobody waits for, whose room is free now.
+            Ok(_) => self.offer_room(),
+            Err(_) => self.wake_all(),
+        }
+        reaped
+    }
+
+    /// Tells as many as wait for room that there is some.
+    fn offer_room(&mut self) {
+        let count = self.lane.room().min(self.queue.len());
+        self.woken.extend(self.queue.drain(..count).map(|(_, waker)| waker));
+    }
+
+    fn wake_all(&mut self) {
+        self.woken.extend(self.queue.drain(..).map(|(_, waker)| waker));
+        self.woken.extend(std::iter::from_fn(|| self.lane.any_waker()));
+    }
+
+    fn forget_task(&mut self) {
+        self.tasks = self.tasks.saturating_sub(1);
+    }
+}
+
+/// The state, locked.
+struct Locked<'a>(Option<MutexGuard<'a, State>>);
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        match &self.0 {
+            Some(guard) => guard,
+            None => unreachable!("locked until it is dropped"),
+        }
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        match &mut self.0 {
+            Some(guard) => guard,
+            None => unreachable!("locked until it is dropped"),
+        }
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let woken = std::mem::take(&mut self.woken);
+        self.0 = None;
+        woken.into_iter().for_each(Waker::wake);
+    }
 }
 
 /// What a call gives to the server besides its command, and what it gets back.
@@ -59,6 +141,12 @@ pub struct Exchange<'a> {
     pub output_bytes: usize,
     /// When the call is given up.
     pub deadline: Option<Instant>,
+}
+
+impl<'a> Exchange<'a> {
+    fn load(&self, command: Command) -> Load<'a> {
+        Load { command, input: self.input, output_bytes: self.output_bytes }
+    }
 }
 
 struct Unpark(Thread);
@@ -75,12 +163,27 @@ thread_local! {
 
 impl Ring {
     pub fn new(lane: Lane, bell: Bell, busy_poll: Duration, gone: Arc<AtomicBool>) -> Self {
-        let state =
-            State { lane, has_keeper: false, tasks: 0, has_thread: false, crowd: 0, parked: 0, ended: false };
-        Self { state: Mutex::new(state), room: Condvar::new(), wanted: Condvar::new(), bell, busy_poll, gone }
+        let state = State {
+            lane,
+            has_keeper: false,
+            tasks: 0,
+            queue: VecDeque::new(),
+            next_ticket: 0,
+            has_thread: false,
+            crowd: 0,
+            parked: 0,
+            ended: false,
+            woken: Vec::new(),
+        };
+        let (room, wanted) = (Condvar::new(), Condvar::new());
+        Self { state: Mutex::new(state), room, wanted, bell, busy_poll, gone, forks: forks() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> Locked<'_> {
+        Locked(Some(self.raw_state()))
+    }
+
+    fn raw_state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -95,33 +198,38 @@ impl Ring {
 
     /// The server is not there any more: everybody who waits hears of it.
     pub fn end(&self) {
-        self.state().ended = true;
+        let mut state = self.state();
+        state.ended = true;
+        state.wake_all();
         self.room.notify_all();
         self.wanted.notify_all();
-        let mut state = self.state();
-        while let Some(waker) = state.lane.any_waker() {
-            waker.wake();
-        }
+    }
+
+    fn was_forked(&self) -> bool {
+        self.forks != forks()
     }
 
     fn check(&self) -> Result<(), Error> {
+        if self.was_forked() {
+            return Err(Error::Forked);
+        }
         match self.gone.load(Ordering::Acquire) {
-            true => Err(Error::Ended { reason: None, text: "the server is gone".to_owned() }),
+            true => Err(Error::gone()),
             false => Ok(()),
         }
     }
 
     /// Submits, once there is room, and rings where that is wanted.
     fn begin(&self, command: Command, exchange: &Exchange<'_>) -> Result<Flight, Error> {
-        let mut state = self.state();
         loop {
-            match state.lane.begin(command, exchange.input, exchange.output_bytes, None) {
+            let mut state = self.state();
+            match state.lane.begin(&exchange.load(command), None) {
                 Ok(flight) => {
                     self.ring_bell(&mut state);
                     return Ok(flight);
                 }
                 Err(Refused::Error(error)) => return Err(error),
-                Err(Refused::Full) => state = self.wait_for_room(state, exchange.deadline)?,
+                Err(Refused::Full) => self.wait_for_room(state, exchange.deadline)?,
             }
         }
     }
@@ -132,22 +240,30 @@ impl Ring {
         }
     }
 
-    fn wait_for_room<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        deadline: Option<Instant>,
-    ) -> Result<MutexGuard<'a, State>, Error> {
+    fn wait_for_room(&self, mut state: Locked<'_>, deadline: Option<Instant>) -> Result<(), Error> {
         self.check()?;
-        state.lane.reap(Waker::wake)?;
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(Error::TimedOut);
+        let room = state.lane.room();
+        state.reap()?;
+        let has_more = state.lane.room() > room;
+        drop(state);
+        if has_more {
+            return Ok(());
         }
+        time_left(deadline)?;
+        let mut state = self.raw_state();
         state.crowd += 1;
-        // Those who have the room hold it for no longer than it takes to use their completions; none of them may know of us.
-        let waited = self.room.wait_timeout(state, Duration::from_millis(1));
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        state.crowd -= 1;
-        Ok(state)
+        // Those who have the room may wait for the server, and none of them need know of us: what is completed meanwhile is for us to find.
+        let waited = self.room.wait_timeout(state, ROOM_AGAIN);
+        waited.unwrap_or_else(PoisonError::into_inner).0.crowd -= 1;
+        Ok(())
+    }
+
+    /// A flight was freed.
+    fn share_room(&self, state: &mut State) {
+        if state.crowd > 0 {
+            self.room.notify_one();
+        }
+        state.offer_room();
     }
 
     /// Carries out one command and waits. `take` sees the completion and the memory, in which the output begins where it is told.
@@ -159,38 +275,62 @@ impl Ring {
     ) -> Result<T, Error> {
         self.check()?;
         let flight = self.begin(command, exchange)?;
-        if let Some(state) = self.wait_briefly(flight)? {
+        if let Some(state) = self.wait_briefly(flight) {
             return Ok(self.use_completion(state, flight, take));
         }
-        let waited = self.wait(flight, exchange.deadline);
-        self.settle(flight, waited, command.credential, take)
+        match self.wait(flight, exchange.deadline) {
+            Err(Error::TimedOut) => self.give_up(flight, command.credential, take),
+            waited => self.settle(flight, waited, command.credential, take),
+        }
+    }
+
+    /// Ends a call whose time is over: what waits for other clients is cancelled, unless it was done at that very moment.
+    fn give_up<T>(
+        &self,
+        flight: Flight,
+        credential: u32,
+        take: impl FnOnce(&Completion, &SharedMemory, u64) -> T,
+    ) -> Result<T, Error> {
+        let mut state = self.state();
+        let cancel = state.lane.cancellation(flight);
+        if cancel.is_none() {
+            return self.settle_locked(state, flight, Err(Error::TimedOut), credential, take);
+        }
+        self.cancel(&mut state, cancel, credential);
+        drop(state);
+        let waited = self.wait(flight, Some(Instant::now() + CANCEL_WITHIN));
+        let mut state = self.state();
+        let cancelled =
+            waited.is_ok() && state.lane.completion(flight).status == libc::ECANCELED.unsigned_abs();
+        let waited = if cancelled { Err(Error::TimedOut) } else { waited };
+        self.settle_locked(state, flight, waited, credential, take)
     }
 
     /// What most calls need: polls with the ring to itself for as long as a round trip takes.
-    fn wait_briefly(&self, flight: Flight) -> Result<Option<MutexGuard<'_, State>>, Error> {
+    fn wait_briefly(&self, flight: Flight) -> Option<Locked<'_>> {
         let mut state = self.state();
         if state.has_keeper {
-            return Ok(None);
+            return None;
         }
         for _ in 0..LOOKS {
-            if state.lane.reap(Waker::wake)? > 0 && state.lane.is_done(flight, None) {
-                return Ok(Some(state));
+            match state.reap() {
+                Ok(0) => std::hint::spin_loop(),
+                Ok(_) if state.lane.is_done(flight, None) => return Some(state),
+                // Others are to be woken, or whoever waits next finds out what is wrong.
+                _ => return None,
             }
-            std::hint::spin_loop();
         }
-        Ok(None)
+        None
     }
 
     fn use_completion<T>(
         &self,
-        mut state: MutexGuard<'_, State>,
+        mut state: Locked<'_>,
         flight: Flight,
         take: impl FnOnce(&Completion, &SharedMemory, u64) -> T,
     ) -> T {
         let taken = state.lane.finish(flight, take);
-        if state.crowd > 0 {
-            self.room.notify_one();
-        }
+        self.share_room(&mut state);
         if !state.has_keeper {
             self.hand_on(&mut state);
         }
@@ -205,21 +345,41 @@ impl Ring {
         credential: u32,
         take: impl FnOnce(&Completion, &SharedMemory, u64) -> T,
     ) -> Result<T, Error> {
-        let mut state = self.state();
+        self.settle_locked(self.state(), flight, waited, credential, take)
+    }
+
+    fn settle_locked<T>(
+        &self,
+        mut state: Locked<'_>,
+        flight: Flight,
+        waited: Result<(), Error>,
+        credential: u32,
+        take: impl FnOnce(&Completion, &SharedMemory, u64) -> T,
+    ) -> Result<T, Error> {
         match waited {
             Ok(()) => Ok(self.use_completion(state, flight, take)),
             Err(error) => {
-                let cancel = state.lane.abandon(flight);
-                self.cancel(&mut state, cancel, credential);
+                self.abandon(&mut state, flight, credential);
                 Err(error)
             }
         }
     }
 
+    /// Nobody waits for a flight any more.
+    fn abandon(&self, state: &mut State, flight: Flight, credential: u32) {
+        let cancel = state.lane.abandon(flight);
+        self.cancel(state, cancel, credential);
+        self.share_room(state);
+        if !state.has_keeper {
+            self.hand_on(state);
+        }
+    }
+
     fn cancel(&self, state: &mut State, cancel: Option<Command>, credential: u32) {
         let Some(cancel) = cancel else { return };
+        let load = Load { command: Command { credential, ..cancel }, input: &[], output_bytes: 0 };
         // Where there is no room for it the command waits on; its areas stay its own.
-        if let Ok(flight) = state.lane.begin(Command { credential, ..cancel }, &[], 0, None) {
+        if let Ok(flight) = state.lane.begin(&load, None) {
             state.lane.abandon(flight);
             self.ring_bell(state);
         }
@@ -229,14 +389,14 @@ impl Ring {
     fn wait(&self, flight: Flight, deadline: Option<Instant>) -> Result<(), Error> {
         loop {
             let mut state = self.state();
-            state.lane.reap(Waker::wake)?;
+            state.reap()?;
             if !state.has_keeper {
                 if state.lane.is_done(flight, None) {
                     return Ok(());
                 }
                 state.has_keeper = true;
                 drop(state);
-                let kept = self.keep(deadline, |lane| lane.is_done(flight, None));
+                let kept = self.keep(deadline, |state| state.lane.is_done(flight, None));
                 self.leave();
                 return kept;
             }
@@ -244,13 +404,10 @@ impl Ring {
                 return Ok(());
             }
             self.check()?;
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Err(Error::TimedOut);
-            }
+            let left = time_left(deadline)?;
             state.parked += 1;
             drop(state);
-            std::thread::park_timeout(left.map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN)));
+            std::thread::park_timeout(left);
             self.state().parked -= 1;
         }
     }
@@ -259,24 +416,23 @@ impl Ring {
     fn keep(
         &self,
         deadline: Option<Instant>,
-        mut enough: impl FnMut(&mut Lane) -> bool,
+        mut enough: impl FnMut(&mut State) -> bool,
     ) -> Result<(), Error> {
         loop {
             let began = Instant::now();
             loop {
                 let mut state = self.state();
                 for _ in 0..LOOKS {
-                    if state.lane.reap(Waker::wake)? > 0 {
-                        if enough(&mut state.lane) {
-                            return Ok(());
-                        }
-                        if state.crowd > 0 {
-                            self.room.notify_all();
-                        }
+                    if state.reap()? == 0 {
+                        std::hint::spin_loop();
+                        continue;
                     }
-                    std::hint::spin_loop();
+                    if state.crowd > 0 {
+                        self.room.notify_all();
+                    }
+                    break;
                 }
-                if enough(&mut state.lane) {
+                if enough(&mut state) {
                     return Ok(());
                 }
                 drop(state);
@@ -285,12 +441,9 @@ impl Ring {
                 }
             }
             self.check()?;
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Err(Error::TimedOut);
-            }
+            let left = time_left(deadline)?;
             if self.state().lane.prepare_sleep() {
-                let slept = self.bell.sleep(left.map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN)));
+                let slept = self.bell.sleep(left);
                 self.state().lane.finish_sleep();
                 if slept? == Woken::Gone {
                     self.gone.store(true, Ordering::Release);
@@ -311,13 +464,14 @@ impl Ring {
         if state.tasks > 0 && state.has_thread {
             self.wanted.notify_one();
         } else if state.parked > 0 || state.tasks > 0 {
-            state.lane.any_waker().into_iter().for_each(Waker::wake);
+            let waker = state.lane.any_waker();
+            state.woken.extend(waker);
         }
     }
 
     /// Keeps the ring for tasks, until it has ended. For a thread of its own.
     fn keep_for_tasks(&self) {
-        let mut state = self.state();
+        let mut state = self.raw_state();
         while !state.ended {
             if state.tasks == 0 || state.has_keeper {
                 state = self.wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -325,25 +479,30 @@ impl Ring {
             }
             state.has_keeper = true;
             drop(state);
-            let kept = self.keep(Some(Instant::now() + LOOK_AGAIN), |lane| lane.under_way() == 0);
-            state = self.state();
-            state.has_keeper = false;
+            let mut idle_since: Option<Instant> = None;
+            let kept = self.keep(Some(Instant::now() + LOOK_AGAIN), |state| {
+                // Tasks call one after the other: the next may be about to.
+                if state.tasks > 0 {
+                    idle_since = None;
+                }
+                state.tasks == 0 && idle_since.get_or_insert_with(Instant::now).elapsed() >= self.busy_poll
+            });
+            let mut locked = self.state();
+            locked.has_keeper = false;
             match kept {
+                Ok(()) | Err(Error::TimedOut) if locked.tasks == 0 => self.hand_on(&mut locked),
                 Ok(()) | Err(Error::TimedOut) => {}
-                // Whoever waits finds out for itself.
-                Err(_) => {
-                    while let Some(waker) = state.lane.any_waker() {
-                        waker.wake();
+                Err(error) => {
+                    if !matches!(error, Error::Protocol { .. }) {
+                        self.gone.store(true, Ordering::Release);
                     }
-                    state.tasks = 0;
+                    locked.ended = true;
+                    locked.wake_all();
                 }
             }
+            drop(locked);
+            state = self.raw_state();
         }
-    }
-
-    fn forget_task(&self) {
-        let mut state = self.state();
-        state.tasks = state.tasks.saturating_sub(1);
     }
 
     /// A task waits: somebody has to keep the ring.
@@ -354,77 +513,132 @@ impl Ring {
             begun.spawn(move || ring.keep_for_tasks()).map_err(Error::system("start a thread"))?;
             state.has_thread = true;
         }
-        self.wanted.notify_one();
+        if !state.has_keeper {
+            self.wanted.notify_one();
+        }
         Ok(())
     }
 
-    /// Begins a command for a task. Its future is done when the command is; dropping it before gives the command up.
-    pub fn start(self: &Arc<Self>, command: Command, exchange: &Exchange<'_>) -> Result<Pending, Error> {
-        self.check()?;
-        let flight = self.begin(command, exchange)?;
-        self.state().tasks += 1;
-        Ok(Pending { ring: Arc::clone(self), flight: Some(flight), credential: command.credential })
+    /// Begins a command for a task, once there is room. Its [`Pending`] is done when the command is; dropping it before gives the command up.
+    pub async fn start(
+        self: &Arc<Self>,
+        command: Command,
+        input: &[&[u8]],
+        output_bytes: usize,
+    ) -> Result<Pending, Error> {
+        let load = Load { command, input, output_bytes };
+        Begin { ring: self, load, ticket: None }.await
     }
 
     /// Submits `commands` one right behind the other, and waits for all of them. `take` sees each completion in turn.
     pub fn call_all(
         &self,
-        commands: &[(Command, Vec<&[u8]>, usize)],
+        loads: &[Load<'_>],
         deadline: Option<Instant>,
         mut take: impl FnMut(usize, &Completion, &SharedMemory, u64),
     ) -> Result<(), Error> {
         self.check()?;
-        let mut state = self.state();
-        while state.lane.room() < commands.len() {
-            if state.lane.under_way() == 0 {
-                let most = state.lane.room();
-                return Err(Error::TooLong { operation: "submit together", found: commands.len(), most });
-            }
-            state = self.wait_for_room(state, deadline)?;
-        }
-        let mut flights = Vec::with_capacity(commands.len());
-        let mut refused = None;
-        for (command, input, output_bytes) in commands {
-            match state.lane.begin(*command, input, *output_bytes, None) {
-                Ok(flight) => flights.push(flight),
-                Err(error) => {
-                    refused = Some(error);
-                    break;
-                }
-            }
-        }
-        if refused.is_some()
-            && let Some((command, ..)) = commands.first()
-        {
-            // A chain needs an end. There is a flight left for it: that of the command that was refused.
-            let end = Command { credential: command.credential, ..Command::new(Opcode::Nop, 0, 0) };
-            if let Ok(flight) = state.lane.begin(end, &[], 0, None) {
-                state.lane.abandon(flight);
-            }
-        }
-        self.ring_bell(&mut state);
-        drop(state);
+        let flights = self.begin_all(loads, deadline)?;
         let mut outcome = Ok(());
-        for (index, (flight, (command, ..))) in flights.iter().zip(commands).enumerate() {
+        for (index, (flight, load)) in flights.into_iter().zip(loads).enumerate() {
             // After the first that fails to come nobody waits for the others.
             let waited = match outcome {
-                Ok(()) => self.wait(*flight, deadline),
+                Ok(()) => self.wait(flight, deadline),
                 Err(_) => Err(Error::TimedOut),
             };
-            let used = self.settle(*flight, waited, command.credential, |completion, memory, at| {
+            let used = self.settle(flight, waited, load.command.credential, |completion, memory, at| {
                 take(index, completion, memory, at);
             });
             outcome = outcome.and(used);
         }
-        outcome?;
-        match refused {
-            None => Ok(()),
-            Some(Refused::Error(error)) => Err(error),
-            Some(Refused::Full) => Err(Error::TooLong {
-                operation: "submit together",
-                found: commands.len(),
-                most: flights.len(),
-            }),
+        outcome
+    }
+
+    fn begin_all(&self, loads: &[Load<'_>], deadline: Option<Instant>) -> Result<Vec<Flight>, Error> {
+        loop {
+            let mut state = self.state();
+            match state.lane.begin_all(loads) {
+                Ok(flights) => {
+                    self.ring_bell(&mut state);
+                    return Ok(flights);
+                }
+                Err(Refused::Error(error)) => return Err(error),
+                Err(Refused::Full) if state.lane.can_hold(loads) => self.wait_for_room(state, deadline)?,
+                Err(Refused::Full) => {
+                    return Err(Error::TogetherTooLong { found: loads.len(), most: state.lane.most() });
+                }
+            }
+        }
+    }
+}
+
+/// How long there is to sleep until `deadline`, or until the next look at the server.
+fn time_left(deadline: Option<Instant>) -> Result<Duration, Error> {
+    let Some(deadline) = deadline else { return Ok(LOOK_AGAIN) };
+    let left = deadline.saturating_duration_since(Instant::now());
+    match left.is_zero() {
+        true => Err(Error::TimedOut),
+        false => Ok(left.min(LOOK_AGAIN)),
+    }
+}
+
+/// A command that waits for room.
+struct Begin<'a> {
+    ring: &'a Arc<Ring>,
+    load: Load<'a>,
+    /// Its place in the queue, also after it was told of room.
+    ticket: Option<u64>,
+}
+
+impl Begin<'_> {
+    /// Leaves the queue. False where it had been told of room.
+    fn leave_queue(&mut self, state: &mut State) -> bool {
+        let Some(ticket) = self.ticket.take() else { return true };
+        state.forget_task();
+        let place = state.queue.iter().position(|(queued, _)| *queued == ticket);
+        place.is_some_and(|place| state.queue.remove(place).is_some())
+    }
+}
+
+impl Future for Begin<'_> {
+    type Output = Result<Pending, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        this.ring.check()?;
+        let mut state = this.ring.state();
+        state.reap()?;
+        this.leave_queue(&mut state);
+        match state.lane.begin(&this.load, None) {
+            Ok(flight) => {
+                state.tasks += 1;
+                this.ring.ring_bell(&mut state);
+                let (ring, credential) = (Arc::clone(this.ring), this.load.command.credential);
+                Poll::Ready(Ok(Pending { ring, flight: Some(flight), credential }))
+            }
+            Err(Refused::Error(error)) => Poll::Ready(Err(error)),
+            Err(Refused::Full) => {
+                let ticket = state.next_ticket;
+                state.next_ticket += 1;
+                state.queue.push_back((ticket, context.waker().clone()));
+                state.tasks += 1;
+                this.ticket = Some(ticket);
+                this.ring.want_keeper(&mut state)?;
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Begin<'_> {
+    fn drop(&mut self) {
+        if self.ticket.is_none() || self.ring.was_forked() {
+            return;
+        }
+        let mut state = self.ring.state();
+        if !self.leave_queue(&mut state) {
+            // What it was told is for another to use.
+            state.offer_room();
         }
     }
 }
@@ -444,19 +658,20 @@ impl Pending {
     ) -> Result<T, Error> {
         Done(&mut self).await?;
         let Some(flight) = self.flight.take() else { unreachable!("a flight is finished once") };
-        let ring = Arc::clone(&self.ring);
-        ring.forget_task();
-        ring.settle(flight, Ok(()), self.credential, take)
+        let mut state = self.ring.state();
+        state.forget_task();
+        Ok(self.ring.use_completion(state, flight, take))
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if let Some(flight) = self.flight.take() {
+        if let Some(flight) = self.flight.take()
+            && !self.ring.was_forked()
+        {
             let mut state = self.ring.state();
-            state.tasks = state.tasks.saturating_sub(1);
-            let cancel = state.lane.abandon(flight);
-            self.ring.cancel(&mut state, cancel, self.credential);
+            state.forget_task();
+            self.ring.abandon(&mut state, flight, self.credential);
         }
     }
 }
@@ -467,21 +682,22 @@ impl Future for Done<'_> {
     type Output = Result<(), Error>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let ring = Arc::clone(&self.0.ring);
+        let ring = &self.0.ring;
         let Some(flight) = self.0.flight else { return Poll::Ready(Ok(())) };
-        let mut state = ring.state();
-        if let Err(error) = state.lane.reap(Waker::wake) {
-            return Poll::Ready(Err(error));
+        if ring.was_forked() {
+            return Poll::Ready(Err(Error::Forked));
         }
+        let mut state = ring.state();
+        state.reap()?;
         if state.lane.is_done(flight, Some(context.waker())) {
             return Poll::Ready(Ok(()));
         }
-        if let Err(error) = ring.check() {
-            return Poll::Ready(Err(error));
-        }
-        match ring.want_keeper(&mut state) {
-            Ok(()) => Poll::Pending,
-            Err(error) => Poll::Ready(Err(error)),
-        }
+        ring.check()?;
+        ring.want_keeper(&mut state)?;
+        Poll::Pending
     }
 }
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;
