@@ -1,7 +1,8 @@
 //! `cargo measure TOPIC`: figures with the conditions under which they were taken.
 //!
 //! Modules, lowest first:
-//! `figures` · `load` · `volume` · `ringfort` · `files` · `btrfs` · `isal` · `virtiofsd` · `pace` · `code` ·
+//! `figures` · `load` · `volume` · `ringfort` · `files` · `btrfs` · `isal` · `virtiofsd` · `pace` · `mirrors` ·
+//! `code` ·
 //! `guest` · `ring` · `store`
 
 // ISA-L is called through C: `isal.rs` alone may.
@@ -14,6 +15,7 @@ mod files;
 mod guest;
 mod isal;
 mod load;
+mod mirrors;
 mod pace;
 mod ring;
 mod ringfort;
