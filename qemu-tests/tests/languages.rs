@@ -158,27 +158,59 @@ fn a_c_program_uses_a_volume_through_either_library() {
     assert!(!fixed.lib().join("libringfort.so.0").exists());
 }
 
-#[test]
-fn a_rust_program_uses_a_volume() {
-    let build = Build::current().unwrap();
+/// An example of the Rust library, built.
+fn rust_example(name: &str) -> Result<Command> {
+    let build = Build::current()?;
     let mut cargo = cargo();
-    cargo.args(["build", "--quiet", "--package", "ringfort-guest", "--example", "notes", "--target-dir"]);
+    cargo.args(["build", "--quiet", "--package", "ringfort-guest", "--example", name, "--target-dir"]);
     cargo.arg(&build.target).arg("--profile");
     cargo.arg(if build.profile == "debug" { "dev" } else { &build.profile });
-    output_of(&mut cargo).unwrap();
-    let notes = build.target.join(&build.profile).join("examples/notes");
+    output_of(&mut cargo)?;
+    Ok(Command::new(build.target.join(&build.profile).join("examples").join(name)))
+}
+
+/// A script of the shell that finds `rf`.
+fn script(name: &str) -> Result<Command> {
+    let rf = workspace_program("ringfort-rf", "rf")?;
+    let mut folders = vec![rf.parent().context("a program in no folder")?.to_owned()];
+    folders.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+    let mut command = Command::new("sh");
+    command.arg("-e").arg(source("examples").join(name)).env("PATH", env::join_paths(folders)?);
+    Ok(command)
+}
+
+#[test]
+fn a_rust_program_uses_a_volume() {
     let scene = Scene::new().unwrap();
-    scene.keeps_notes(&mut Command::new(notes)).unwrap();
+    scene.keeps_notes(&mut rust_example("notes").unwrap()).unwrap();
     scene.end().unwrap();
 }
 
 #[test]
 fn a_shell_script_uses_a_volume() {
-    let rf = workspace_program("ringfort-rf", "rf").unwrap();
-    let mut folders = vec![rf.parent().unwrap().to_owned()];
-    folders.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
     let scene = Scene::new().unwrap();
-    let mut script = Command::new(source("examples/notes.sh"));
-    scene.keeps_notes(script.env("PATH", env::join_paths(folders).unwrap())).unwrap();
+    scene.keeps_notes(&mut script("notes.sh").unwrap()).unwrap();
     scene.end().unwrap();
+}
+
+#[test]
+fn what_the_readme_shows_is_what_runs() {
+    let readme = fs::read_to_string(source("../README.md")).unwrap();
+    for (language, file) in
+        [("sh", "examples/hello.sh"), ("rust", "examples/hello.rs"), ("c", "capi/examples/hello.c")]
+    {
+        let text = fs::read_to_string(source(file)).unwrap();
+        assert!(readme.contains(&format!("```{language}\n{text}```\n")), "README.md does not show {file}");
+    }
+    let installed = tempfile::tempdir().unwrap();
+    let library = Library::install(installed.path().to_owned()).unwrap();
+    let c = library.compile("capi/examples/hello.c", &["--cflags", "--libs"]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for mut program in [script("hello.sh").unwrap(), rust_example("hello").unwrap(), library.run(&c, true)] {
+        let scene = Scene::new().unwrap();
+        program.env("RINGFORT_CONNECT", &scene.address).env("TMPDIR", folder.path());
+        assert_eq!(output_of(&mut program).unwrap(), "hello\n", "{program:?}");
+        scene.end().unwrap();
+    }
+    assert_eq!(fs::read_to_string(folder.path().join("copies/one")).unwrap(), "hello\n");
 }
