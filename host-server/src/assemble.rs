@@ -43,6 +43,8 @@ pub struct Settings {
     pub channels: Vec<ChannelAddress>,
     pub commit_interval: Duration,
     pub memory_bytes: u64,
+    /// For blocks that were read lately.
+    pub data_cache_bytes: u64,
     /// The longest time that the volume's thread looks for work before it sleeps.
     pub busy_poll: Duration,
     pub override_membership: bool,
@@ -161,6 +163,7 @@ fn serve(
             allow_partial_membership: settings.override_membership,
             commit_interval: settings.commit_interval,
             memory_bytes: settings.memory_bytes,
+            data_cache_bytes: settings.data_cache_bytes,
         };
         let (store, opened) = Store::open(Rc::clone(&engine), &settings.components, &options).await?;
         log_opening(&store);

@@ -172,6 +172,12 @@ pub enum Command {
         /// Calls of each kind.
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..))]
         calls: u32,
+        /// Read the first 4 KiB of this file of the volume, in place of its own.
+        #[arg(long, value_name = "PATH")]
+        file: Option<String>,
+        /// Write and read so much in sequence as well.
+        #[arg(long, value_name = "MIB", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=65_536))]
+        stream_mib: u32,
         #[arg(long)]
         json: bool,
     },

@@ -22,8 +22,12 @@ pub enum Goal {
     TimesAtLeast(f64, Subject),
     /// No less than so many times another figure of the same subject.
     TimesOwnAtLeast(f64, &'static str),
+    /// No more than so many times another figure of the same subject.
+    TimesOwnAtMost(f64, &'static str),
     /// No more than a value.
     AtMost(f64),
+    /// No less than a value.
+    AtLeast(f64),
 }
 
 /// One figure of one subject: its samples and what they count.
@@ -100,8 +104,10 @@ impl Figures {
                 Goal::TimesAtMost(_, rival) | Goal::TimesAtLeast(_, rival) => {
                     own / self.median_of(rival, name)?
                 }
-                Goal::TimesOwnAtLeast(_, other) => own / self.median_of(subject, &other.into())?,
-                Goal::AtMost(_) => own,
+                Goal::TimesOwnAtLeast(_, other) | Goal::TimesOwnAtMost(_, other) => {
+                    own / self.median_of(subject, &other.into())?
+                }
+                Goal::AtMost(_) | Goal::AtLeast(_) => own,
             };
             Some((value, goal.is_met_by(value)))
         };
@@ -187,10 +193,11 @@ impl Goal {
     /// The rival, or the figure of the same subject, that it is a multiple of.
     fn beside(self) -> Option<&'static str> {
         match self {
-            Goal::TimesAtMost(_, other) | Goal::TimesAtLeast(_, other) | Goal::TimesOwnAtLeast(_, other) => {
-                Some(other)
-            }
-            Goal::AtMost(_) => None,
+            Goal::TimesAtMost(_, other)
+            | Goal::TimesAtLeast(_, other)
+            | Goal::TimesOwnAtLeast(_, other)
+            | Goal::TimesOwnAtMost(_, other) => Some(other),
+            Goal::AtMost(_) | Goal::AtLeast(_) => None,
         }
     }
 
@@ -199,12 +206,14 @@ impl Goal {
             Goal::TimesAtMost(bound, _)
             | Goal::TimesAtLeast(bound, _)
             | Goal::TimesOwnAtLeast(bound, _)
-            | Goal::AtMost(bound) => bound,
+            | Goal::TimesOwnAtMost(bound, _)
+            | Goal::AtMost(bound)
+            | Goal::AtLeast(bound) => bound,
         }
     }
 
     fn is_upper(self) -> bool {
-        matches!(self, Goal::TimesAtMost(..) | Goal::AtMost(_))
+        matches!(self, Goal::TimesAtMost(..) | Goal::TimesOwnAtMost(..) | Goal::AtMost(_))
     }
 
     fn is_met_by(self, value: f64) -> bool {

@@ -1,7 +1,9 @@
 //! `cargo measure TOPIC`: figures with the conditions under which they were taken.
 //!
 //! Modules, lowest first:
-//! `figures` · `load` · `volume` · `ringfort` · `files` · `btrfs` · `isal` · `virtiofsd` · `code` · `guest` · `store`
+//! `figures` · `load` · `volume` · `ringfort` · `files` · `btrfs` · `isal` · `virtiofsd` · `pace` · `mirrors` ·
+//! `code` ·
+//! `guest` · `ring` · `store`
 
 // ISA-L is called through C: `isal.rs` alone may.
 #![deny(unsafe_code)]
@@ -13,6 +15,9 @@ mod files;
 mod guest;
 mod isal;
 mod load;
+mod mirrors;
+mod pace;
+mod ring;
 mod ringfort;
 mod store;
 mod virtiofsd;
@@ -32,6 +37,7 @@ Examples:
   cargo measure code             parity, reconstruction and checksums beside ISA-L and memcpy
   cargo measure guest            operations in a guest: virtio-fs beside virtiofsd, both in one machine
   cargo measure guest --rounds 1 what a change to the data plane did, roughly
+  cargo measure ring             calls through shared memory on this host
 
 Components are files under the build's target folder: what they lie on decides the rates. Counts (bytes, reads, flushes) do
 not depend on it. The rival btrfs needs root, and its programs are fetched into the target folder; without root it is left out.
@@ -57,6 +63,9 @@ enum Topic {
     Code(Common),
     /// What operations cost a program in a guest: Ringfort's virtio-fs beside virtiofsd, with no caching in the guest.
     Guest(Common),
+    /// What a call costs a process of this host through shared memory, beside a cache line's way to another processor and back, and
+    /// beside what the kernel takes to wake two sleepers.
+    Ring(Common),
 }
 
 #[derive(Debug, Args)]
@@ -78,6 +87,7 @@ fn main() -> ExitCode {
         Topic::Store(common) => (store::measure(common.rounds), common),
         Topic::Code(common) => (code::measure(common.rounds), common),
         Topic::Guest(common) => (guest::measure(common.rounds), common),
+        Topic::Ring(common) => (ring::measure(common.rounds), common),
     };
     match result {
         Ok(figures) => {

@@ -52,6 +52,9 @@ pub struct Serve {
     /// Bound of the memory for the volume's maps; the volume's own setting where not given.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
+    /// Memory for blocks that were read lately, for those who read them again. 0: none. [default: 32MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub data_cache: Option<ByteSize>,
     /// Serve Prometheus metrics there, at /metrics: unix:PATH, 127.0.0.1:PORT or `[::1]:PORT`.
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<MetricsAddress>,
@@ -78,6 +81,7 @@ impl Serve {
             commit_interval_ms: Setting::flag(self.commit_interval_ms, "--commit-interval-ms"),
             busy_poll_us: Setting::flag(self.busy_poll_us, "--busy-poll-us"),
             memory: Setting::flag(self.memory, "--memory"),
+            data_cache: Setting::flag(self.data_cache, "--data-cache"),
             metrics: Setting::flag(self.metrics.clone(), "--metrics"),
             log_level: Setting::flag(log.log_level.clone(), "--log-level"),
             log_format: Setting::flag(log.log_format, "--log-format"),

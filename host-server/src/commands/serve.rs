@@ -45,6 +45,7 @@ pub fn run(arguments: &cli::Serve, log: &LogFlags) -> Result<ExitCode> {
         commit_interval: Duration::from_millis(config.commit_interval_ms.value),
         busy_poll: Duration::from_micros(config.busy_poll_us.value),
         memory_bytes: config.memory.value.0,
+        data_cache_bytes: config.data_cache.value.0,
         override_membership: arguments.override_membership,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -44,6 +44,7 @@ fn read(source: &Source<'_>, base: &Path) -> Result<Layer> {
         commit_interval_ms: section.integer("commit_interval_ms", COMMIT_INTERVAL_MS)?,
         busy_poll_us: section.integer("busy_poll_us", BUSY_POLL_US)?,
         memory: section.text("memory")?,
+        data_cache: section.text("data_cache")?,
         metrics: section.text("metrics")?,
         log_level: section.text("log_level")?,
         log_format: section.text("log_format")?,
@@ -90,6 +91,7 @@ queues = 2
 commit_interval_ms = 250
 busy_poll_us = 0
 memory = "2GiB"
+data_cache = "64MiB"
 metrics = "unix:metrics.sock"
 log_level = "debug"
 log_format = "json"
@@ -120,6 +122,7 @@ queues = 4
         assert_eq!(layer.commit_interval_ms.unwrap().value, 250);
         assert_eq!(layer.busy_poll_us.unwrap().value, 0);
         assert_eq!(layer.memory.unwrap().value, ByteSize(2 << 30));
+        assert_eq!(layer.data_cache.unwrap().value, ByteSize(64 << 20));
         let metrics = layer.metrics.unwrap().value;
         assert_eq!(metrics, MetricsAddress::Unix("/etc/ringfort/metrics.sock".into()));
         assert_eq!(layer.log_level.unwrap().value.as_str(), "debug");
@@ -135,7 +138,7 @@ queues = 4
         assert_eq!((&first.cache, &first.queues), (&None, &None));
         assert_eq!(second.path.value, Path::new("/etc/ringfort/vm2.sock"));
         let cache = second.cache.as_ref().unwrap();
-        assert_eq!((cache.value, cache.origin.to_string()), (Cache::Always, "serve.toml, line 19".into()));
+        assert_eq!((cache.value, cache.origin.to_string()), (Cache::Always, "serve.toml, line 20".into()));
         assert_eq!(second.queues.as_ref().unwrap().value, 4);
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use ringfort_engine::local::LocalOptions;
 use ringfort_frontend::virtiofs::REQUEST_QUEUES_DEFAULT;
-use ringfort_store::limits::COMMIT_INTERVAL_DEFAULT;
+use ringfort_store::limits::{COMMIT_INTERVAL_DEFAULT, DATA_CACHE_BYTES_DEFAULT};
 
 use super::setting::Setting;
 use super::value::{Cache, ChannelAddress, LogFilter, LogFormat, MetricsAddress};
@@ -23,6 +23,7 @@ pub struct Layer {
     pub commit_interval_ms: Option<Setting<u64>>,
     pub busy_poll_us: Option<Setting<u64>>,
     pub memory: Option<Setting<ByteSize>>,
+    pub data_cache: Option<Setting<ByteSize>>,
     pub metrics: Option<Setting<MetricsAddress>>,
     pub log_level: Option<Setting<LogFilter>>,
     pub log_format: Option<Setting<LogFormat>>,
@@ -50,6 +51,7 @@ impl Layer {
             commit_interval_ms: self.commit_interval_ms.or(weaker.commit_interval_ms),
             busy_poll_us: self.busy_poll_us.or(weaker.busy_poll_us),
             memory: self.memory.or(weaker.memory),
+            data_cache: self.data_cache.or(weaker.data_cache),
             metrics: self.metrics.or(weaker.metrics),
             log_level: self.log_level.or(weaker.log_level),
             log_format: self.log_format.or(weaker.log_format),
@@ -66,6 +68,7 @@ pub struct Config {
     pub commit_interval_ms: Setting<u64>,
     pub busy_poll_us: Setting<u64>,
     pub memory: Setting<ByteSize>,
+    pub data_cache: Setting<ByteSize>,
     pub metrics: Option<Setting<MetricsAddress>>,
     pub log_level: Setting<LogFilter>,
     pub log_format: Setting<LogFormat>,
@@ -165,6 +168,7 @@ impl Config {
                 .busy_poll_us
                 .unwrap_or(Setting::default(LocalOptions::default().busy_poll.as_micros() as u64)),
             memory,
+            data_cache: said.data_cache.unwrap_or(Setting::default(ByteSize(DATA_CACHE_BYTES_DEFAULT))),
             metrics,
             log_level: said.log_level.unwrap_or(Setting::default(LogFilter::info())),
             log_format: said.log_format.unwrap_or(Setting::default(LogFormat::Text)),

@@ -21,6 +21,7 @@ impl Config {
         setting(&mut text, "commit_interval_ms", &self.commit_interval_ms, |value| value.to_string());
         setting(&mut text, "busy_poll_us", &self.busy_poll_us, |value| value.to_string());
         setting(&mut text, "memory", &self.memory, |value| quoted(&String::from(*value)));
+        setting(&mut text, "data_cache", &self.data_cache, |value| quoted(&String::from(*value)));
         match &self.metrics {
             Some(Setting { value: MetricsAddress::Unix(path), origin }) => {
                 quoted_path(path)?;

@@ -10,6 +10,7 @@ use ringfort_engine::sync::{Event, Mutex, Notify};
 
 use crate::address::VolumeId;
 use crate::ahead::ReadAhead;
+use crate::cache::BlockCache;
 use crate::error::{ErrorKind, StoreError};
 use crate::object::Object;
 use crate::state::{SharedState, State};
@@ -37,6 +38,7 @@ pub(crate) struct Core {
     pub progress: Rc<Notify>,
     /// Sequential readers.
     pub ahead: ReadAhead,
+    pub cache: BlockCache,
     pub tasks: Tasks,
     /// Background tasks end.
     pub closing: Event,
@@ -66,6 +68,7 @@ impl Core {
             commit_wanted: Notify::new(),
             checkpoint_wanted: Notify::new(),
             ahead: ReadAhead::default(),
+            cache: BlockCache::default(),
             closing: Event::new(),
         }
     }

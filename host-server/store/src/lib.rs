@@ -2,12 +2,13 @@
 //!
 //! Modules, lowest first:
 //! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `map` ·
-//! `segment` · `log` · `state` · `ahead` · `tasks` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` ·
+//! `segment` · `log` · `state` · `ahead` · `cache` · `tasks` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` ·
 //! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
 
 pub mod address;
 pub(crate) mod ahead;
+pub(crate) mod cache;
 pub mod check;
 pub(crate) mod checkpoint;
 pub(crate) mod commit;

@@ -91,6 +91,12 @@ pub const AHEAD_BLOCKS_MIN: u64 = (512 << 10) / BLOCK_BYTES;
 /// And at most this much: more would only take memory.
 pub const AHEAD_BLOCKS_MAX: u64 = (4 << 20) / BLOCK_BYTES;
 
+/// The longest read whose blocks are kept for those who read them again: longer ones go through files, and would displace what is wanted.
+pub const CACHED_READ_BLOCKS_MAX: u64 = (64 << 10) / BLOCK_BYTES;
+
+/// Memory for blocks that were read lately, unless a setting says otherwise.
+pub const DATA_CACHE_BYTES_DEFAULT: u64 = 32 << 20;
+
 /// Of all sequential readers of a volume together: bounds memory.
 pub const AHEAD_BLOCKS_TOTAL_MAX: u64 = (16 << 20) / BLOCK_BYTES;
 

@@ -7,6 +7,7 @@ use ringfort_engine::buffer::BLOCK_BYTES;
 use ringfort_engine::engine::Engine;
 
 use crate::address::{SegmentId, VolumeId};
+pub use crate::cache::CacheCounters;
 use crate::core::Core;
 use crate::error::StoreError;
 use crate::limits::MEMORY_BYTES_DEFAULT;
@@ -29,6 +30,8 @@ pub struct StatusReport {
     pub recovery: RecoveryReport,
     /// Since the volume was opened.
     pub counters: PathCounters,
+    /// Reads of blocks that are not being written, since the volume was opened.
+    pub cache: CacheCounters,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,7 +75,8 @@ pub struct MemoryStatus {
 
 impl StatusReport {
     pub(crate) fn of(core: &Core, recovery: RecoveryReport) -> Self {
-        Self::of_state(&core.object, &core.state(), core.memory_bytes, recovery)
+        let report = Self::of_state(&core.object, &core.state(), core.memory_bytes, recovery);
+        Self { cache: core.cache.counters(), ..report }
     }
 
     fn of_state(object: &Object, state: &State, memory_bytes: u64, recovery: RecoveryReport) -> Self {
@@ -123,6 +127,7 @@ impl StatusReport {
             },
             recovery,
             counters: state.counters,
+            cache: CacheCounters::default(),
         }
     }
 }

@@ -1,13 +1,16 @@
 //! `rf bench`
 
 use std::io::{self, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use ringfort_guest::{Error, Open, Place, Volume};
+use ringfort_guest::{Error, File, Open, Place, Volume};
 use serde_json::{Map, Value, json};
 
 const BLOCK_BYTES: usize = 4096;
+
+/// After so long without a call both sides sleep.
+const ASLEEP_AFTER: Duration = Duration::from_micros(500);
 
 /// Half of the times are not above the first, 99 of 100 not above the second.
 fn percentiles(mut times_ns: Vec<u64>) -> [u64; 2] {
@@ -25,46 +28,113 @@ fn time(calls: u32, mut call: impl FnMut(u32) -> Result<(), Error>) -> Result<[u
     Ok(percentiles(times_ns))
 }
 
-pub fn run(volume: &Volume, calls: u32, as_json: bool) -> Result<()> {
+/// What is measured.
+pub struct Plan<'a> {
+    pub calls: u32,
+    /// Read in place of an own file.
+    pub file: Option<&'a str>,
+    pub stream_mib: u32,
+    pub as_json: bool,
+}
+
+/// A figure and its name, with the unit in it.
+type Figure = (String, f64);
+
+/// Measures on `volume`, and with both sides asleep before each call on `sleepy`, whose calls do not poll.
+pub fn run(volume: &Volume, sleepy: &Volume, plan: &Plan<'_>) -> Result<()> {
     let path = format!("/.rf-bench-{}", std::process::id());
-    let measured = measure(volume, &path, calls);
+    let measured = measure(volume, sleepy, &path, plan);
     // Also where something failed midway.
     let removed = volume.remove_file(&path);
     let measured = measured?;
     removed?;
     let mut out = io::stdout().lock();
-    let written = if as_json {
-        let keys = measured.iter().flat_map(|(what, [p50, p99])| {
-            [(format!("{what}_ns_p50"), json!(p50)), (format!("{what}_ns_p99"), json!(p99))]
-        });
+    let written = if plan.as_json {
+        let keys = measured.iter().map(|(name, value)| (name.clone(), shown(*value)));
         writeln!(out, "{}", Value::Object(keys.collect::<Map<_, _>>()))
     } else {
-        measured
-            .iter()
-            .try_for_each(|(what, [p50, p99])| writeln!(out, "{what:<12} p50 {p50:>9} ns   p99 {p99:>9} ns"))
+        measured.iter().try_for_each(|(name, value)| writeln!(out, "{name:<28} {:>12}", shown(*value)))
     };
     written.context("write to standard output")
 }
 
-fn measure(volume: &Volume, path: &str, calls: u32) -> Result<Vec<(&'static str, [u64; 2])>, Error> {
+/// Whole where that says enough.
+fn shown(value: f64) -> Value {
+    if value >= 10.0 { json!(value.round() as u64) } else { json!((value * 100.0).round() / 100.0) }
+}
+
+fn measure(volume: &Volume, sleepy: &Volume, path: &str, plan: &Plan<'_>) -> Result<Vec<Figure>, Error> {
+    let calls = plan.calls;
     let file = volume.open(path, Open::to_write().create(0o600).exclusive())?;
     let mut block = [0x5a; BLOCK_BYTES];
     file.write_at(&block, 0)?;
+    let other = plan.file.map(|path| volume.open(path, Open::to_read())).transpose()?;
+    let read = other.as_ref().unwrap_or(&file);
+    let created = format!("{path}-created");
     let synced = (calls / 100).max(1);
-    Ok(vec![
-        ("nop", time(calls, |number| volume.nop(number.into()).map(drop))?),
-        ("stat", time(calls, |_| volume.stat(Place::from(path).no_follow()).map(drop))?),
-        ("open_close", time(calls, |_| volume.open(path, Open::to_read()).map(drop))?),
-        ("read_4k", time(calls, |_| file.read_at(&mut block, 0).map(drop))?),
-        ("write_4k", time(calls, |number| file.write_at(&[number as u8; BLOCK_BYTES], 0))?),
-        (
-            "write_sync",
-            time(synced, |number| {
-                file.write_at(&[number as u8; BLOCK_BYTES], 0)?;
-                file.sync()
-            })?,
-        ),
-    ])
+    let mut figures = Vec::new();
+    let mut note = |what: &str, [p50, p99]: [u64; 2]| {
+        figures.push((format!("{what}_ns_p50"), p50 as f64));
+        figures.push((format!("{what}_ns_p99"), p99 as f64));
+    };
+    note("nop", time(calls, |number| volume.nop(number.into()).map(drop))?);
+    note("stat", time(calls, |_| volume.stat(Place::from(path).no_follow()).map(drop))?);
+    note("open_close", time(calls, |_| volume.open(path, Open::to_read())?.close())?);
+    note(
+        "create_unlink",
+        time(calls / 10, |_| {
+            volume.open(&created, Open::to_write().create(0o600).exclusive())?.close()?;
+            volume.remove_file(&created)
+        })?,
+    );
+    note("read_4k", time(calls, |_| read.read_at(&mut block, 0).map(drop))?);
+    note("write_4k", time(calls, |number| file.write_at(&[number as u8; BLOCK_BYTES], 0))?);
+    note(
+        "write_4k_fdatasync",
+        time(synced, |number| {
+            file.write_at(&[number as u8; BLOCK_BYTES], 0)?;
+            file.sync_data()
+        })?,
+    );
+    note(
+        "write_4k_fsync",
+        time(synced, |number| {
+            file.write_at(&[number as u8; BLOCK_BYTES], 0)?;
+            file.sync()
+        })?,
+    );
+    let mut parked = Vec::new();
+    for number in 0..synced.max(100) {
+        std::thread::sleep(ASLEEP_AFTER);
+        let began = Instant::now();
+        sleepy.nop(number.into())?;
+        parked.push(began.elapsed().as_nanos() as u64);
+    }
+    note("nop_parked", percentiles(parked));
+    if plan.stream_mib > 0 {
+        let [written, read] = stream(&file, plan.stream_mib)?;
+        figures.push(("seq_write_mib_s".to_owned(), written));
+        figures.push(("seq_read_mib_s".to_owned(), read));
+    }
+    Ok(figures)
+}
+
+/// MiB a second, written to stable media and read, a MiB at a time.
+fn stream(file: &File, mib: u32) -> Result<[f64; 2], Error> {
+    let mut transfer = vec![0x5a; 1 << 20];
+    let offset_bytes = |number: u32| u64::from(number) << 20;
+    let began = Instant::now();
+    for number in 0..mib {
+        transfer[..4].copy_from_slice(&number.to_le_bytes());
+        file.write_at(&transfer, offset_bytes(number))?;
+    }
+    file.sync()?;
+    let written = began.elapsed();
+    let began = Instant::now();
+    for number in 0..mib {
+        file.read_at(&mut transfer, offset_bytes(number))?;
+    }
+    Ok([written, began.elapsed()].map(|took| f64::from(mib) / took.as_secs_f64()))
 }
 
 #[cfg(test)]

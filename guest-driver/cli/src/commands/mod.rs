@@ -7,14 +7,23 @@ mod change;
 mod copy;
 mod show;
 
+use std::time::Duration;
+
 use anyhow::Result;
-use ringfort_guest::Volume;
+use ringfort_guest::{Options, Volume, connect, connect_with};
 
 use crate::arguments::{Arguments, Command};
+use bench::Plan;
 use change::Removing;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let volume = ringfort_guest::connect(arguments.connect.path())?;
+    let volume = connect(arguments.connect.path())?;
+    if let Command::Bench { calls, file, stream_mib, json } = &arguments.command {
+        let without_polling = Options { busy_poll: Duration::ZERO, rings: 1, ..Options::default() };
+        let sleepy = connect_with(arguments.connect.path(), &without_polling)?;
+        let plan = Plan { calls: *calls, file: file.as_deref(), stream_mib: *stream_mib, as_json: *json };
+        return bench::run(&volume, &sleepy, &plan);
+    }
     carry_out(&volume, &arguments.command)
 }
 
@@ -38,6 +47,6 @@ fn carry_out(volume: &Volume, command: &Command) -> Result<()> {
         Command::Chown { owner, paths, recursive } => change::set_owner(volume, *owner, paths, *recursive),
         Command::Df { json } => show::free(volume, *json),
         Command::Sync => Ok(volume.sync()?),
-        Command::Bench { calls, json } => bench::run(volume, *calls, *json),
+        Command::Bench { .. } => unreachable!("it has a connection of its own"),
     }
 }

@@ -62,6 +62,14 @@ impl Buffer {
         Self::take(len_bytes).0
     }
 
+    /// As [`for_overwrite`](Self::for_overwrite), for what is kept: it takes nothing of the memory that an I/O ring knows, of which there is
+    /// only so much.
+    pub fn to_keep(len_bytes: usize) -> Self {
+        assert!(len_bytes > 0 && len_bytes.is_multiple_of(BLOCK_BYTES), "buffer of {len_bytes} bytes");
+        let (start, _, heap) = Heap::take(len_bytes);
+        Self(Memory { start, len_bytes, _owner: Owner::Heap { _heap: heap } })
+    }
+
     /// Initialised memory, and whether it is all zeros.
     fn take(len_bytes: usize) -> (Self, bool) {
         assert!(len_bytes > 0 && len_bytes.is_multiple_of(BLOCK_BYTES), "buffer of {len_bytes} bytes");

@@ -33,6 +33,8 @@ pub struct OpenOptions {
     pub commit_interval: Duration,
     /// Bound of the memory that maps may take.
     pub memory_bytes: u64,
+    /// Memory for blocks that were read lately. None by default: every read of what is not being written goes to the devices.
+    pub data_cache_bytes: u64,
 }
 
 impl Default for OpenOptions {
@@ -41,6 +43,7 @@ impl Default for OpenOptions {
             allow_partial_membership: false,
             commit_interval: COMMIT_INTERVAL_DEFAULT,
             memory_bytes: MEMORY_BYTES_DEFAULT,
+            data_cache_bytes: 0,
         }
     }
 }
@@ -94,6 +97,7 @@ impl Store {
         )
         .await?;
         let core = Rc::new(core);
+        core.cache.set_capacity(options.data_cache_bytes);
         core.tasks.spawn(Rc::clone(&core).run_commits());
         core.tasks.spawn(Rc::clone(&core).run_interval());
         core.tasks.spawn(Rc::clone(&core).run_checkpoints());

@@ -8,7 +8,9 @@ use ringfort_engine::sync::join_all;
 use super::Store;
 use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock};
 use crate::ahead::{Chunk, HeldRun};
+use crate::cache::BlockCache;
 use crate::error::{ErrorKind, StoreError};
+use crate::limits::CACHED_READ_BLOCKS_MAX;
 use crate::map::Content;
 use crate::object::{Fetched, PartialRead};
 use crate::segment::summary::{Summaries, summary_of};
@@ -61,6 +63,7 @@ impl StoredRun {
 /// What becomes of a range of an object.
 struct Finder<'a> {
     state: &'a State,
+    cache: &'a BlockCache,
     held: &'a [Rc<Chunk>],
     found: Vec<Found>,
 }
@@ -81,6 +84,11 @@ impl Finder<'_> {
             if let Some(data) = self.held.iter().find_map(|chunk| chunk.find(middle, len_blocks - at)) {
                 at += (data.len() / BLOCK_BYTES) as u64;
                 self.found.push(Found::Ready(data));
+                continue;
+            }
+            if let Some(data) = self.cache.find(middle) {
+                self.found.push(Found::Ready(data));
+                at += 1;
                 continue;
             }
             self.add_stored(middle, physical, checksums[at as usize]);
@@ -132,7 +140,14 @@ impl Store {
             match found {
                 Found::Hole { len_blocks } => pieces.push(ReadPiece::Hole { len_blocks }),
                 Found::Ready(data) => pieces.push(ReadPiece::Data(data)),
-                Found::Stored(_) => pieces.extend(fetched?.into_iter().map(ReadPiece::Data)),
+                Found::Stored(run) => {
+                    let fetched = fetched?;
+                    if len_blocks <= CACHED_READ_BLOCKS_MAX && self.core.cache.is_on() {
+                        let named = run.name(fetched.clone());
+                        named.iter().for_each(|held| self.core.cache.keep(held.middle, &held.data));
+                    }
+                    pieces.extend(fetched.into_iter().map(ReadPiece::Data));
+                }
             }
         }
         Ok(pieces)
@@ -159,7 +174,7 @@ impl Store {
         held: &[Rc<Chunk>],
     ) -> Result<Vec<Found>, StoreError> {
         let state = self.core.state();
-        let mut finder = Finder { state: &state, held, found: Vec::new() };
+        let mut finder = Finder { state: &state, cache: &self.core.cache, held, found: Vec::new() };
         for piece in state.maps.lookup(object, start, len_blocks) {
             match piece.content {
                 Content::Hole => finder.found.push(Found::Hole { len_blocks: piece.len_blocks }),

@@ -179,7 +179,9 @@ pub async fn read_all(store: &Store, objects: u64, blocks: u64) -> Model {
 }
 
 pub async fn open(engine: Rc<dyn Engine>) -> Store {
-    match Store::open(engine, &components(), &OpenOptions::default()).await {
+    // So little that blocks come and go: nothing that is read may depend on it.
+    let options = OpenOptions { data_cache_bytes: 64 << 10, ..OpenOptions::default() };
+    match Store::open(engine, &components(), &options).await {
         Ok((store, _)) => store,
         Err(error) => panic!("the volume does not open: {error}"),
     }

@@ -87,6 +87,25 @@ pub fn run(mounts: &[&str], seed: u64) -> Result<()> {
     Ok(())
 }
 
+/// Times reads of a file's first block, past the guest's cache; says the median in nanoseconds.
+pub fn read_one(path: &Path, count: u64) -> Result<()> {
+    let file = File::options()
+        .read(true)
+        .custom_flags(OFlags::DIRECT.bits() as i32)
+        .open(path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    let mut buffer = Aligned::new(BLOCK_BYTES);
+    let mut samples = Vec::new();
+    for _ in 0..count.max(1) {
+        let began = Instant::now();
+        file.read_exact_at(buffer.as_mut(), 0)?;
+        samples.push(began.elapsed());
+    }
+    samples.sort();
+    println!("{}", samples[samples.len() / 2].as_nanos());
+    Ok(())
+}
+
 fn time_kind(mounts: &mut [Mount], kind: &Kind, seed: u64) -> Result<()> {
     let mut samples: Vec<Vec<Duration>> = mounts.iter().map(|_| Vec::new()).collect();
     // The first slice warms up what can be warm, and is not counted.

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
@@ -17,12 +17,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// or falls silent, then `closed` or `open`.
 pub fn knock(port: u32, hex: &str) -> Result<()> {
     let bytes = from_hex(hex)?;
-    let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
-        .context("creating a vsock socket")?;
-    connect(socket.as_raw_fd(), &VsockAddr::new(HOST_CID, port))
-        .with_context(|| format!("connecting to port {port} of the host"))?;
-    // A stream is one whatever its family.
-    let mut stream = UnixStream::from(socket);
+    let mut stream = dial(port)?;
     stream.set_read_timeout(Some(SILENCE)).context("setting a timeout")?;
     stream.write_all(&bytes).context("sending")?;
     let mut answer = Vec::new();
@@ -38,6 +33,32 @@ pub fn knock(port: u32, hex: &str) -> Result<()> {
     let answer: String = answer.iter().map(|byte| format!("{byte:02x}")).collect();
     println!("answered {answer}\n{end}");
     Ok(())
+}
+
+/// Sends a byte to whoever echoes it at `port`, `count` times, each after a pause in which everybody falls asleep; says the median in
+/// nanoseconds.
+pub fn time_echoes(port: u32, count: u64) -> Result<()> {
+    let mut stream = dial(port)?;
+    let mut samples = Vec::new();
+    for _ in 0..count.max(1) {
+        std::thread::sleep(Duration::from_micros(500));
+        let began = Instant::now();
+        stream.write_all(&[1])?;
+        stream.read_exact(&mut [0])?;
+        samples.push(began.elapsed());
+    }
+    samples.sort();
+    println!("{}", samples[samples.len() / 2].as_nanos());
+    Ok(())
+}
+
+fn dial(port: u32) -> Result<UnixStream> {
+    let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .context("creating a vsock socket")?;
+    connect(socket.as_raw_fd(), &VsockAddr::new(HOST_CID, port))
+        .with_context(|| format!("connecting to port {port} of the host"))?;
+    // A stream is one whatever its family.
+    Ok(UnixStream::from(socket))
 }
 
 fn from_hex(text: &str) -> Result<Vec<u8>> {

@@ -67,6 +67,8 @@ fn run(arguments: &[&str]) -> Result<()> {
         }
         ["lock-hold", file, family, kind, patience] => lock::hold(Path::new(file), family, kind, patience),
         ["posix-check", folder, without @ ..] => posix::check(Path::new(folder), without),
+        ["bench-read", file, count] => bench::read_one(Path::new(file), number(count)?),
+        ["bench-vsock", port, count] => knock::time_echoes(u32::try_from(number(port)?)?, number(count)?),
         ["knock", port, hex] => knock::knock(u32::try_from(number(port)?)?, hex),
         ["xattr-show", file, name] => xattr::show(Path::new(file), name),
         ["map-read", file] => map::read(Path::new(file)),
@@ -74,7 +76,7 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["map-read-beyond", file] => map::read_beyond(Path::new(file)),
         ["map-fill", file, byte] => map::fill(Path::new(file), u8::try_from(number(byte)?)?),
         _ => bail!(
-            "usage: serve | bench-prepare MOUNT DATA_MIB | bench SEED MOUNT... | tree-make ROOT SEED FILES | tree-verify ROOT SEED FILES | ledger-write FOLDER SEED STEPS | \
+            "usage: serve | bench-prepare MOUNT DATA_MIB | bench-read FILE COUNT | bench-vsock PORT COUNT | bench SEED MOUNT... | tree-make ROOT SEED FILES | tree-verify ROOT SEED FILES | ledger-write FOLDER SEED STEPS | \
              ledger-verify FOLDER SEED ACKNOWLEDGED | (overwrite|order)-(write|verify), likewise | \
              flip-(write|verify) FOLDER SEED ROUNDS | lock-hold FILE flock|fcntl shared|exclusive wait|try | \
              posix-check FOLDER [WITHOUT…] | map-read FILE | map-fill FILE BYTE | \
