@@ -27,6 +27,14 @@ struct ringfort_volume;
 struct ringfort_file;
 struct ringfort_directory;
 
+/* How a volume is connected to; what is 0 is as usual. */
+struct ringfort_options {
+    uint32_t rings;          /* that threads share: several help those that call without a pause */
+    uint32_t call_bytes_max; /* the longest read or write that is one */
+    uint32_t busy_poll_us;   /* how long a call looks for its answer before it sleeps */
+    uint32_t timeout_ms;     /* a call that takes longer is given up (-ETIMEDOUT); it may be carried out all the same */
+};
+
 /* How a path or a call is meant. */
 #define RINGFORT_NO_FOLLOW 1u    /* a symbolic link at the end of the path is itself what is meant */
 #define RINGFORT_NO_REPLACE 2u   /* rename, set_xattr: -EEXIST where it is there */
@@ -138,6 +146,12 @@ struct ringfort_lock {
 #define RINGFORT_COLLAPSE 5u
 #define RINGFORT_INSERT 6u
 
+/* As struct iovec. */
+struct ringfort_buffer {
+    void *bytes;
+    size_t len_bytes;
+};
+
 /* What a command of ringfort_run does. */
 #define RINGFORT_DO_READ 1u
 #define RINGFORT_DO_WRITE 2u        /* `result`: how many of the bytes */
@@ -171,6 +185,8 @@ const char *ringfort_error(void);
 
 /* Connects to "unix:PATH"; NULL: to what RINGFORT_CONNECT names, or else the daemon of this guest. */
 int ringfort_connect(const char *address, struct ringfort_volume **volume);
+/* With settings; NULL: as usual. */
+int ringfort_connect_with(const char *address, const struct ringfort_options *options, struct ringfort_volume **volume);
 void ringfort_disconnect(struct ringfort_volume *volume);
 /* Asks the server for nothing; for measurements. */
 int ringfort_nop(const struct ringfort_volume *volume);
@@ -185,6 +201,9 @@ int ringfort_close(struct ringfort_file *file);
 int64_t ringfort_read(const struct ringfort_file *file, void *buffer, size_t len_bytes, uint64_t offset_bytes);
 /* Writes all of it. */
 int64_t ringfort_write(const struct ringfort_file *file, const void *bytes, size_t len_bytes, uint64_t offset_bytes);
+/* The same with several buffers, one after the other. What fits one call is read or written as one. */
+int64_t ringfort_read_vectored(const struct ringfort_file *file, const struct ringfort_buffer *buffers, size_t buffer_count, uint64_t offset_bytes);
+int64_t ringfort_write_vectored(const struct ringfort_file *file, const struct ringfort_buffer *buffers, size_t buffer_count, uint64_t offset_bytes);
 int64_t ringfort_append(const struct ringfort_file *file, const void *bytes, size_t len_bytes);
 int ringfort_sync(const struct ringfort_file *file);
 int ringfort_sync_data(const struct ringfort_file *file);

@@ -151,6 +151,21 @@ impl<'a, T> List<'a, T> {
     }
 }
 
+/// Structures of the caller's that are only read.
+#[repr(transparent)]
+pub struct ReadList<'a, T>(*const T, PhantomData<&'a T>);
+
+impl<'a, T> ReadList<'a, T> {
+    pub fn of(self, count: usize) -> Result<&'a [T]> {
+        check(self.0.is_null(), count.saturating_mul(size_of::<T>()))?;
+        if count == 0 {
+            return Ok(&[]);
+        }
+        // SAFETY: as for `List`, and nobody changes them during the call.
+        Ok(unsafe { std::slice::from_raw_parts(self.0, count) })
+    }
+}
+
 fn check(null: bool, len_bytes: usize) -> Result<()> {
     if null && len_bytes > 0 {
         return Err(Failure::new(libc::EFAULT, format!("{len_bytes} bytes at NULL")));

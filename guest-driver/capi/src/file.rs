@@ -1,15 +1,18 @@
 //! What is done to open files.
 
 use std::ffi::c_int;
+use std::io::{IoSlice, IoSliceMut};
 
 use ringfort_guest::{Allocate, File, Open, Volume};
 
-use crate::boundary::{At, Buffer, Bytes, Failure, Out, Result, Text, code, connected, count, given, place};
+use crate::boundary::{
+    At, Buffer, Bytes, Failure, Out, ReadList, Result, Text, code, connected, count, given, place,
+};
 use crate::record::{
     Lock, RINGFORT_APPEND, RINGFORT_COLLAPSE, RINGFORT_CREATE, RINGFORT_DATA_SYNC, RINGFORT_DIRECTORY,
     RINGFORT_EXCLUSIVE, RINGFORT_INSERT, RINGFORT_OPEN_NO_FOLLOW, RINGFORT_PUNCH_HOLE, RINGFORT_READ,
     RINGFORT_RESERVE, RINGFORT_RESERVE_KEEP_SIZE, RINGFORT_SYNC, RINGFORT_TEMPORARY, RINGFORT_TRUNCATE,
-    RINGFORT_WRITE, RINGFORT_ZERO, RINGFORT_ZERO_KEEP_SIZE, known,
+    RINGFORT_WRITE, RINGFORT_ZERO, RINGFORT_ZERO_KEEP_SIZE, Vector, known,
 };
 
 /// How a file is to be opened.
@@ -97,6 +100,39 @@ pub extern "C" fn ringfort_write(
     count(|| {
         opened(file)?.write_at(bytes.of(len_bytes)?, offset_bytes)?;
         Ok(len_bytes as u64)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn ringfort_read_vectored(
+    file: Option<&File>,
+    buffers: ReadList<'_, Vector<'_>>,
+    buffer_count: usize,
+    offset_bytes: u64,
+) -> i64 {
+    count(|| {
+        let slices = buffers.of(buffer_count)?.iter();
+        let slices: Result<Vec<_>> = slices
+            .map(|one| Ok(IoSliceMut::new(one.bytes.to_fill(one.len_bytes)?.of(one.len_bytes)?)))
+            .collect();
+        Ok(opened(file)?.read_vectored_at(&mut slices?, offset_bytes)? as u64)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn ringfort_write_vectored(
+    file: Option<&File>,
+    buffers: ReadList<'_, Vector<'_>>,
+    buffer_count: usize,
+    offset_bytes: u64,
+) -> i64 {
+    count(|| {
+        let slices = buffers.of(buffer_count)?.iter();
+        let slices: Result<Vec<_>> =
+            slices.map(|one| Ok(IoSlice::new(one.bytes.to_read(one.len_bytes)?))).collect();
+        let slices = slices?;
+        opened(file)?.write_vectored_at(&slices, offset_bytes)?;
+        Ok(slices.iter().map(|slice| slice.len() as u64).sum())
     })
 }
 

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::record::{BatchCommand, CONSTANTS, Change, Entry, FileAttributes, Fill, Lock, Time};
+use crate::record::{
+    BatchCommand, CONSTANTS, Change, ConnectOptions, Entry, FileAttributes, Fill, Lock, Time, Vector,
+};
 
 const HEADER: &str = include_str!("../include/ringfort.h");
 const SOURCES: [&str; 5] = [
@@ -105,6 +107,8 @@ fn c_type(rust: &str) -> String {
                 "Entry" => Entry::STRUCTURE.0,
                 "Fill" => Fill::STRUCTURE.0,
                 "Lock" => Lock::STRUCTURE.0,
+                "ConnectOptions" => ConnectOptions::STRUCTURE.0,
+                "Vector<'_>" => Vector::STRUCTURE.0,
                 "BatchCommand<'_>" => BatchCommand::STRUCTURE.0,
                 other => panic!("{other} is nothing that C knows"),
             }
@@ -128,7 +132,7 @@ fn c_type(rust: &str) -> String {
                 format!("{} *", structure(name))
             } else if let Some(name) = within("Out<'_, ", ">").or(within("List<'_, ", ">")) {
                 format!("{} *", structure(name))
-            } else if let Some(name) = within("Option<&", ">") {
+            } else if let Some(name) = within("Option<&", ">").or(within("ReadList<'_, ", ">")) {
                 format!("const {} *", structure(name))
             } else {
                 structure(rust)
@@ -202,6 +206,8 @@ fn structures_lie_in_memory_as_they_are_declared() {
         Fill::STRUCTURE,
         Lock::STRUCTURE,
         BatchCommand::STRUCTURE,
+        Vector::STRUCTURE,
+        ConnectOptions::STRUCTURE,
     ] {
         let (_, rest) = header.split_once(&format!("struct {name} {{")).unwrap();
         let (body, _) = rest.split_once('}').unwrap();

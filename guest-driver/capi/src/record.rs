@@ -1,9 +1,10 @@
 //! Structures and numbers of `ringfort.h`.
 
 use std::ffi::c_char;
+use std::time::Duration;
 
 use ringfort_guest::{
-    Attributes, DirectoryEntry, HeldLock, LockMode, SetAttributes, SetTime, Statistics, Timestamp,
+    Attributes, DirectoryEntry, HeldLock, LockMode, Options, SetAttributes, SetTime, Statistics, Timestamp,
 };
 
 use crate::boundary::{At, Failure, Memory, Result, Text};
@@ -104,6 +105,30 @@ macro_rules! structure {
             );
         }
     };
+}
+
+structure! {
+    pub struct ConnectOptions as "ringfort_options" {
+        pub rings: u32,
+        pub call_bytes_max: u32,
+        pub busy_poll_us: u32,
+        pub timeout_ms: u32,
+    }
+}
+
+impl ConnectOptions {
+    pub fn decode(&self) -> Options {
+        let usual = Options::default();
+        let given = |value: u32, usual: u32| if value == 0 { usual } else { value };
+        let micros = |us: u32| Duration::from_micros(us.into());
+        Options {
+            rings: given(self.rings, usual.rings),
+            call_bytes_max: given(self.call_bytes_max, usual.call_bytes_max),
+            busy_poll: if self.busy_poll_us == 0 { usual.busy_poll } else { micros(self.busy_poll_us) },
+            timeout: (self.timeout_ms > 0).then(|| Duration::from_millis(self.timeout_ms.into())),
+            ..usual
+        }
+    }
 }
 
 structure! {
@@ -317,6 +342,25 @@ impl From<HeldLock> for Lock {
         };
         Self { start: held.start, end: held.end, mode, pid: held.pid, ..Self::default() }
     }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Vector<'a> {
+    pub bytes: Memory<'a>,
+    pub len_bytes: usize,
+}
+
+#[cfg(test)]
+impl Vector<'_> {
+    pub const STRUCTURE: Structure = (
+        "ringfort_buffer",
+        &[
+            ("bytes", "Memory", std::mem::offset_of!(Vector<'_>, bytes)),
+            ("len_bytes", "usize", std::mem::offset_of!(Vector<'_>, len_bytes)),
+        ],
+        size_of::<Vector<'_>>(),
+    );
 }
 
 #[repr(C)]

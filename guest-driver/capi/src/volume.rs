@@ -2,11 +2,11 @@
 
 use std::ffi::c_int;
 
-use ringfort_guest::{Access, Address, NodeKind, RenameMode, SetXattrMode, Volume, connect};
+use ringfort_guest::{Access, Address, NodeKind, RenameMode, SetXattrMode, Volume, connect_with};
 
 use crate::boundary::{At, Buffer, Bytes, Failure, Out, Result, Text, code, connected, count, given, place};
 use crate::record::{
-    Change, FileAttributes, Fill, RINGFORT_EXCHANGE, RINGFORT_MAY_EXECUTE, RINGFORT_MAY_READ,
+    Change, ConnectOptions, FileAttributes, Fill, RINGFORT_EXCHANGE, RINGFORT_MAY_EXECUTE, RINGFORT_MAY_READ,
     RINGFORT_MAY_WRITE, RINGFORT_MUST_EXIST, RINGFORT_NO_FOLLOW, RINGFORT_NO_REPLACE, known,
 };
 
@@ -18,14 +18,24 @@ fn follows(flags: u32) -> Result<bool> {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn ringfort_connect(address: Text<'_>, volume: Out<'_, Box<Volume>>) -> c_int {
+    ringfort_connect_with(address, None, volume)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn ringfort_connect_with(
+    address: Text<'_>,
+    options: Option<&ConnectOptions>,
+    volume: Out<'_, Box<Volume>>,
+) -> c_int {
     code(|| {
         let volume = given(volume, "where the volume goes")?;
+        let options = options.copied().unwrap_or_default().decode();
         let address = match address.optional() {
             Some(address) => address.to_string_lossy().parse(),
             None => Address::from_environment(),
         };
         let address: Address = address.map_err(|error| Failure::new(libc::EINVAL, error.to_string()))?;
-        volume.write(Box::new(connect(address.path())?));
+        volume.write(Box::new(connect_with(address.path(), &options)?));
         Ok(0)
     })
 }

@@ -42,6 +42,14 @@ static void contents(struct ringfort_volume *volume)
     CHECK(ringfort_read(file, buffer, sizeof buffer, 8), 4);
     CHECK(memcmp(buffer, "89ab", 4), 0);
     CHECK(ringfort_read(file, buffer, sizeof buffer, 100), 0);
+    char head[4] = "head", tail[2] = "++", first[3], second[8];
+    struct ringfort_buffer out[] = {{head, sizeof head}, {NULL, 0}, {tail, sizeof tail}};
+    struct ringfort_buffer in[] = {{first, sizeof first}, {second, sizeof second}};
+    CHECK(ringfort_write_vectored(file, out, 3, 12), 6);
+    CHECK(ringfort_read_vectored(file, in, 2, 11), 7);
+    CHECK(memcmp(first, "bhe", 3) || memcmp(second, "ad++", 4), 0);
+    CHECK(ringfort_read_vectored(file, NULL, 1, 0), -EFAULT);
+    CHECK(ringfort_set_attributes(volume, file, "", 0, &(struct ringfort_change){.set = RINGFORT_SET_SIZE, .size_bytes = 12}, NULL), 0);
     CHECK(ringfort_sync_data(file), 0);
     CHECK(ringfort_sync(file), 0);
     CHECK(ringfort_sync_all(volume), 0);
@@ -279,6 +287,12 @@ int main(int argc, char **argv)
     char byte;
 
     assert(argc == 2);
+    struct ringfort_options options = {.rings = 1, .call_bytes_max = 1 << 16, .timeout_ms = 60000};
+    CHECK(ringfort_connect_with(argv[1], &options, &volume), 0);
+    if (volume != NULL)
+        CHECK(ringfort_nop(volume), 0);
+    ringfort_disconnect(volume);
+    volume = NULL;
     CHECK(ringfort_connect(argv[1], &volume), 0);
     if (volume == NULL)
         return 1;

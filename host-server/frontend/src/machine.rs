@@ -30,6 +30,9 @@ pub enum LetGo {
 pub trait Tenant: Send + Sync {
     /// Returns when nothing reads or writes the machine's memory for this tenant any more.
     fn let_go(&self, why: LetGo);
+
+    /// The machine runs (again). Not to wait for anything: the machine does.
+    fn go_on(&self) {}
 }
 
 /// One virtual machine.
@@ -117,7 +120,10 @@ impl Machine {
 
     /// The device's queues run: the machine does.
     pub fn start(&self) {
-        self.state().running = true;
+        // Often called, and seldom news.
+        if !std::mem::replace(&mut self.state().running, true) {
+            self.tenants().iter().for_each(|tenant| tenant.go_on());
+        }
     }
 
     /// Returns when every tenant has let go. The machine counts as stopped until [`start`](Self::start).
@@ -145,10 +151,13 @@ impl Machine {
         self.evict(LetGo::Gone);
     }
 
+    /// To be told without the lock: they look at the machine meanwhile.
+    fn tenants(&self) -> Vec<Arc<dyn Tenant>> {
+        self.state().tenants.iter().filter_map(Weak::upgrade).collect()
+    }
+
     fn evict(&self, why: LetGo) {
-        // Not under the lock: tenants look at the machine while they let go.
-        let tenants: Vec<_> = self.state().tenants.iter().filter_map(Weak::upgrade).collect();
-        tenants.iter().for_each(|tenant| tenant.let_go(why));
+        self.tenants().iter().for_each(|tenant| tenant.let_go(why));
     }
 }
 

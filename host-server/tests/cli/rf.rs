@@ -220,5 +220,5 @@ fn who_finds_no_server_is_told_what_to_do() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
-    contains_all(&text(&output.stderr), &["none", "is `ringfort serve` running"]);
+    contains_all(&text(&output.stderr), &["none", "`ringfort serve`", "ringfort-guestd"]);
 }

@@ -4,7 +4,8 @@ use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ringfort_protocol::control::envelope::{Envelope, EnvelopeError};
@@ -20,6 +21,10 @@ const DESCRIPTOR_COUNT_MAX: usize = 2;
 
 /// How long the other side may take to read what is said to it: nobody waits for it longer, a machine that is to stop least of all.
 const SAID_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long after the virtio-fs device what carries the connection may start: a vsock device that gets bytes for its guest before
+/// it runs may never carry any again (vhost-device-vsock 0.3).
+const CARRIED_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Why a connection has ended.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +50,9 @@ pub enum Ended {
 pub struct Connection<R: Rings> {
     stream: UnixStream,
     conversation: Mutex<Conversation<R>>,
+    /// What the other side is to hear when its machine runs again. Locked after the conversation.
+    unsaid: Mutex<Vec<Message>>,
+    this: Weak<Self>,
     silence_max: Duration,
     hello_within: Duration,
 }
@@ -62,7 +70,14 @@ impl<R: Rings> Connection<R> {
     pub fn new(stream: UnixStream, conversation: Conversation<R>, limits: &Limits) -> Arc<Self> {
         let silence_max = Duration::from_millis(limits.silence_ms_max.into());
         let hello_within = Duration::from_millis(limits.hello_ms_max.into());
-        Arc::new(Self { stream, conversation: Mutex::new(conversation), silence_max, hello_within })
+        Arc::new_cyclic(|this| Self {
+            stream,
+            conversation: Mutex::new(conversation),
+            unsaid: Mutex::default(),
+            this: Weak::clone(this),
+            silence_max,
+            hello_within,
+        })
     }
 
     fn conversation(&self) -> MutexGuard<'_, Conversation<R>> {
@@ -227,21 +242,60 @@ impl<R: Rings> Connection<R> {
     }
 }
 
-impl<R: Rings + Send> Tenant for Connection<R> {
+impl<R: Rings + Send + 'static> Tenant for Connection<R> {
     fn let_go(&self, why: LetGo) {
         let mut conversation = self.conversation();
-        let mut said = Ok(());
         let messages = conversation.let_go(why);
-        // For all of them together: the machine waits.
-        let until = Instant::now() + SAID_WITHIN;
-        for message in messages {
-            // Whether it hears of it or not, it has let go.
-            said = said.and_then(|()| self.say_until(&conversation, &message, until));
-        }
-        if said.is_err() || why == LetGo::Gone {
+        if why == LetGo::Gone {
+            let _ = self.say_all(&conversation, messages);
             // The thread that listens hears of it, and ends what is left.
-            let _ = self.stream.shutdown(std::net::Shutdown::Both);
+            self.hang_up();
+        } else if conversation.stands_still() {
+            // Nobody there hears it, and what carries it may be stopped as well.
+            self.unsaid().extend(messages);
+        } else if self.say_all(&conversation, messages).is_err() {
+            // Whether it hears of it or not, it has let go.
+            self.hang_up();
         }
+    }
+
+    fn go_on(&self) {
+        let Some(this) = self.this.upgrade().filter(|this| !this.unsaid().is_empty()) else { return };
+        let begun = thread::Builder::new().name("channel client".to_owned()).spawn(move || {
+            thread::sleep(CARRIED_AGAIN_AFTER);
+            this.say_unsaid();
+        });
+        if begun.is_err() {
+            self.hang_up();
+        }
+    }
+}
+
+impl<R: Rings> Connection<R> {
+    fn unsaid(&self) -> MutexGuard<'_, Vec<Message>> {
+        self.unsaid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what was kept back, unless the machine stands still again.
+    fn say_unsaid(&self) {
+        let conversation = self.conversation();
+        if conversation.stands_still() {
+            return;
+        }
+        let messages = std::mem::take(&mut *self.unsaid());
+        if self.say_all(&conversation, messages).is_err() {
+            self.hang_up();
+        }
+    }
+
+    /// Says messages within the time of one: somebody waits.
+    fn say_all(&self, conversation: &Conversation<R>, messages: Vec<Message>) -> Result<(), Ended> {
+        let until = Instant::now() + SAID_WITHIN;
+        messages.iter().try_for_each(|message| self.say_until(conversation, message, until))
+    }
+
+    fn hang_up(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 }
 

@@ -242,11 +242,14 @@ impl<R: Rings> Conversation<R> {
         self.version.is_some()
     }
 
+    /// Whether the machine at the other end stands still.
+    pub fn stands_still(&self) -> bool {
+        self.guest.as_ref().is_some_and(|guest| guest.machine.stands_still())
+    }
+
     /// Whether nobody at the other end could answer all the time since the machine's stops were counted as so many.
     pub fn stood_still_since(&self, stops: u64) -> bool {
-        self.guest
-            .as_ref()
-            .is_some_and(|guest| guest.machine.stands_still() || guest.machine.stops() != stops)
+        self.stands_still() || self.stops() != stops
     }
 
     /// How often the machine at the other end was stopped. Always 0 for processes of this host.

@@ -74,6 +74,8 @@ pub struct RingServer<S: Service> {
     armed: Cell<bool>,
     /// There are completions that the client may have to be woken for.
     unsaid: Cell<bool>,
+    /// Nobody is rung meanwhile: what carries the doorbell may stand still as the client does.
+    suspended: Cell<bool>,
     /// Commands of a chain whose end was not seen yet.
     chain: RefCell<Vec<Taken>>,
     pending: Pending,
@@ -108,6 +110,7 @@ impl<S: Service> RingServer<S> {
             running: Cell::new(true),
             armed: Cell::new(false),
             unsaid: Cell::new(false),
+            suspended: Cell::new(false),
             chain: RefCell::default(),
             pending: Pending::default(),
             waiting: Cell::new(0),
@@ -128,6 +131,7 @@ impl<S: Service> RingServer<S> {
 
     /// As [`halt`](Self::halt), until [`resume`](Self::resume). What waits for other clients is interrupted.
     pub async fn suspend(&self) {
+        self.suspended.set(true);
         self.stop(Errno::EINTR).await;
     }
 
@@ -144,7 +148,9 @@ impl<S: Service> RingServer<S> {
         let Some(data) = self.data.borrow().moved_to(memory.clone()) else { return false };
         self.responder.borrow_mut().move_to(memory.clone());
         self.data.replace(Rc::new(data));
+        self.suspended.set(false);
         self.running.set(true);
+        self.ring_doorbell();
         true
     }
 
@@ -308,7 +314,8 @@ impl<S: Service> RingServer<S> {
 
     /// Wakes the client for what was completed, where it sleeps.
     fn ring_doorbell(&self) {
-        if self.unsaid.take()
+        if !self.suspended.get()
+            && self.unsaid.take()
             && self.responder.borrow().wants_doorbell()
             && let Some(doorbell) = &*self.doorbell.borrow()
         {

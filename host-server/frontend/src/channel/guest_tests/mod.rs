@@ -270,8 +270,8 @@ fn a_region_of_small_pages_ends_when_the_machine_stops() {
         let pages: Vec<u64> = (2 * HUGE..3 * HUGE).step_by(SMALL as usize).collect();
         let client = scene.client(&mut daemon, 1, &pages, SMALL_SHIFT);
         scene.machine.stop();
-        assert_eq!(reason(&daemon.next().unwrap()), Reason::MemoryChanged);
         assert!(client.is_hung_up_on());
+        // What the server has to say of it is kept back while the machine stands still; answers are not.
         assert_eq!(reason(&daemon.ask(&prove(1, 1))), Reason::Unknown);
         assert_eq!(
             daemon.outcome(&fake::pages(1, &[2 * HUGE], HUGE_SHIFT)),
@@ -279,6 +279,7 @@ fn a_region_of_small_pages_ends_when_the_machine_stops() {
             "not while it stands still"
         );
         scene.machine.start();
+        assert_eq!(reason(&daemon.next().unwrap()), Reason::MemoryChanged);
         let mut client = scene.client(&mut daemon, 1, &pages, SMALL_SHIFT);
         let nop = client.command(Opcode::Nop);
         assert_eq!(client.call(nop).status, 0);
