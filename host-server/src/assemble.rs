@@ -31,7 +31,7 @@ use ringfort_store::store::{OpenOptions, Store};
 use tokio::sync::oneshot;
 
 use crate::config::{Cache, ChannelAddress, machine_name};
-use crate::report::{Guest, Inodes, Served, Status};
+use crate::report::{Channel, Guest, Inodes, Served, Status};
 
 /// What is to be served, and how.
 #[derive(Clone, Debug)]
@@ -183,6 +183,12 @@ fn serve(
             .zip(&settings.sockets)
             .map(|(server, settings)| Observed { settings: settings.clone(), metrics: server.metrics() })
             .collect();
+        let clients: Vec<_> = settings
+            .channels
+            .iter()
+            .zip(&servers.channels)
+            .map(|(address, server)| (address.to_string(), server.metrics()))
+            .collect();
         let stopping = Rc::new(Cell::new(false));
         engine.spawn(Box::pin(retry_reclaims(Rc::clone(&engine), filesystem.clone(), Rc::clone(&stopping))));
         if listening(servers) {
@@ -193,6 +199,10 @@ fn serve(
                             pid: std::process::id(),
                             uptime_s: started.elapsed().as_secs(),
                             guests: observed.iter().map(Observed::report).collect(),
+                            channels: clients
+                                .iter()
+                                .map(|(address, metrics)| Channel::of_clients(address.clone(), metrics))
+                                .collect(),
                         };
                         let mut status = Status::of_open(&store.status(), &opened.findings, Some(served));
                         status.inodes = Some(inodes(&filesystem.counts()));

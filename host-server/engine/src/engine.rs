@@ -48,6 +48,11 @@ pub trait Engine {
     /// Monotonic time since an arbitrary start.
     fn monotonic(&self) -> Duration;
 
+    /// [`monotonic`](Self::monotonic) as it was when the thread last turned to its work: costs nothing, and is a turn late at most.
+    fn turn_began(&self) -> Duration {
+        self.monotonic()
+    }
+
     /// Wall-clock time since the Unix epoch. May jump.
     fn wall_clock(&self) -> Duration;
 

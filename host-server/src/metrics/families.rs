@@ -3,7 +3,9 @@
 
 use super::exposition::Kind::{self, Counter, Gauge, Histogram};
 use super::exposition::{Exposition, Labels};
-use crate::report::{Component, ComponentState, Counters, Guest, HealthStatus, Latencies, Queue, Status};
+use crate::report::{
+    Channel, Component, ComponentState, Counters, Guest, HealthStatus, Latencies, Queue, Status,
+};
 
 /// A family with one sample for each guest or component: name, kind, help, value.
 type Each<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
@@ -33,6 +35,8 @@ pub fn page(status: &Status) -> String {
             }
         }
     }
+    let served: Vec<&Channel> = status.served.iter().flat_map(|served| &served.channels).collect();
+    channels(&mut page, &served);
     components(&mut page, &status.tree.components);
     state(&mut page, status);
     if let Some(counters) = &status.counters {
@@ -81,6 +85,86 @@ fn operations(page: &mut Exposition, guests: &[&Guest]) {
         }
     }
 }
+
+fn channels(page: &mut Exposition, channels: &[&Channel]) {
+    let mut durations = page.family(
+        "ringfort_channel_command_duration_seconds",
+        Histogram,
+        "From taking a client's command to its completion.",
+    );
+    for channel in channels {
+        for command in &channel.operations {
+            let labels: Labels<'_> = &[("channel", &channel.address), ("command", &command.name)];
+            durations.histogram(labels, &cumulative(&command.latencies), command.duration_ns as f64 / 1e9);
+        }
+    }
+    let mut bad = page.family(
+        "ringfort_channel_bad_input_total",
+        Counter,
+        "Commands that no sound client sends, by what was wrong with them.",
+    );
+    for channel in channels {
+        for (kind, count) in &channel.bad_input {
+            bad.sample(&[("channel", &channel.address), ("kind", kind)], *count);
+        }
+    }
+    let mut refusals = page.family(
+        "ringfort_channel_refusals_total",
+        Counter,
+        "What was refused over connections, or ended by the server, by reason.",
+    );
+    for channel in channels {
+        for (reason, count) in &channel.refusals {
+            refusals.sample(&[("channel", &channel.address), ("reason", reason)], *count);
+        }
+    }
+    for (name, kind, help, value) in CHANNEL {
+        let mut family = page.family(name, *kind, help);
+        for channel in channels {
+            family.sample(&[("channel", &channel.address)], value(channel));
+        }
+    }
+}
+
+const CHANNEL: &[Each<Channel>] = &[
+    ("ringfort_channel_connections_total", Counter, "Connections of clients that were accepted.", |one| {
+        one.connections
+    }),
+    ("ringfort_channel_connections", Gauge, "Connections that are open.", |one| one.open_connections),
+    ("ringfort_channel_regions", Gauge, "Regions of memory that clients share.", |one| one.regions),
+    ("ringfort_channel_rings", Gauge, "Rings that are attached.", |one| one.rings),
+    ("ringfort_channel_errors_total", Counter, "Completions with an error number.", |one| one.errors),
+    (
+        "ringfort_channel_broken_connections_total",
+        Counter,
+        "Connections that ended since what came over them was no message.",
+        |one| one.broken_connections,
+    ),
+    (
+        "ringfort_channel_silent_connections_total",
+        Counter,
+        "Connections that ended since nothing came over them for too long.",
+        |one| one.silent_connections,
+    ),
+    ("ringfort_channel_read_bytes_total", Counter, "File data copied to clients.", |one| one.read_bytes),
+    ("ringfort_channel_written_bytes_total", Counter, "File data copied from clients.", |one| {
+        one.written_bytes
+    }),
+    (
+        "ringfort_channel_parks_total",
+        Counter,
+        "Times that a ring was left to its client's doorbell, as the server was about to sleep.",
+        |one| one.parks,
+    ),
+    ("ringfort_channel_kicks_total", Counter, "Times that a client woke the server.", |one| one.kicks),
+    ("ringfort_channel_doorbells_total", Counter, "Doorbells rung for clients.", |one| one.doorbells),
+    (
+        "ringfort_channel_refused_waits_total",
+        Counter,
+        "Waits for a lock that were refused, as a quarter of their ring waited already.",
+        |one| one.refused_waits,
+    ),
+];
 
 /// Counts at or below each bound, which is what the format wants. Every other bound is left out: factors of two are fine
 /// enough for a scraper that keeps them all for every operation.

@@ -1,8 +1,8 @@
 //! A report for tests: a served volume with every part filled in.
 
 use super::{
-    Component, ComponentState, Counters, Guest, HealthStatus, Inodes, Latencies, Log, Memory, Operation,
-    Queue, Recovery, Served, Space, Status, Tree,
+    Channel, Component, ComponentState, Counters, Guest, HealthStatus, Inodes, Latencies, Log, Memory,
+    Operation, Queue, Recovery, Served, Space, Status, Tree,
 };
 
 pub fn served() -> Status {
@@ -10,7 +10,7 @@ pub fn served() -> Status {
         volume: "0123abcd".into(),
         health: HealthStatus::Degraded,
         failure: None,
-        served: Some(Served { pid: 7, uptime_s: 60, guests: vec![guest()] }),
+        served: Some(Served { pid: 7, uptime_s: 60, guests: vec![guest()], channels: vec![channel()] }),
         tree: Tree {
             sequence: 3,
             data_columns: 1,
@@ -89,6 +89,34 @@ fn guest() -> Guest {
             count: 12,
             duration_ns: 1_500_000,
             latencies: vec![bucket(Some(50_000), 7), bucket(Some(1_000_000), 4), bucket(None, 1)],
+        }],
+    }
+}
+
+fn channel() -> Channel {
+    let bucket = |bound_ns, count| Latencies { bound_ns, count };
+    Channel {
+        address: "unix:/run/data.ctl".into(),
+        connections: 5,
+        open_connections: 1,
+        regions: 1,
+        rings: 2,
+        errors: 3,
+        bad_input: [("area".to_owned(), 2), ("flags".to_owned(), 0)].into(),
+        refusals: [("nonce".to_owned(), 4)].into(),
+        broken_connections: 1,
+        silent_connections: 0,
+        read_bytes: 4096,
+        written_bytes: 0,
+        parks: 7,
+        kicks: 6,
+        doorbells: 8,
+        refused_waits: 0,
+        operations: vec![Operation {
+            name: "read".into(),
+            count: 9,
+            duration_ns: 9_000,
+            latencies: vec![bucket(Some(1_024), 8), bucket(Some(1_536), 1), bucket(None, 0)],
         }],
     }
 }

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use ringfort_frontend::channel::metrics::ChannelMetrics;
 use ringfort_frontend::metrics::{HistogramSnapshot, Metrics, QueueState};
 
-use super::{Guest, Latencies, Operation, Queue};
+use super::{Channel, Guest, Latencies, Operation, Queue};
 
 impl Guest {
     /// What the device itself knows; its settings are left empty.
@@ -31,6 +32,31 @@ impl Guest {
             doorbells: metrics.doorbells.get(),
             refused_waits: metrics.refused_waits.get(),
             operations,
+        }
+    }
+}
+
+impl Channel {
+    pub fn of_clients(address: String, metrics: &ChannelMetrics) -> Self {
+        let named = |(name, count): (&'static str, u64)| (name.to_owned(), count);
+        Self {
+            address,
+            connections: metrics.connections.get(),
+            open_connections: metrics.open_connections.get(),
+            regions: metrics.regions.get(),
+            rings: metrics.rings.get(),
+            errors: metrics.errors.get(),
+            bad_input: metrics.bad_input().map(named).collect(),
+            refusals: metrics.refusals().map(named).collect(),
+            broken_connections: metrics.broken_connections.get(),
+            silent_connections: metrics.silent_connections.get(),
+            read_bytes: metrics.read_bytes.get(),
+            written_bytes: metrics.written_bytes.get(),
+            parks: metrics.parks.get(),
+            kicks: metrics.kicks.get(),
+            doorbells: metrics.doorbells.get(),
+            refused_waits: metrics.refused_waits.get(),
+            operations: metrics.commands().into_iter().map(Operation::of).collect(),
         }
     }
 }

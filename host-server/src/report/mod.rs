@@ -59,6 +59,51 @@ pub struct Served {
     pub pid: u32,
     pub uptime_s: u64,
     pub guests: Vec<Guest>,
+    #[serde(default)]
+    pub channels: Vec<Channel>,
+}
+
+/// Where clients share memory with the server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Channel {
+    /// As `--channel` names it.
+    pub address: String,
+    /// Connections accepted.
+    pub connections: u64,
+    pub open_connections: u64,
+    pub regions: u64,
+    pub rings: u64,
+    /// Completions that carried an error number.
+    pub errors: u64,
+    /// What no sound client sends in a ring, by kind.
+    pub bad_input: BTreeMap<String, u64>,
+    /// What was refused over connections, or ended by the server, by reason.
+    pub refusals: BTreeMap<String, u64>,
+    /// Connections that ended since what came over them was no message.
+    pub broken_connections: u64,
+    /// And since nothing came over them for too long.
+    pub silent_connections: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    /// Times that a ring was left to its client's doorbell, as the server was about to sleep.
+    pub parks: u64,
+    /// Times that a client woke the server.
+    pub kicks: u64,
+    pub doorbells: u64,
+    /// Waits for a lock that were refused, as too many waited already.
+    pub refused_waits: u64,
+    /// Commands, by name; those that were never asked for are left out.
+    pub operations: Vec<Operation>,
+}
+
+impl Channel {
+    pub fn command_count(&self) -> u64 {
+        self.operations.iter().map(|one| one.count).sum()
+    }
+
+    pub fn bad_input_count(&self) -> u64 {
+        self.bad_input.values().sum()
+    }
 }
 
 /// One virtio-fs socket.

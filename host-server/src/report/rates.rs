@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Counters, Guest, Operation, Status};
+use super::{Channel, Counters, Guest, Operation, Status};
 
 /// Averages over an interval.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     pub interval_s: f64,
-    /// Guests' requests.
+    /// Guests' requests, and commands of channels' clients.
     pub requests_per_s: f64,
     pub read_bytes_per_s: f64,
     pub written_bytes_per_s: f64,
@@ -59,13 +59,18 @@ impl Rates {
             let sum = |guests: &[Guest]| guests.iter().map(field).sum();
             per_s(sum(&before.guests), sum(&after.guests))
         };
+        let channels = |field: fn(&Channel) -> u64| {
+            let sum = |channels: &[Channel]| channels.iter().map(field).sum();
+            per_s(sum(&before.channels), sum(&after.channels))
+        };
         let counter = |field: fn(&Counters) -> u64| per_s(field(old), field(new));
         let components = earlier.tree.components.iter().zip(&later.tree.components);
         Some(Self {
             interval_s,
-            requests_per_s: guests(Guest::request_count),
-            read_bytes_per_s: guests(|guest| guest.read_bytes),
-            written_bytes_per_s: guests(|guest| guest.written_bytes),
+            requests_per_s: guests(Guest::request_count) + channels(Channel::command_count),
+            read_bytes_per_s: guests(|guest| guest.read_bytes) + channels(|channel| channel.read_bytes),
+            written_bytes_per_s: guests(|guest| guest.written_bytes)
+                + channels(|channel| channel.written_bytes),
             syncs_per_s: counter(|counters| counters.syncs),
             commits_per_s: counter(|counters| counters.commits),
             log_bytes_per_s: counter(|counters| counters.log_bytes),

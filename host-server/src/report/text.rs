@@ -2,7 +2,7 @@
 
 use std::fmt::{Result, Write as _};
 
-use super::{Component, ComponentState, Counters, Guest, HealthStatus, Rates, Space, Status, Tree};
+use super::{Channel, Component, ComponentState, Counters, Guest, HealthStatus, Rates, Space, Status, Tree};
 use crate::size::ByteSize;
 
 /// Kinds of requests in the picture: the most frequent ones.
@@ -104,6 +104,9 @@ impl Status {
         for guest in self.served.iter().flat_map(|served| &served.guests) {
             guest.write(text)?;
         }
+        for channel in self.served.iter().flat_map(|served| &served.channels) {
+            channel.write(text)?;
+        }
         Ok(())
     }
 
@@ -162,6 +165,19 @@ impl Guest {
             text,
             "  {socket}: cache {cache}{writeback}, {queues} queues, {connections} connections, {sessions} sessions, \
              {read} read, {written} written, {errors} errors",
+        )
+    }
+}
+
+impl Channel {
+    fn write(&self, text: &mut String) -> Result {
+        let Self { address, open_connections, rings, errors, .. } = self;
+        let [read, written] = [self.read_bytes, self.written_bytes].map(ByteSize);
+        let (commands, bad) = (self.command_count(), self.bad_input_count());
+        writeln!(
+            text,
+            "  channel {address}: {open_connections} connections, {rings} rings, {commands} commands, {read} read, \
+             {written} written, {errors} errors, of these {bad} for bad input",
         )
     }
 }
@@ -269,6 +285,15 @@ mod tests {
     use super::super::example::served;
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn the_whole_report_names_each_channel_with_what_came_over_it() {
+        let text = served().to_text();
+        let line = text.lines().find(|line| line.contains("channel unix:/run/data.ctl")).unwrap();
+        for part in ["1 connections", "2 rings", "9 commands", "4 KiB read", "3 errors, of these 2"] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+    }
 
     #[test]
     fn the_live_view_says_what_goes_on_and_what_is_wrong() {

@@ -100,6 +100,7 @@ pub fn start(options: LocalOptions) -> Result<Runtime, EngineError> {
         timers: Rc::default(),
         transfers,
         started: Instant::now(),
+        turn_began: Cell::default(),
         request_timeout: options.request_timeout,
         window: Window::new(options.busy_poll),
         sources: Sources::default(),
@@ -114,6 +115,8 @@ struct LocalEngine {
     timers: Rc<Timers>,
     transfers: Rc<dyn Transfers>,
     started: Instant,
+    /// Since `started`.
+    turn_began: Cell<Duration>,
     request_timeout: Option<Duration>,
     window: Window,
     sources: Sources,
@@ -143,9 +146,11 @@ impl LocalEngine {
 
     /// One turn. True where a source had work.
     fn turn_at(&self, now: Instant) -> bool {
+        let since_start = now - self.started;
+        self.turn_began.set(since_start);
         self.transfers.turn();
         self.transfers.expire(now);
-        self.timers.fire(now - self.started);
+        self.timers.fire(since_start);
         self.sources.poll()
     }
 
@@ -155,6 +160,7 @@ impl LocalEngine {
         let mut looked = Instant::now();
         let mut idle_since = looked;
         if window.is_zero() {
+            self.turn_began.set(looked - self.started);
             self.sources.poll();
             // To sleep submits what is there to be submitted, with the same system call, and ends at once for what has come.
             return (ready.len() == 0).then_some(idle_since);
@@ -218,6 +224,10 @@ impl Engine for LocalEngine {
 
     fn monotonic(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    fn turn_began(&self) -> Duration {
+        self.turn_began.get()
     }
 
     fn wall_clock(&self) -> Duration {
@@ -395,6 +405,7 @@ mod tests {
                 timers: Rc::default(),
                 transfers,
                 started: Instant::now(),
+                turn_began: Cell::default(),
                 request_timeout: None,
                 // No looking: every answer ends a sleep.
                 window: Window::new(Duration::ZERO),

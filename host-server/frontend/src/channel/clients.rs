@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use nix::sys::socket::{MsgFlags, recv, send};
 use ringfort_engine::engine::Engine;
@@ -16,6 +16,7 @@ use ringfort_protocol::ring::responder::Responder;
 
 use super::control::{Bells, Refusal, RingAttachment};
 use super::data::DataArea;
+use super::metrics::ChannelMetrics;
 use super::ring::{CredentialTable, Doorbell, RingParts, RingServer};
 use super::session::Session;
 use crate::service::Service;
@@ -73,14 +74,17 @@ struct Client<S: Service> {
     session: Rc<Session<S>>,
     credentials: CredentialTable,
     rings: HashMap<u32, Rc<RingServer<S>>>,
+    metrics: Arc<ChannelMetrics>,
 }
 
 impl<S: Service> Client<S> {
     async fn end(self) {
         for ring in self.rings.into_values() {
             ring.halt().await;
+            self.metrics.rings.leave();
         }
         self.session.end().await;
+        self.metrics.regions.leave();
     }
 }
 
@@ -111,19 +115,24 @@ impl Doorbell for SocketDoorbell {
 }
 
 /// Serves events until every sender is gone.
-pub async fn run<S: Service>(engine: Rc<dyn Engine>, service: Rc<S>, mut events: Receiver<Event>) {
+pub async fn run<S: Service>(
+    engine: Rc<dyn Engine>,
+    service: Rc<S>,
+    metrics: Arc<ChannelMetrics>,
+    mut events: Receiver<Event>,
+) {
     let clients: RefCell<HashMap<ClientId, Client<S>>> = RefCell::default();
     while let Some(event) = events.recv().await {
         match event {
             Event::Credential { client, number, credentials, answer } => {
-                begin(&clients, client, &service).await;
+                begin(&clients, client, &service, &metrics).await;
                 if let Some(client) = clients.borrow().get(&client) {
                     client.credentials.borrow_mut().insert(number, Rc::new(credentials));
                 }
                 reply(&answer, Ok(()));
             }
             Event::Attach { client, ring, attachment, answer } => {
-                begin(&clients, client, &service).await;
+                begin(&clients, client, &service, &metrics).await;
                 let attached = match clients.borrow_mut().get_mut(&client) {
                     Some(client) => attach(&engine, client, ring, *attachment),
                     None => Err(Refusal::new(Reason::Unknown, "the client is gone")),
@@ -142,10 +151,14 @@ pub async fn run<S: Service>(engine: Rc<dyn Engine>, service: Rc<S>, mut events:
                     }
                 };
                 // Others are served while what is under way ends.
+                let metrics = Arc::clone(&metrics);
                 engine.spawn(Box::pin(async move {
                     match ended {
                         Some(Ended::Client(client)) => client.end().await,
-                        Some(Ended::Ring(ring)) => ring.halt().await,
+                        Some(Ended::Ring(ring)) => {
+                            ring.halt().await;
+                            metrics.rings.leave();
+                        }
                         None => {}
                     }
                     reply(&answer, Ok(()));
@@ -213,12 +226,19 @@ fn reply(answer: &Answer, what: Result<(), Refusal>) {
 }
 
 /// Begins a client where it is new.
-async fn begin<S: Service>(clients: &RefCell<HashMap<ClientId, Client<S>>>, id: ClientId, service: &Rc<S>) {
+async fn begin<S: Service>(
+    clients: &RefCell<HashMap<ClientId, Client<S>>>,
+    id: ClientId,
+    service: &Rc<S>,
+    metrics: &Arc<ChannelMetrics>,
+) {
     if clients.borrow().contains_key(&id) {
         return;
     }
     let session = Rc::new(Session::begin(Rc::clone(service)).await);
-    let client = Client { session, credentials: Rc::default(), rings: HashMap::new() };
+    let metrics = Arc::clone(metrics);
+    metrics.regions.enter();
+    let client = Client { session, credentials: Rc::default(), rings: HashMap::new(), metrics };
     clients.borrow_mut().insert(id, client);
 }
 
@@ -244,9 +264,11 @@ fn attach<S: Service>(
         slot_count: layout.slot_count(),
         data,
         doorbell,
+        metrics: Arc::clone(&client.metrics),
     };
     let responder = Responder::new(memory, layout);
     let server = RingServer::start(Rc::clone(engine), parts, responder, watch);
     client.rings.insert(ring, server);
+    client.metrics.rings.enter();
     Ok(())
 }

@@ -14,6 +14,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::control::{Conversation, Limits, Next, Rings, ping};
+use super::metrics::ChannelMetrics;
 use crate::machine::{LetGo, Tenant};
 
 /// The most descriptors that a message comes with.
@@ -55,6 +56,7 @@ pub struct Connection<R: Rings> {
     this: Weak<Self>,
     silence_max: Duration,
     hello_within: Duration,
+    metrics: Arc<ChannelMetrics>,
 }
 
 /// When whoever is to say something has to have said it.
@@ -67,7 +69,12 @@ enum Patience {
 }
 
 impl<R: Rings> Connection<R> {
-    pub fn new(stream: UnixStream, conversation: Conversation<R>, limits: &Limits) -> Arc<Self> {
+    pub fn new(
+        stream: UnixStream,
+        conversation: Conversation<R>,
+        limits: &Limits,
+        metrics: Arc<ChannelMetrics>,
+    ) -> Arc<Self> {
         let silence_max = Duration::from_millis(limits.silence_ms_max.into());
         let hello_within = Duration::from_millis(limits.hello_ms_max.into());
         Arc::new_cyclic(|this| Self {
@@ -77,6 +84,7 @@ impl<R: Rings> Connection<R> {
             this: Weak::clone(this),
             silence_max,
             hello_within,
+            metrics,
         })
     }
 
@@ -98,6 +106,11 @@ impl<R: Rings> Connection<R> {
             }
         };
         self.conversation().end();
+        match &ended {
+            Ended::Envelope(_) => self.metrics.broken_connections.add(1),
+            Ended::Silent { .. } => self.metrics.silent_connections.add(1),
+            _ => {}
+        }
         ended
     }
 
@@ -145,6 +158,9 @@ impl<R: Rings> Connection<R> {
         message: &Message,
         until: Instant,
     ) -> Result<(), Ended> {
+        if let Message::Refused(subject, _) | Message::Detached(subject, _) = message {
+            self.metrics.count_refusal(subject.reason.get());
+        }
         let bytes = message.encode(conversation.version());
         let mut said = 0;
         while said < bytes.len() {

@@ -5,8 +5,8 @@
 //! takes commands, `session` carries them out, and `walk` follows their paths. A client's memory is reached through `data` alone,
 //! for the areas of its commands, and through the protocol's rings.
 //!
-//! Modules, lowest first: `data` · `record` · `walk` · `session` · `ring` · `region` · `extents` · `control` · `peer` ·
-//! `endpoint` · `connection` · `clients` · `server`
+//! Modules, lowest first: `metrics` · `data` · `record` · `walk` · `session` · `ring` · `region` · `extents` · `control` · `peer` ·
+//! `endpoint` · `connection` · `clients` · `server` · `fuzzing`
 
 mod clients;
 mod connection;
@@ -15,8 +15,11 @@ mod data;
 mod endpoint;
 #[allow(unsafe_code)]
 mod extents;
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod guest_tests;
+pub mod metrics;
 #[allow(unsafe_code)]
 mod peer;
 mod record;

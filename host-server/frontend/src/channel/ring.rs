@@ -11,7 +11,9 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use ringfort_engine::engine::Engine;
 use ringfort_engine::source::{Source, Watch};
@@ -24,6 +26,7 @@ use ringfort_protocol::ring::memory::SharedMemory;
 use ringfort_protocol::ring::responder::Responder;
 
 use super::data::DataArea;
+use super::metrics::{BadInput, ChannelMetrics};
 use super::session::Session;
 use crate::pending::Pending;
 use crate::service::Service;
@@ -55,6 +58,7 @@ pub struct RingParts<S: Service> {
     pub data: DataArea,
     /// None where it comes later ([`RingServer::set_doorbell`]).
     pub doorbell: Option<Box<dyn Doorbell>>,
+    pub metrics: Arc<ChannelMetrics>,
 }
 
 /// A ring under service.
@@ -77,7 +81,7 @@ pub struct RingServer<S: Service> {
     /// Nobody is rung meanwhile: what carries the doorbell may stand still as the client does.
     suspended: Cell<bool>,
     /// Commands of a chain whose end was not seen yet.
-    chain: RefCell<Vec<Taken>>,
+    chain: RefCell<Vec<Linked>>,
     pending: Pending,
     waiting: Cell<u32>,
     /// How to end the waiting of commands, by their tags.
@@ -85,9 +89,13 @@ pub struct RingServer<S: Service> {
     stopping: Notify,
     /// What commands that wait are answered with when the ring stops.
     stopped_by: Cell<Errno>,
+    metrics: Arc<ChannelMetrics>,
 }
 
 type Taken = Result<Command, CommandError>;
+
+/// A command of a chain, and when it was taken.
+type Linked = (Taken, Duration);
 
 impl<S: Service> RingServer<S> {
     /// Begins to serve.
@@ -117,6 +125,7 @@ impl<S: Service> RingServer<S> {
             cancels: RefCell::default(),
             stopping: Notify::new(),
             stopped_by: Cell::new(Errno::ECANCELED),
+            metrics: parts.metrics,
         });
         let source: Weak<dyn Source> = Rc::downgrade(&server) as _;
         engine.attend(source);
@@ -172,27 +181,32 @@ impl<S: Service> RingServer<S> {
         if !self.running.get() {
             return false;
         }
-        if self.armed.take() {
+        let kicked = self.armed.take();
+        if kicked {
             self.responder.borrow().finish_sleep();
             if let Some(doorbell) = &*self.doorbell.borrow() {
                 doorbell.clear();
             }
         }
+        let now = self.engine.turn_began();
         for taken in 0..BATCH_COMMANDS {
             let slot = self.responder.borrow_mut().take();
             let Some(slot) = slot else { return taken > 0 };
-            self.accept(Command::decode(slot));
+            if kicked && taken == 0 {
+                self.metrics.kicks.add(1);
+            }
+            self.accept(Command::decode(slot), now);
         }
         true
     }
 
-    fn accept(self: &Rc<Self>, taken: Taken) {
+    fn accept(self: &Rc<Self>, taken: Taken, now: Duration) {
         let goes_on = taken.as_ref().is_ok_and(|command| links(command.flags));
         match taken {
             // What most commands are: alone, and not kept anywhere.
-            Ok(command) if !goes_on && self.chain.borrow().is_empty() => self.begin_one(command),
+            Ok(command) if !goes_on && self.chain.borrow().is_empty() => self.begin_one(command, now),
             taken => {
-                self.chain.borrow_mut().push(taken);
+                self.chain.borrow_mut().push((taken, now));
                 if !goes_on {
                     let chain = self.chain.take();
                     let server = Rc::clone(self);
@@ -207,22 +221,25 @@ impl<S: Service> RingServer<S> {
         }
     }
 
-    fn begin_one(self: &Rc<Self>, command: Command) {
+    fn begin_one(self: &Rc<Self>, command: Command, taken_at: Duration) {
         let server = Rc::clone(self);
         let under_way = self.pending.enter();
         let task = Box::pin(async move {
             let completion = server.carry_out(&command).await;
             server.complete(&completion);
+            server.observe(command.opcode, &completion, taken_at);
             drop(under_way);
         });
         task::begin(&*self.engine, task);
     }
 
-    async fn carry_out_chain(&self, chain: Vec<Taken>) {
+    async fn carry_out_chain(&self, chain: Vec<Linked>) {
         let (mut goes_on, mut opened) = (true, None);
-        for taken in chain {
-            let (completion, flags) = match taken {
-                Ok(command) if !goes_on => (failed(command.tag, Errno::ECANCELED), command.flags),
+        for (taken, taken_at) in chain {
+            let (completion, flags, opcode) = match taken {
+                Ok(command) if !goes_on => {
+                    (failed(command.tag, Errno::ECANCELED), command.flags, Some(command.opcode))
+                }
                 Ok(mut command) => {
                     let completion = match (command.flags.has(Flags::OPENED), opened) {
                         (true, None) => failed(command.tag, Errno::ECANCELED),
@@ -236,18 +253,28 @@ impl<S: Service> RingServer<S> {
                     if command.opcode == Opcode::Open && completion.status == 0 {
                         opened = Some(completion.value);
                     }
-                    (completion, command.flags)
+                    (completion, command.flags, Some(command.opcode))
                 }
-                Err(error) => (refused(&error), Flags::default()),
+                Err(error) => {
+                    self.metrics.errors.add(1);
+                    self.metrics.count_bad_input(BadInput::of_slot(&error));
+                    (refused(&error), Flags::default(), None)
+                }
             };
             goes_on = completion.status == 0 || flags.has(Flags::LINK_ALWAYS);
             self.complete(&completion);
+            if let Some(opcode) = opcode {
+                self.observe(opcode, &completion, taken_at);
+            }
         }
     }
 
     async fn carry_out(&self, command: &Command) -> Completion {
         let credentials = self.credentials.borrow().get(&command.credential).cloned();
-        let Some(credentials) = credentials else { return failed(command.tag, Errno::EPERM) };
+        let Some(credentials) = credentials else {
+            self.metrics.count_bad_input(BadInput::Credential);
+            return failed(command.tag, Errno::EPERM);
+        };
         let data = Rc::clone(&self.data.borrow());
         match command.opcode {
             Opcode::Cancel => {
@@ -275,6 +302,7 @@ impl<S: Service> RingServer<S> {
             return failed(tag, self.stopped_by.get());
         }
         if self.waiting.get() >= self.slot_count / WAITING_SHARE {
+            self.metrics.refused_waits.add(1);
             return failed(tag, Errno::ENOLCK);
         }
         self.waiting.set(self.waiting.get() + 1);
@@ -312,6 +340,12 @@ impl<S: Service> RingServer<S> {
         self.unsaid.set(true);
     }
 
+    /// Counts what was completed, when the client can see it already.
+    fn observe(&self, opcode: Opcode, completion: &Completion, taken_at: Duration) {
+        let latency = self.engine.monotonic().saturating_sub(taken_at);
+        self.metrics.observe(opcode, completion, u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+    }
+
     /// Wakes the client for what was completed, where it sleeps.
     fn ring_doorbell(&self) {
         if !self.suspended.get()
@@ -320,6 +354,7 @@ impl<S: Service> RingServer<S> {
             && let Some(doorbell) = &*self.doorbell.borrow()
         {
             doorbell.ring();
+            self.metrics.doorbells.add(1);
         }
     }
 }
@@ -341,6 +376,7 @@ impl<S: Service> Source for RingServer<S> {
         }
         let idle = self.responder.borrow().prepare_sleep();
         self.armed.set(idle);
+        self.metrics.parks.add(idle.into());
         !idle
     }
 }

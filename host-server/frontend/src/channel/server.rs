@@ -23,6 +23,7 @@ use super::clients::{self, Answer, ClientId, Event};
 use super::connection::{Connection, Ended};
 use super::control::{Bells, Conversation, Identity, Limits, Refusal, RingAttachment, Rings};
 use super::endpoint::{Carrier, EndpointError, Listener};
+use super::metrics::ChannelMetrics;
 use super::peer;
 use crate::listen::{ListenError, StopSignal};
 use crate::machine::{Machine, Tenant};
@@ -123,6 +124,7 @@ struct Shared {
     awaited: Mutex<HashMap<[u8; SECRET_BYTES], Awaiting>>,
     speaker: Mutex<Option<Speaker>>,
     speaker_left: Condvar,
+    metrics: Arc<ChannelMetrics>,
 }
 
 /// A ring whose doorbell has not been hung yet.
@@ -156,6 +158,7 @@ impl ChannelServer {
             move |source| StartError::System { tried, name, source }
         };
         let stop = StopSignal::new().map_err(system("create an event for"))?;
+        let metrics = Arc::<ChannelMetrics>::default();
         let shared = Arc::new(Shared {
             place,
             name: name.clone(),
@@ -165,6 +168,7 @@ impl ChannelServer {
             awaited: Mutex::default(),
             speaker: Mutex::default(),
             speaker_left: Condvar::new(),
+            metrics: Arc::clone(&metrics),
         });
         let mut server = [0; 16];
         for half in server.as_chunks_mut::<8>().0 {
@@ -177,12 +181,16 @@ impl ChannelServer {
             .name("channel".to_owned())
             .spawn(move || listening.run(&listener))
             .map_err(system("start a thread for"))?;
-        engine.spawn(Box::pin(clients::run(Rc::clone(engine), service, receiver)));
+        engine.spawn(Box::pin(clients::run(Rc::clone(engine), service, metrics, receiver)));
         Ok(Self { shared, thread: Some(thread) })
     }
 
     pub fn place(&self) -> &Place {
         &self.shared.place
+    }
+
+    pub fn metrics(&self) -> Arc<ChannelMetrics> {
+        Arc::clone(&self.shared.metrics)
     }
 
     /// Ends every connection, lets commands under way finish, and removes the socket. Blocks: not to be called on the volume's
@@ -256,7 +264,9 @@ impl Shared {
 
     /// The connection has ended, with all that it had begun.
     fn leave(&self, connection: u64) {
-        lock(&self.connections).remove(&connection);
+        if lock(&self.connections).remove(&connection).is_some() {
+            self.metrics.open_connections.leave();
+        }
         {
             let mut awaited = lock(&self.awaited);
             awaited.retain(|_, awaiting| awaiting.client.connection != connection);
@@ -334,7 +344,10 @@ impl Listening {
             }
         };
         lock(&self.shared.connections).insert(number, stream.try_clone()?);
-        let connection = Connection::new(stream, conversation, &self.limits);
+        let metrics = Arc::clone(&self.shared.metrics);
+        metrics.connections.add(1);
+        metrics.open_connections.enter();
+        let connection = Connection::new(stream, conversation, &self.limits, metrics);
         if let Some(machine) = machine {
             let weak: Weak<dyn Tenant> = Arc::downgrade(&connection) as _;
             machine.add_tenant(weak);

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ringfort_engine::engine::Engine;
 use ringfort_engine::local::{LocalOptions, Transport, start};
@@ -22,8 +23,11 @@ use ringfort_store::model::{ModelSettings, ModelVolume};
 use zerocopy::IntoBytes;
 
 use super::data::DataArea;
+use super::metrics::ChannelMetrics;
 use super::ring::{CredentialTable, Doorbell, RingParts, RingServer};
 use super::session::Session;
+
+mod hostile;
 
 type Service = Filesystem<ModelVolume>;
 
@@ -55,6 +59,7 @@ struct Client {
     server: Rc<RingServer<Service>>,
     session: Rc<Session<Service>>,
     rung: Rc<Cell<u32>>,
+    metrics: Arc<ChannelMetrics>,
     tag: u64,
     credential: u32,
 }
@@ -70,18 +75,20 @@ impl Client {
             Rc::new(RefCell::new(HashMap::from([(ROOT, Rc::new(root)), (USER, Rc::new(user))])));
         let area = Area { start: DATA_START, len_bytes: DATA_BYTES };
         let rung = Rc::default();
+        let metrics = Arc::<ChannelMetrics>::default();
         let parts = RingParts {
             session: Rc::clone(&session),
             credentials,
             slot_count: SLOTS,
             data: DataArea::new(memory.clone(), area, COMMAND_BYTES_MAX).unwrap(),
             doorbell: Some(Box::new(Bell(Rc::clone(&rung)))),
+            metrics: Arc::clone(&metrics),
         };
         let responder = Responder::new(memory.clone(), layout);
         let server = RingServer::start(Rc::clone(engine), parts, responder, None);
         let requester = Requester::new(memory.clone(), layout);
         let engine = Rc::clone(engine);
-        Self { engine, memory, requester, server, session, rung, tag: 0, credential: ROOT }
+        Self { engine, memory, requester, server, session, rung, metrics, tag: 0, credential: ROOT }
     }
 
     fn command(&mut self, opcode: Opcode) -> Command {
