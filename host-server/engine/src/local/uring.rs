@@ -280,8 +280,13 @@ impl Watches {
         }
         let Some(Some(watched)) = self.slots.get_mut(number) else { return };
         watched.armed = false;
+        if watched.given_up {
+            // Closed at once: this may be the last thing before the thread sleeps.
+            self.slots[number] = None;
+            return;
+        }
         let failed = result < 0 || result & i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0;
-        if failed && !watched.given_up {
+        if failed {
             // A doorbell that is closed at the other end rings no more; to poll it again would be answered at once.
             tracing::debug!(result, "a watched descriptor fails");
             return;
