@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -181,4 +182,35 @@ fn more_than_may_be_locked_is_registered_in_part_or_not_at_all() {
     ring.start(operation, None);
     writer.write_all(&[7; BLOCK_BYTES]).unwrap();
     assert_eq!(outcome(&ring, completion).unwrap()[..], [7; BLOCK_BYTES]);
+}
+
+/// A doorbell that tells when nobody holds it any more.
+struct Bell(Rc<nix::sys::eventfd::EventFd>);
+
+impl AsRawFd for Bell {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+#[test]
+fn a_descriptor_that_is_watched_no_more_is_let_go_of_though_it_was_rung_at_that_moment() {
+    let (ring, _kick) = Ring::new(Flavour::Newest, 0).unwrap();
+    let event = Rc::new(nix::sys::eventfd::EventFd::new().unwrap());
+    let turn = || {
+        ring.wait(Some(Duration::from_millis(1)));
+        ring.turn();
+    };
+    for _ in 0..10 {
+        let Some(number) = ring.watch(Box::new(Bell(Rc::clone(&event)))) else { return };
+        turn();
+        // The kernel has not said so yet when it is asked to forget.
+        event.write(1).unwrap();
+        ring.unwatch(number);
+        let give_up = Instant::now() + Duration::from_secs(5);
+        while Rc::strong_count(&event) > 1 && Instant::now() < give_up {
+            turn();
+        }
+        assert_eq!(Rc::strong_count(&event), 1);
+    }
 }

@@ -37,8 +37,8 @@ const WAKE: u64 = u64::MAX;
 /// Marks what is heard of a watched descriptor, whose number is in the other bits. No index of an operation has this bit.
 const WATCH: u64 = 1 << 63;
 
-/// Marks the answer to letting go of a watched descriptor.
-const UNWATCH: u64 = u64::MAX - 1;
+/// Marks the answer to letting go of a watched descriptor, whose number is in the other bits. As above.
+const UNWATCH: u64 = 1 << 62;
 
 /// How long a dropped ring waits for the kernel before it leaks what is outstanding.
 const DROP_WAIT: Duration = Duration::from_secs(5);
@@ -263,7 +263,9 @@ impl Watches {
                     return Some(poll.build().user_data(user_data));
                 }
                 (true, true) => {
-                    return Some(opcode::PollRemove::new(user_data).build().user_data(UNWATCH));
+                    return Some(
+                        opcode::PollRemove::new(user_data).build().user_data(UNWATCH | number as u64),
+                    );
                 }
                 (true, false) => self.slots[number] = None,
             }
@@ -290,6 +292,14 @@ impl Watches {
             return;
         }
         self.changes.push_back(number);
+    }
+
+    /// Takes in whether the kernel let go of a descriptor.
+    fn hear_of_end(&mut self, number: usize, result: i32) {
+        // It does not while it has news of the descriptor to tell: once told, it is asked again.
+        if result == -libc::EALREADY {
+            self.changes.push_back(number);
+        }
     }
 }
 
@@ -376,10 +386,13 @@ impl State {
                     self.wake_armed = false;
                     continue;
                 }
-                UNWATCH => continue,
                 watch if watch & WATCH != 0 => {
                     let more = cqueue::more(completion.flags());
                     self.watches.hear((watch & !WATCH) as usize, completion.result(), more);
+                    continue;
+                }
+                unwatch if unwatch & UNWATCH != 0 => {
+                    self.watches.hear_of_end((unwatch & !UNWATCH) as usize, completion.result());
                     continue;
                 }
                 _ => {}
