@@ -55,6 +55,20 @@ impl Counter {
     }
 }
 
+/// A [`Counter`] that one thread alone adds to: without an atomic addition, which costs as much as a small command.
+#[derive(Debug, Default)]
+pub struct Tally(AtomicU64);
+
+impl Tally {
+    pub fn add(&self, count: u64) {
+        self.0.store(self.get().wrapping_add(count), Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A value that goes up and down; one thread sets it.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
@@ -240,31 +254,27 @@ const BOUNDS_NS: [u64; BOUND_COUNT] = {
 /// Durations counted in buckets, log-linear: a bound is at most half as much again as the one before. One thread counts.
 #[derive(Debug)]
 pub(crate) struct Histogram {
-    counts: [AtomicU64; BOUND_COUNT + 1],
-    sum_ns: AtomicU64,
+    counts: [Tally; BOUND_COUNT + 1],
+    sum_ns: Tally,
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: [const { AtomicU64::new(0) }; BOUND_COUNT + 1], sum_ns: AtomicU64::new(0) }
+        Self { counts: [const { Tally(AtomicU64::new(0)) }; BOUND_COUNT + 1], sum_ns: Tally::default() }
     }
 }
 
 impl Histogram {
     pub(crate) fn observe(&self, nanoseconds: u64) {
-        // No atomic addition, which costs as much as a small command: nobody else writes.
-        let add = |to: &AtomicU64, more: u64| {
-            to.store(to.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
-        };
-        add(&self.counts[bucket(nanoseconds)], 1);
-        add(&self.sum_ns, nanoseconds);
+        self.counts[bucket(nanoseconds)].add(1);
+        self.sum_ns.add(nanoseconds);
     }
 
     pub(crate) fn snapshot(&self) -> HistogramSnapshot {
         HistogramSnapshot {
             bounds_ns: &BOUNDS_NS,
-            counts: self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect(),
-            sum_ns: self.sum_ns.load(Ordering::Relaxed),
+            counts: self.counts.iter().map(Tally::get).collect(),
+            sum_ns: self.sum_ns.get(),
         }
     }
 }

@@ -286,3 +286,28 @@ pub fn conversation(bytes: &[u8]) {
     }
     conversation.end();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    fn play(target: &str, input: impl Fn(&[u8])) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        let mut played = 0;
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            input(&std::fs::read(entry.unwrap().path()).unwrap());
+            played += 1;
+        }
+        assert!(played > 100, "{played} inputs in {}", folder.display());
+    }
+
+    #[test]
+    fn what_fuzzers_have_found_their_way_with_is_answered_in_rings() {
+        play("ring", super::ring);
+    }
+
+    #[test]
+    fn what_fuzzers_have_found_their_way_with_is_answered_over_connections() {
+        play("conversation", super::conversation);
+    }
+}

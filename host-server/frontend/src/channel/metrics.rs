@@ -10,7 +10,7 @@ use ringfort_protocol::command::{CommandError, Opcode};
 use ringfort_protocol::completion::Completion;
 use ringfort_protocol::control::message::Reason;
 
-use crate::metrics::{Counter, Histogram, HistogramSnapshot};
+use crate::metrics::{Counter, Histogram, HistogramSnapshot, Tally};
 
 /// Commands by their opcodes, in the order of these.
 const COMMANDS: [(Opcode, &str); 31] = [
@@ -123,9 +123,9 @@ pub struct ChannelMetrics {
     /// Completions that carried an error number.
     pub errors: Counter,
     /// Bytes of file data copied to clients.
-    pub read_bytes: Counter,
+    pub read_bytes: Tally,
     /// Bytes of file data copied from clients.
-    pub written_bytes: Counter,
+    pub written_bytes: Tally,
     /// Times that a ring was left to its client's doorbell, since the volume's thread was about to sleep.
     pub parks: Counter,
     /// Times that work came to a ring that was left so.

@@ -5,7 +5,7 @@
 //! takes commands, `session` carries them out, and `walk` follows their paths. A client's memory is reached through `data` alone,
 //! for the areas of its commands, and through the protocol's rings.
 //!
-//! Modules, lowest first: `metrics` · `data` · `record` · `walk` · `session` · `ring` · `region` · `extents` · `control` · `peer` ·
+//! Modules, lowest first: `metrics` · `data` · `record` · `walk` · `session` · `worker` · `ring` · `region` · `extents` · `control` · `peer` ·
 //! `endpoint` · `connection` · `clients` · `server` · `fuzzing`
 
 mod clients;
@@ -31,6 +31,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod worker;
 
 pub use control::Limits;
 pub use endpoint::Carrier;

@@ -28,12 +28,16 @@ use ringfort_protocol::ring::responder::Responder;
 use super::data::DataArea;
 use super::metrics::{BadInput, ChannelMetrics};
 use super::session::Session;
-use crate::pending::Pending;
+use super::worker::Worker;
+use crate::pending::{Pending, PendingGuard};
 use crate::service::Service;
 use crate::task;
 
 /// Commands that are taken from one ring before others have their turn: a client that never pauses holds up nobody.
 const BATCH_COMMANDS: usize = 32;
+
+/// Workers that a ring keeps while they have nothing to do. Commands that do not wait need one.
+const IDLE_WORKERS_MAX: usize = 4;
 
 /// Of a ring's commands, those that may wait for what other clients do: one in so many.
 const WAITING_SHARE: u32 = 4;
@@ -90,7 +94,13 @@ pub struct RingServer<S: Service> {
     /// What commands that wait are answered with when the ring stops.
     stopped_by: Cell<Errno>,
     metrics: Arc<ChannelMetrics>,
+    idle_workers: RefCell<Vec<CommandWorker>>,
+    /// Of the batch at hand, what was completed at once and is not counted yet.
+    completed: RefCell<Vec<(Opcode, Completion)>>,
 }
+
+/// Carries out commands that are not linked; says what to count.
+type CommandWorker = Worker<(Command, PendingGuard), (Opcode, Completion)>;
 
 type Taken = Result<Command, CommandError>;
 
@@ -126,6 +136,8 @@ impl<S: Service> RingServer<S> {
             stopping: Notify::new(),
             stopped_by: Cell::new(Errno::ECANCELED),
             metrics: parts.metrics,
+            idle_workers: RefCell::default(),
+            completed: RefCell::default(),
         });
         let source: Weak<dyn Source> = Rc::downgrade(&server) as _;
         engine.attend(source);
@@ -189,15 +201,40 @@ impl<S: Service> RingServer<S> {
             }
         }
         let now = self.engine.turn_began();
-        for taken in 0..BATCH_COMMANDS {
+        let mut taken = 0;
+        while taken < BATCH_COMMANDS {
             let slot = self.responder.borrow_mut().take();
-            let Some(slot) = slot else { return taken > 0 };
-            if kicked && taken == 0 {
-                self.metrics.kicks.add(1);
-            }
+            let Some(slot) = slot else { break };
             self.accept(Command::decode(slot), now);
+            taken += 1;
         }
+        if taken == 0 {
+            return false;
+        }
+        if kicked {
+            self.metrics.kicks.add(1);
+        }
+        self.count_batch(now);
         true
+    }
+
+    /// Counts what was completed at once, when clients can see it already. One look at the clock is for all of a batch: they took that long at
+    /// most.
+    fn count_batch(&self, taken_at: Duration) {
+        let mut completed = self.completed.borrow_mut();
+        if completed.is_empty() {
+            return;
+        }
+        let latency = self.latency(taken_at);
+        for (opcode, completion) in completed.drain(..) {
+            self.metrics.observe(opcode, &completion, latency);
+        }
+    }
+
+    /// Nanoseconds since a command was taken.
+    fn latency(&self, taken_at: Duration) -> u64 {
+        let latency = self.engine.monotonic().saturating_sub(taken_at);
+        u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn accept(self: &Rc<Self>, taken: Taken, now: Duration) {
@@ -222,15 +259,44 @@ impl<S: Service> RingServer<S> {
     }
 
     fn begin_one(self: &Rc<Self>, command: Command, taken_at: Duration) {
-        let server = Rc::clone(self);
-        let under_way = self.pending.enter();
-        let task = Box::pin(async move {
-            let completion = server.carry_out(&command).await;
-            server.complete(&completion);
-            server.observe(command.opcode, &completion, taken_at);
-            drop(under_way);
-        });
-        task::begin(&*self.engine, task);
+        let idle = self.idle_workers.borrow_mut().pop();
+        let mut worker = idle.unwrap_or_else(|| self.worker());
+        match worker.begin((command, self.pending.enter())) {
+            Poll::Ready(completed) => {
+                self.completed.borrow_mut().push(completed);
+                self.keep(worker);
+            }
+            Poll::Pending => {
+                let server = Rc::clone(self);
+                self.engine.spawn(Box::pin(async move {
+                    let (opcode, completion) = poll_fn(|context| worker.go_on(context)).await;
+                    server.metrics.observe(opcode, &completion, server.latency(taken_at));
+                    server.keep(worker);
+                }));
+            }
+        }
+    }
+
+    /// One that does not keep its ring alive while it has nothing to do.
+    fn worker(&self) -> CommandWorker {
+        let this = Weak::clone(&self.this);
+        Worker::new(move |(command, under_way): (Command, PendingGuard)| {
+            let server = this.upgrade();
+            async move {
+                let Some(server) = server else { return (command.opcode, Completion::default()) };
+                let completion = server.carry_out(&command).await;
+                server.complete(&completion);
+                drop(under_way);
+                (command.opcode, completion)
+            }
+        })
+    }
+
+    fn keep(&self, worker: CommandWorker) {
+        let mut idle = self.idle_workers.borrow_mut();
+        if idle.len() < IDLE_WORKERS_MAX {
+            idle.push(worker);
+        }
     }
 
     async fn carry_out_chain(&self, chain: Vec<Linked>) {
@@ -264,7 +330,7 @@ impl<S: Service> RingServer<S> {
             goes_on = completion.status == 0 || flags.has(Flags::LINK_ALWAYS);
             self.complete(&completion);
             if let Some(opcode) = opcode {
-                self.observe(opcode, &completion, taken_at);
+                self.metrics.observe(opcode, &completion, self.latency(taken_at));
             }
         }
     }
@@ -338,12 +404,6 @@ impl<S: Service> RingServer<S> {
     fn complete(&self, completion: &Completion) {
         self.responder.borrow_mut().complete(&completion.encode());
         self.unsaid.set(true);
-    }
-
-    /// Counts what was completed, when the client can see it already.
-    fn observe(&self, opcode: Opcode, completion: &Completion, taken_at: Duration) {
-        let latency = self.engine.monotonic().saturating_sub(taken_at);
-        self.metrics.observe(opcode, completion, u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// Wakes the client for what was completed, where it sleeps.
