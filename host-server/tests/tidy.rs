@@ -12,6 +12,8 @@ const CRATES: &[Crate] = &[
     Crate { package: "ringfort-ring-trial", folder: "protocol/trial", may_use: Some(&["ringfort-protocol"]) },
     Crate { package: "ringfort-engine", folder: "host-server/engine", may_use: Some(&[]) },
     Crate { package: "ringfort-store", folder: "host-server/store", may_use: None },
+    // What the real one is compared with shares nothing with it.
+    Crate { package: "ringfort-reference", folder: "host-server/filesystem/reference", may_use: Some(&[]) },
     Crate { package: "ringfort-filesystem", folder: "host-server/filesystem", may_use: None },
     Crate { package: "ringfort-frontend", folder: "host-server/frontend", may_use: None },
     Crate { package: "ringfort", folder: "host-server", may_use: None },
