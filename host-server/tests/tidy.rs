@@ -26,6 +26,11 @@ const CRATES: &[Crate] = &[
         folder: "guest-driver/daemon",
         may_use: Some(&["ringfort-guest", "ringfort-protocol"]),
     },
+    Crate {
+        package: "ringfort-channel-trial",
+        folder: "guest-driver/trial",
+        may_use: Some(&["ringfort-guest", "ringfort-protocol", "ringfort-reference"]),
+    },
     // Black box: it runs binaries.
     Crate { package: "ringfort-qemu-tests", folder: "qemu-tests", may_use: Some(&[]) },
     Crate { package: "ringfort-measure", folder: "host-server/measure", may_use: None },

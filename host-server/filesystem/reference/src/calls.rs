@@ -118,7 +118,11 @@ impl Reference {
                 Err(errno) => return Err(errno),
             }
         }
-        self.make_by(person, place, Body::File(Vec::new()), permissions)
+        let (parent, name) = match exclusive {
+            true => self.reach_parent(person, place)?,
+            false => self.reach_new(person, place)?,
+        };
+        self.make_at(person, (parent, &name), Body::File(Vec::new()), (permissions, 0))
     }
 
     pub fn temporary_by(

@@ -2,7 +2,7 @@
 
 use crate::person::Person;
 use crate::tree::{Answer, Body, EXECUTE, ROOT, Reference};
-use crate::vocabulary::Errno;
+use crate::vocabulary::{Errno, FileKind};
 
 const LINKS_FOLLOWED_MAX: usize = 40;
 const PATH_BYTES_MAX: usize = 4095;
@@ -50,6 +50,15 @@ impl Reference {
 
     /// The directory of a path's last part, and that part, which is a name.
     pub fn reach_parent(&self, person: &Person, place: Place<'_>) -> Answer<(usize, String)> {
+        self.reach_name(person, place, false)
+    }
+
+    /// As [`reach_parent`](Self::reach_parent); where a symbolic link has the name and is followed, what it leads to is meant, whether it is there or not.
+    pub fn reach_new(&self, person: &Person, place: Place<'_>) -> Answer<(usize, String)> {
+        self.reach_name(person, place, place.follow)
+    }
+
+    fn reach_name(&self, person: &Person, place: Place<'_>, follow_last: bool) -> Answer<(usize, String)> {
         if place.path.is_empty() {
             return Err(Errno::ENOENT);
         }
@@ -64,7 +73,12 @@ impl Reference {
                 if part.len() > NAME_BYTES_MAX {
                     return Err(Errno::ENAMETOOLONG);
                 }
-                return Ok((at, part));
+                let found = self.entries(at)?.get(&part).copied();
+                match found.filter(|found| follow_last && self.at(*found).kind() == FileKind::Symlink) {
+                    Some(link) => at = self.follow((at, link), &mut parts, &mut followed)?,
+                    None => return Ok((at, part)),
+                }
+                continue;
             }
             let next = self.step(person, at, &part)?;
             at = self.follow((at, next), &mut parts, &mut followed)?;
@@ -119,7 +133,6 @@ impl Reference {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vocabulary::FileKind;
 
     fn link(target: &str) -> Body {
         Body::Symlink(target.as_bytes().to_vec())

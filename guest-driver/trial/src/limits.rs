@@ -1,0 +1,67 @@
+//! What is too long, too much, or no name, and how that is refused.
+
+use anyhow::Result;
+use ringfort_guest::{Allocate, Open, SetXattrMode};
+use ringfort_protocol::command::Opcode;
+use ringfort_reference::{Answer, Errno};
+
+use crate::stage::Stage;
+
+const PATH: &str = "/limits";
+
+/// The longest value of an extended attribute that Linux has.
+const XATTR_BYTES_MAX: usize = 64 << 10;
+
+fn refused<T>(errno: Errno) -> Answer<T> {
+    Err(errno)
+}
+
+pub fn what_is_too_much_is_refused(stage: &mut Stage) -> Result<()> {
+    stage.choose_first();
+    let volume = stage.volume();
+    let file = volume.create(PATH, 0o600)?;
+    xattrs(stage)?;
+    stage.same(Opcode::SyncAll, "of everything", volume.sync(), Ok(()))?;
+
+    let end = i64::MAX as u64;
+    stage.same(Opcode::Write, "at the end of all", file.write_at(b"one", end), refused(Errno::EFBIG))?;
+    let found = file.allocate(Allocate::Reserve, end - 10..end);
+    stage.same(Opcode::Allocate, "at the end of all", found, refused(Errno::EFBIG))?;
+    stage.same(Opcode::Allocate, "nothing", file.allocate(Allocate::Zero, 5..5), refused(Errno::EINVAL))?;
+
+    for dots in [".", "..", "/", "/./"] {
+        stage.same(Opcode::Rename, dots, volume.rename(dots, "/other"), refused(Errno::EBUSY))?;
+        stage.same(Opcode::Rename, dots, volume.rename(PATH, dots), refused(Errno::EBUSY))?;
+        let made = volume.create_directory(dots, 0o755);
+        stage.same(Opcode::MakeDirectory, dots, made, refused(Errno::EEXIST))?;
+    }
+    stage.same(Opcode::Stat, "nothing", volume.stat("/none").map(drop), refused(Errno::ENOENT))?;
+
+    // Forty links are followed, and no more.
+    volume.symlink(PATH, "/link-0")?;
+    for number in 1..=40 {
+        volume.symlink(&format!("link-{}", number - 1), &format!("/link-{number}"))?;
+    }
+    let opened = |path: &str| volume.open(path, Open::to_read()).and_then(|file| file.close());
+    stage.same(Opcode::Open, "through forty links", opened("/link-39"), Ok(()))?;
+    stage.same(Opcode::Open, "through one more", opened("/link-40"), refused(Errno::ELOOP))?;
+    for number in 0..=40 {
+        volume.remove_file(&format!("/link-{number}"))?;
+    }
+    file.close()?;
+    Ok(volume.remove_file(PATH)?)
+}
+
+fn xattrs(stage: &mut Stage) -> Result<()> {
+    let volume = stage.volume();
+    let any = SetXattrMode::Any;
+    let value = vec![7; XATTR_BYTES_MAX + 1];
+    let found = volume.set_xattr(PATH, "user.long", &value, any);
+    stage.same(Opcode::SetXattr, "too long a value", found, refused(Errno::E2BIG))?;
+    let found = volume.xattr(PATH, "nothing.one");
+    stage.same(Opcode::GetXattr, "of no family", found, refused(Errno::EOPNOTSUPP))?;
+    let name = format!("user.{}", "n".repeat(251));
+    let found = volume.set_xattr(PATH, &name, "value", any);
+    stage.same(Opcode::SetXattr, "too long a name", found, refused(Errno::ERANGE))?;
+    Ok(())
+}
