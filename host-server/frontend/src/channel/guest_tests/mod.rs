@@ -1,6 +1,7 @@
 //! A guest and its server, from the first byte to the end of either.
 
 mod fake;
+mod front_end;
 
 use std::io::Write;
 use std::time::{Duration, Instant};
