@@ -154,7 +154,8 @@ impl Loaded {
             while self.client.room() > 0 {
                 let input = self.client.input(&[self.submitted as u8; 100_000]);
                 let write = Command { target: self.file, input, ..self.client.command(Opcode::Write) };
-                let command = if self.submitted % 3 == 0 { write } else { self.client.command(Opcode::Nop) };
+                let command =
+                    if self.submitted.is_multiple_of(3) { write } else { self.client.command(Opcode::Nop) };
                 self.client.submit(&command);
                 self.submitted += 1;
             }
