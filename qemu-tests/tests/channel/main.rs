@@ -5,3 +5,4 @@
 mod daemon;
 mod host;
 mod port;
+mod stage;
