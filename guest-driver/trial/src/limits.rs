@@ -11,6 +11,10 @@ const PATH: &str = "/limits";
 
 /// The longest value of an extended attribute that Linux has.
 const XATTR_BYTES_MAX: usize = 64 << 10;
+/// What a volume keeps of one, its name included.
+const KEPT_BYTES_MAX: usize = 6136;
+/// Attributes of one inode.
+const XATTR_COUNT_MAX: usize = 256;
 
 fn refused<T>(errno: Errno) -> Answer<T> {
     Err(errno)
@@ -58,6 +62,22 @@ fn xattrs(stage: &mut Stage) -> Result<()> {
     let value = vec![7; XATTR_BYTES_MAX + 1];
     let found = volume.set_xattr(PATH, "user.long", &value, any);
     stage.same(Opcode::SetXattr, "too long a value", found, refused(Errno::E2BIG))?;
+    // As long as it may be, and back; then longer than a volume keeps, by one byte and by all that Linux allows.
+    let name = "user.long";
+    let value = vec![7; KEPT_BYTES_MAX - name.len()];
+    stage.same(Opcode::SetXattr, "a long value", volume.set_xattr(PATH, name, &value, any), Ok(()))?;
+    stage.same_bytes(Opcode::GetXattr, "a long value", volume.xattr(PATH, name), Ok(value))?;
+    for len_bytes in [KEPT_BYTES_MAX - name.len() + 1, 20_000, XATTR_BYTES_MAX] {
+        let found = volume.set_xattr(PATH, name, vec![7; len_bytes], any);
+        stage.same(Opcode::SetXattr, "longer than is kept", found, refused(Errno::ENOSPC))?;
+    }
+    for number in 1..=XATTR_COUNT_MAX {
+        let expected = if number < XATTR_COUNT_MAX { Ok(()) } else { refused(Errno::ENOSPC) };
+        let found = volume.set_xattr(PATH, format!("user.{number:0>248}"), "", any);
+        stage.same(Opcode::SetXattr, &format!("attribute {number}"), found, expected)?;
+    }
+    let count = volume.list_xattrs(PATH).map(|names| names.len());
+    stage.same(Opcode::ListXattr, "of very many", count, Ok(XATTR_COUNT_MAX))?;
     let found = volume.xattr(PATH, "nothing.one");
     stage.same(Opcode::GetXattr, "of no family", found, refused(Errno::EOPNOTSUPP))?;
     let name = format!("user.{}", "n".repeat(251));

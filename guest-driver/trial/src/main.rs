@@ -1,13 +1,15 @@
 //! Shows that the channel does what it says: every command of its vocabulary, by several users on connections of their own, in random histories whose results and
 //! errors are compared with a reference one by one. It runs on the host and in guests, on a volume that is empty.
 //!
-//! Modules, lowest first: `people` · `seen` · `stage` · `names` · `contents` · `ways` · `marks` · `chains` · `directories` · `guards` · `waiting` · `limits`
+//! Modules, lowest first: `people` · `seen` · `stage` · `names` · `contents` · `ways` · `marks` · `chains` · `directories` · `guards` · `waiting` · `limits` · `forks`
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod chains;
 mod contents;
 mod directories;
+#[allow(unsafe_code)]
+mod forks;
 mod guards;
 mod limits;
 mod marks;
@@ -89,6 +91,7 @@ fn try_all(arguments: &Arguments) -> Result<String> {
     directories::large_ones_are_listed_whole(&mut stage).context("large directories")?;
     waiting::locks_are_waited_for(&mut stage).context("locks that are waited for")?;
     limits::what_is_too_much_is_refused(&mut stage).context("limits")?;
+    forks::children_leave_their_parents_rings_alone(&mut stage).context("children that are forked")?;
     names::compare_all(&mut stage).context("at last")?;
     stage.seen.require_everything()?;
     Ok(format!("{} steps, {}", arguments.steps, stage.seen))

@@ -24,6 +24,7 @@ const ERRORS: &[Errno] = &[
     Errno::ENAMETOOLONG,
     Errno::ENODATA,
     Errno::ENOENT,
+    Errno::ENOSPC,
     Errno::ENOTDIR,
     Errno::ENOTEMPTY,
     Errno::ENXIO,

@@ -6,3 +6,4 @@ mod daemon;
 mod host;
 mod port;
 mod stage;
+mod vocabulary;

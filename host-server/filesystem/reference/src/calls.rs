@@ -78,7 +78,7 @@ impl Reference {
         Ok(self.entries(directory)?.keys().cloned().collect())
     }
 
-    /// Opens what exists, with the bits of [`READ`] and [`WRITE`].
+    /// Opens what exists: 4 to read, 2 to write.
     pub fn open_by(&mut self, person: &Person, place: Place<'_>, mask: u16, truncate: bool) -> Answer<usize> {
         let node = self.reach(person, place)?;
         match self.at(node).kind() {
