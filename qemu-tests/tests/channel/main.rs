@@ -4,5 +4,6 @@
 
 mod daemon;
 mod host;
+mod machine;
 mod port;
 mod stage;
