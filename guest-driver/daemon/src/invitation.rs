@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -42,7 +43,7 @@ struct Mount {
 
 impl Search {
     pub fn new(mount: Option<PathBuf>) -> Self {
-        Self { mount, ask: Arc::new(of), answers_within: ANSWERS_WITHIN, asked: Mutex::default() }
+        Self { mount, ask: Arc::new(ask_aside), answers_within: ANSWERS_WITHIN, asked: Mutex::default() }
     }
 
     /// The invitation of the mount, or of the first virtio-fs mount that has one and answers.
@@ -101,17 +102,41 @@ impl Search {
     }
 }
 
-fn of(mount: &Path) -> Result<Option<Invitation>> {
-    let mut value = [0; 256];
-    let what = || format!("read the attribute {INVITATION_XATTR} of {}", mount.display());
-    match getxattr(mount, INVITATION_XATTR, &mut value[..]) {
-        Ok(len_bytes) => {
-            let bytes = value.get(..len_bytes).unwrap_or_default();
-            Invitation::decode(bytes).with_context(|| format!("{}: it is no invitation", what())).map(Some)
-        }
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(None),
-        Err(errno) => Err(io::Error::from(errno)).with_context(what),
+/// Has a process of its own ask: one that waits for a server that is gone cannot be ended, and would keep whatever it shares with others.
+fn ask_aside(place: &Path) -> Answer {
+    let mut asking = Command::new("/proc/self/exe");
+    let said = asking.arg("--ask").arg(place).stdin(Stdio::null()).output().context("begin to ask")?;
+    if !said.status.success() {
+        bail!("{}", String::from_utf8_lossy(&said.stderr).trim_end());
     }
+    decode(place, &said.stdout)
+}
+
+/// Writes the invitation of a mount to standard output, as it is; nothing where there is none.
+pub fn tell(place: &Path) -> Result<()> {
+    io::stdout().write_all(&attribute(place)?).context("tell of the invitation")
+}
+
+fn decode(place: &Path, bytes: &[u8]) -> Answer {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    Invitation::decode(bytes).with_context(|| format!("{}: it is no invitation", what(place))).map(Some)
+}
+
+fn what(place: &Path) -> String {
+    format!("read the attribute {INVITATION_XATTR} of {}", place.display())
+}
+
+/// Empty where there is none.
+fn attribute(place: &Path) -> Result<Vec<u8>> {
+    let mut value = vec![0; 256];
+    match getxattr(place, INVITATION_XATTR, &mut value[..]) {
+        Ok(len_bytes) => value.truncate(len_bytes),
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => value.clear(),
+        Err(errno) => return Err(io::Error::from(errno)).with_context(|| what(place)),
+    }
+    Ok(value)
 }
 
 /// The mount at this place, whatever it is; or those of virtio-fs, in the order of the mounts.
@@ -174,7 +199,11 @@ mod tests {
     #[test]
     fn a_directory_without_the_attribute_has_no_channel() {
         let folder = tempfile::tempdir().unwrap();
-        let find = |place: &Path| Search::new(Some(place.to_owned())).find().unwrap_err().to_string();
+        let find = |place: &Path| {
+            let ask = |place: &Path| decode(place, &attribute(place)?);
+            let search = Search { ask: Arc::new(ask), ..Search::new(Some(place.to_owned())) };
+            search.find().unwrap_err().to_string()
+        };
         let error = find(folder.path());
         assert!(error.contains("--channel"), "{error}");
         let error = find(&folder.path().join("none"));
