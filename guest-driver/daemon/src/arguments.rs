@@ -37,6 +37,9 @@ pub struct Arguments {
     /// and went on.
     #[arg(long)]
     pub small_pages: bool,
+    /// Writes what a mount says of its channel, and ends: what the daemon runs aside, because a mount whose server is gone answers nobody.
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    pub ask: Option<PathBuf>,
     /// How much to say.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: tracing::Level,

@@ -194,7 +194,7 @@ fn hand_over(
             secret,
             ..Attach::default()
         };
-        link.done(&Message::Attach(attach))?;
+        region::attach(link, attach)?;
         doorbells.push(link.doorbell(secret)?);
     }
     let given = Given {

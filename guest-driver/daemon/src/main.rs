@@ -37,7 +37,11 @@ fn main() -> ExitCode {
     let format = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
     let format = format.with_ansi(std::io::stderr().is_terminal());
     format.with_max_level(arguments.log_level).init();
-    match daemon::run(&arguments) {
+    let ended = match &arguments.ask {
+        Some(place) => invitation::tell(place),
+        None => daemon::run(&arguments),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ringfort-guestd: {error:#}");

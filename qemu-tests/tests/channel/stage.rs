@@ -29,16 +29,29 @@ impl Stage {
 
     pub fn with(name: &str, change: impl Fn(Machine) -> Machine) -> Stage {
         let scene = Scene::new(name, "1GiB").unwrap();
-        let server = scene.serve_with(1, &["--cache", "never", "--channel", &scene.channel(0)]).unwrap();
+        let server = serve(&scene);
         let machine =
             Machine::new(Board::MicroVm).vsock(&scene.vsock(0)).programs(&[Program::Guestd, Program::Rf]);
         let guest = scene.boot(&change(machine), 0).unwrap();
         Stage { scene, server, guest }
     }
 
+    /// Without what carries the control connection.
+    pub fn without_vsock(name: &str) -> Stage {
+        let scene = Scene::new(name, "1GiB").unwrap();
+        let server = scene.serve_with(1, &["--channel", &scene.channel(0)]).unwrap();
+        let guest = scene.guest(0).unwrap();
+        Stage { scene, server, guest }
+    }
+
     pub fn end(self) {
         self.scene.end(self.server, self.guest).unwrap();
     }
+}
+
+/// Serves the volume of a scene to its guest, with a channel.
+pub fn serve(scene: &Scene) -> Server {
+    scene.serve_with(1, &["--cache", "never", "--channel", &scene.channel(0)]).unwrap()
 }
 
 /// The daemon of a guest.

@@ -343,6 +343,32 @@ fn a_region_that_was_suspended_is_proved_in_the_heads_of_its_pages_alone() {
 }
 
 #[test]
+fn a_machine_that_is_stopped_while_a_client_begins_is_waited_for() {
+    let stage = Stage::new();
+    let stopped = [
+        (Kind::Pages, Reason::MachineGone),
+        (Kind::Prove, Reason::MachineGone),
+        // After its proof: whoever hears of the stop proves it again.
+        (Kind::Attach, Reason::Nonce),
+    ];
+    for (kind, reason) in stopped {
+        stage.server.instead(kind, Some(Instead::Refuse(reason)));
+        stage.server.told();
+        let client = stage.client(USER);
+        assert!(matches!(client.ask(&hello()), Message::Welcome(_)));
+        client.say(&want(2));
+        for _ in 0..2 {
+            until("it is asked again", || stage.server.told().contains(&kind));
+        }
+        stage.server.instead(kind, None);
+        let (message, _) = client.hear_with_descriptors();
+        assert!(matches!(message, Message::Given(..)), "{kind:?}: {message:?}");
+        client.leave();
+        assert_eq!(stage.files(), [""; 0]);
+    }
+}
+
+#[test]
 fn clients_hear_of_the_end_of_the_server_and_of_their_region() {
     let stage = Stage::new();
     let (client, other) = (stage.client(USER), stage.client(0));
