@@ -24,6 +24,7 @@ const ERRORS: &[Errno] = &[
     Errno::ENAMETOOLONG,
     Errno::ENODATA,
     Errno::ENOENT,
+    Errno::ENOLCK,
     Errno::ENOSPC,
     Errno::ENOTDIR,
     Errno::ENOTEMPTY,

@@ -53,6 +53,7 @@ pub fn locks_are_waited_for(stage: &mut Stage) -> Result<()> {
     }
     one_of_two_hears_of_a_deadlock(stage, &one, &other)?;
     is_cancelled_with_its_task(stage, &one, &other)?;
+    only_so_many_are_waited_for(stage, &one, &other)?;
     Ok(one.remove_file(PATH)?)
 }
 
@@ -140,5 +141,31 @@ fn is_cancelled_with_its_task(stage: &mut Stage, one: &Volume, other: &Volume) -
     let third = open(one)?;
     ensure!(third.try_lock(&Lock::exclusive())?, "a lock went to a task that is gone");
     third.close()?;
+    Ok(block_on(wanted.close())?)
+}
+
+/// More than half a ring of commands that wait: the rest of it stays for others.
+fn only_so_many_are_waited_for(stage: &mut Stage, one: &Volume, other: &Volume) -> Result<()> {
+    const WISHES: u64 = 60;
+    let held = open(one)?;
+    held.lock(&Lock::exclusive().range(..))?;
+    let wanted = block_on(other.asynchronous().open(PATH, Open::to_write()))?;
+    let wish = |byte| Box::pin(wanted.lock(Lock::exclusive().range(byte..byte + 1)));
+    let mut wishes: Vec<_> = (0..WISHES).map(wish).collect();
+    let deadline = Instant::now() + PATIENCE;
+    let refused = loop {
+        let mut answered =
+            wishes.iter_mut().map(|wish| wish.as_mut().poll(&mut TaskContext::from_waker(Waker::noop())));
+        match answered.find_map(|polled| if let Poll::Ready(answer) = polled { Some(answer) } else { None }) {
+            Some(answer) => break answer,
+            None => ensure!(Instant::now() < deadline, "{WISHES} locks are waited for, and none is refused"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    stage.same(Opcode::SetLock, "beyond those that may wait", refused, Err(Errno::ENOLCK))?;
+    // Those that wait keep nobody from anything else.
+    other.stat(PATH)?;
+    drop(wishes);
+    held.close()?;
     Ok(block_on(wanted.close())?)
 }

@@ -3,8 +3,34 @@
 use std::time::Duration;
 
 use ringfort_qemu_tests::programs::Program;
+use serde_json::Value;
 
-use crate::stage::{Daemon, Stage};
+use crate::stage::{Daemon, LONG, SOON, Stage};
+
+#[test]
+fn root_of_a_guest_is_told_what_the_daemon_does() {
+    let stage = Stage::new("channel-status");
+    let nobody = stage.guest.shell("ringfort-guestd status").unwrap();
+    assert!(nobody.status == 2 && nobody.stderr.contains("guestd.status"), "{nobody:?}");
+    let daemon = Daemon::start(&stage.guest);
+    let ask = || -> Value { serde_json::from_str(&daemon.must("ringfort-guestd status --json")).unwrap() };
+    let idle = ask();
+    assert_eq!((&idle["connected"], &idle["clients"]), (&Value::Bool(true), &Value::Array(vec![])));
+    let client = daemon.work(LONG);
+    let busy = ask();
+    let (only, rings) = (&busy["clients"][0], busy["clients"][0]["rings"].as_u64());
+    assert!(only["uid"] == 0 && rings >= Some(1) && only["bytes"] == busy["bytes"], "{busy}");
+    let name = daemon.must(&format!("cat /proc/{}/comm", only["pid"]));
+    assert_eq!(name.trim(), "rf");
+    println!("{}", daemon.must("ringfort-guestd status"));
+    daemon.must_not("su tests -c 'ringfort-guestd status'");
+    client.kill().unwrap();
+    client.finish(SOON).unwrap();
+    daemon.require_all_taken_back();
+    assert_eq!(ask(), idle);
+    drop(daemon);
+    stage.end();
+}
 
 /// Some thousand calls under emulation, on a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(600);
