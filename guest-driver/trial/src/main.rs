@@ -84,10 +84,12 @@ fn try_all(arguments: &Arguments) -> Result<String> {
         step(&mut stage).with_context(|| context(&stage))?;
         if number % COMPARE_EVERY == COMPARE_EVERY - 1 {
             names::compare_all(&mut stage).with_context(|| format!("after step {number}"))?;
+            marks::open_root(&mut stage).with_context(|| format!("after step {number}"))?;
         }
     }
     stage.close_all()?;
     names::compare_all(&mut stage).context("at the end")?;
+    marks::open_root(&mut stage)?;
     directories::large_ones_are_listed_whole(&mut stage).context("large directories")?;
     waiting::locks_are_waited_for(&mut stage).context("locks that are waited for")?;
     limits::what_is_too_much_is_refused(&mut stage).context("limits")?;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use ringfort_guest::{SetAttributes, SetXattrMode};
 use ringfort_protocol::command::Opcode;
 use ringfort_reference::{
-    Change, GROUP, List, MASK, NAMED_GROUP, NOBODY, OTHERS, OWNER, SetXattrMode as Mode, USER,
+    Change, GROUP, List, MASK, NAMED_GROUP, NOBODY, OTHERS, OWNER, Place, ROOT, SetXattrMode as Mode, USER,
 };
 
 use crate::people::SHARED_GROUP;
@@ -20,6 +20,20 @@ const NAMES: &[&str] = &[
     "system.posix_acl_access",
     "system.posix_acl_default",
 ];
+
+/// Lets everybody into the root directory, from which a history may have kept them: it would not come to much any more.
+pub fn open_root(stage: &mut Stage) -> Result<()> {
+    stage.choose_first();
+    let (volume, who, root) = (stage.volume(), stage.who(), Place::new("/"));
+    let open = Change { permissions: Some(0o777), ..Change::default() };
+    for (name, default) in [("system.posix_acl_access", false), ("system.posix_acl_default", true)] {
+        let expected = stage.reference.set_list_by(&who, root, default, None);
+        stage.same(Opcode::RemoveXattr, "a list of the root", volume.remove_xattr("/", name), expected)?;
+    }
+    let found = volume.set_attributes("/", &SetAttributes::new().permissions(0o777)).map(drop);
+    let expected = stage.reference.change_by(&who, ROOT, &open, false);
+    stage.same(Opcode::SetAttributes, "of the root", found, expected).map(drop)
+}
 
 pub fn step(stage: &mut Stage) -> Result<()> {
     match stage.random.below(8) {
