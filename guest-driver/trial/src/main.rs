@@ -1,7 +1,7 @@
 //! Shows that the channel does what it says: every command of its vocabulary, by several users on connections of their own, in random histories whose results and
 //! errors are compared with a reference one by one. It runs on the host and in guests, on a volume that is empty.
 //!
-//! Modules, lowest first: `people` · `seen` · `stage` · `names` · `contents` · `ways` · `marks` · `chains` · `directories` · `guards` · `waiting` · `limits` · `forks`
+//! Modules, lowest first: `people` · `seen` · `stage` · `names` · `contents` · `ways` · `marks` · `permissions` · `chains` · `directories` · `guards` · `waiting` · `limits` · `forks`
 
 #![deny(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod limits;
 mod marks;
 mod names;
 mod people;
+mod permissions;
 mod seen;
 mod stage;
 mod waiting;
@@ -90,6 +91,7 @@ fn try_all(arguments: &Arguments) -> Result<String> {
     stage.close_all()?;
     names::compare_all(&mut stage).context("at the end")?;
     marks::open_root(&mut stage)?;
+    permissions::each_may_what_the_modes_say(&mut stage).context("permissions")?;
     directories::large_ones_are_listed_whole(&mut stage).context("large directories")?;
     waiting::locks_are_waited_for(&mut stage).context("locks that are waited for")?;
     limits::what_is_too_much_is_refused(&mut stage).context("limits")?;

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
-use ringfort_guest::{Attributes, Error, File, FileKind, Volume};
+use ringfort_guest::{Access, Attributes, Error, File, FileKind, Volume};
 use ringfort_protocol::command::Opcode;
 use ringfort_reference::{Answer, Errno, FileKind as Kind, Locks, Person, ROOT, Random, Reference};
 
@@ -96,6 +96,9 @@ impl Stage {
         if users {
             volume.set_attributes("/", &ringfort_guest::SetAttributes::new().permissions(0o777))?;
         }
+        if volume.access("/", Access::WRITE).is_err() {
+            bail!("the root directory is not for this user to write: begin as root, or let root make it so");
+        }
         let root = volume.stat("/")?;
         let mut reference = Reference::new();
         reference.own_root(root.uid, root.gid, u16::try_from(root.permissions)?);
@@ -118,9 +121,13 @@ impl Stage {
         self.actor = self.random.below(self.actors.len() as u64) as usize;
     }
 
+    pub fn choose(&mut self, actor: usize) {
+        self.actor = actor;
+    }
+
     /// Whoever may see everything, where there is somebody.
     pub fn choose_first(&mut self) {
-        self.actor = 0;
+        self.choose(0);
     }
 
     pub fn actor(&self) -> usize {
