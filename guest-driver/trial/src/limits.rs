@@ -1,7 +1,7 @@
 //! What is too long, too much, or no name, and how that is refused.
 
-use anyhow::Result;
-use ringfort_guest::{Allocate, Open, SetXattrMode};
+use anyhow::{Context, Result, ensure};
+use ringfort_guest::{Allocate, Error, File, Open, Queue, SetXattrMode};
 use ringfort_protocol::command::Opcode;
 use ringfort_reference::{Answer, Errno};
 
@@ -52,8 +52,38 @@ pub fn what_is_too_much_is_refused(stage: &mut Stage) -> Result<()> {
     for number in 0..=40 {
         volume.remove_file(&format!("/link-{number}"))?;
     }
+    shared_buffers(stage, &file)?;
     file.close()?;
     Ok(volume.remove_file(PATH)?)
+}
+
+/// What a command uses, nobody else changes meanwhile; what cannot be meant is not submitted.
+fn shared_buffers(stage: &mut Stage, file: &File) -> Result<()> {
+    const BUFFERS_MAX: usize = 256;
+    let mut queue = stage.volume().queue()?;
+    let buffer = |queue: &mut Queue| queue.buffer(4096).context("no room for a buffer");
+    let (one, other) = (buffer(&mut queue)?, buffer(&mut queue)?);
+    let is_refused = |result: Result<bool, Error>| matches!(result, Err(Error::Buffer { .. }));
+    ensure!(is_refused(queue.read_scattered(file, &[&one, &other, &one], 0, 1)), "one buffer, filled twice");
+    let many = vec![(&one, 1); BUFFERS_MAX + 1];
+    let found = queue.write_gathered(file, &many, 0, 2);
+    ensure!(matches!(found, Err(Error::TooLong { .. })), "{} buffers: {found:?}", many.len());
+    let found = queue.write_gathered(file, &[(&one, 4097)], 0, 3);
+    ensure!(matches!(found, Err(Error::TooLong { .. })), "more than a buffer holds: {found:?}");
+    ensure!(queue.under_way() == 0, "what was refused was submitted");
+
+    ensure!(queue.write_gathered(file, &many[1..], 0, 4)?, "no room for as many buffers as may be");
+    ensure!(queue.fill(&one, b"changed").is_err(), "a buffer was changed while it was written");
+    ensure!(is_refused(queue.read_scattered(file, &[&other, &one], 0, 5)), "and read into");
+    ensure!(queue.next(&mut [])?.result? == BUFFERS_MAX as u64, "not all was written");
+    ensure!(queue.read_scattered(file, &[&other, &one], 0, 6)?, "no room");
+    ensure!(queue.copy_out(&other, &mut [0; 4]).is_err(), "a buffer was looked at while it was filled");
+    ensure!(is_refused(queue.write_gathered(file, &[(&one, 1)], 0, 7)), "and written");
+    // What is released while it is in use is given back when it is not.
+    queue.release(one);
+    ensure!(queue.next(&mut [])?.result? == BUFFERS_MAX as u64, "not all was read");
+    queue.release(other);
+    Ok(())
 }
 
 fn xattrs(stage: &mut Stage) -> Result<()> {
