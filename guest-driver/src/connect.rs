@@ -37,7 +37,8 @@ pub struct Options {
     pub rings: u32,
     /// The longest read or write, in bytes; longer ones are cut.
     pub call_bytes_max: u32,
-    /// How long a call looks for its answer before it sleeps.
+    /// How long a call looks for its answer before it sleeps. Longer than it takes to wake a server that sleeps: where both sides fall asleep
+    /// before the other is awake, every call costs two wake-ups, and neither ever finds that polling pays.
     pub busy_poll: Duration,
     /// How long a call may take altogether, and how long a [`Queue`](crate::Queue) waits for a completion; for ever where there is none. Not
     /// for tasks, whose calls are given up by dropping them.
@@ -51,7 +52,7 @@ impl Default for Options {
         Self {
             rings: 2,
             call_bytes_max: 1 << 20,
-            busy_poll: Duration::from_micros(50),
+            busy_poll: Duration::from_micros(200),
             timeout: None,
             queues: 0,
         }

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use io_uring::IoUring;
@@ -115,7 +115,7 @@ impl Store {
         let (pin, addresses) = self.hold(&mapping, number)?;
         let memory =
             File::options().read(true).write(true).open("/proc/self/mem").context("open /proc/self/mem")?;
-        Ok(Pages { _pin: pin, mapping, file, addresses, memory, named })
+        Ok(Pages { _pin: pin, mapping, file, addresses, memory, named, proof: Mutex::default() })
     }
 
     /// Holds pages in place, and finds them.
@@ -228,9 +228,15 @@ pub struct Pages {
     /// This process, as a file: reads and writes of pages that are gone fail there, and kill nobody.
     memory: File,
     named: Named,
+    proof: Mutex<()>,
 }
 
 impl Pages {
+    /// To be held by whoever proves them: a proof at a time, from its nonces to the last look at them.
+    pub fn one_proof_at_a_time(&self) -> MutexGuard<'_, ()> {
+        self.proof.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Guest physical addresses, by page.
     pub fn addresses(&self) -> &[u64] {
         &self.addresses

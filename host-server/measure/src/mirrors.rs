@@ -1,10 +1,10 @@
 //! What a write costs that is on stable media three times, with nothing above the files: the least that a mirrored log can take.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ringfort_engine::buffer::Buffer;
 use ringfort_engine::device::Device;
 use ringfort_engine::local::{LocalOptions, start};
@@ -16,12 +16,16 @@ const FILES: usize = 3;
 const WRITES: u64 = 400;
 const FILE_BYTES: u64 = 16 << 20;
 
+fn file(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("mirror-{number}"))
+}
+
 /// Median of one block written to each of three files and synced, all three at the same time, one write after the other; nanoseconds.
 pub fn write_and_sync_ns(folder: &Path) -> Result<f64> {
     let runtime = start(LocalOptions::default())?;
     let engine = runtime.engine();
     let devices = (0..FILES)
-        .map(|number| Ok(engine.create(&folder.join(format!("mirror-{number}")), FILE_BYTES)?))
+        .map(|number| Ok(engine.create(&file(folder, number), FILE_BYTES)?))
         .collect::<Result<Vec<Rc<dyn Device>>>>()?;
     let mut samples = runtime.block_on(async {
         // Written before, as the log's blocks are.
@@ -49,6 +53,10 @@ pub fn write_and_sync_ns(folder: &Path) -> Result<f64> {
         }
         anyhow::Ok(samples)
     })?;
+    drop(devices);
+    for number in 0..FILES {
+        std::fs::remove_file(file(folder, number)).context("remove a file that was measured")?;
+    }
     samples.sort_unstable();
     Ok(samples[samples.len() / 2] as f64)
 }

@@ -4,6 +4,7 @@ use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -51,7 +52,9 @@ pub enum Ended {
 pub struct Connection<R: Rings> {
     stream: UnixStream,
     conversation: Mutex<Conversation<R>>,
-    /// What the other side is to hear when its machine runs again. Locked after the conversation.
+    /// Whether all of a message has come.
+    heard: AtomicBool,
+    /// What the other side is to hear when its machine runs again, in this order. Locked after the conversation.
     unsaid: Mutex<Vec<Message>>,
     this: Weak<Self>,
     silence_max: Duration,
@@ -80,6 +83,7 @@ impl<R: Rings> Connection<R> {
         Arc::new_cyclic(|this| Self {
             stream,
             conversation: Mutex::new(conversation),
+            heard: AtomicBool::new(false),
             unsaid: Mutex::default(),
             this: Weak::clone(this),
             silence_max,
@@ -92,11 +96,24 @@ impl<R: Rings> Connection<R> {
         self.conversation.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The thread that carries the conversation ends it.
+    pub fn hang_up(&self) {
+        // One that has ended already.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// Whether whoever is at the other end has said anything.
+    pub fn was_heard(&self) -> bool {
+        self.heard.load(Ordering::Acquire)
+    }
+
     /// The stream, for a connection whose conversation is over.
     pub fn stream(&self) -> io::Result<UnixStream> {
         self.stream.try_clone()
     }
+}
 
+impl<R: Rings + Send + 'static> Connection<R> {
     /// Carries the conversation to its end.
     pub fn converse(&self) -> Ended {
         let ended = loop {
@@ -125,6 +142,7 @@ impl<R: Rings> Connection<R> {
         // Not longer than the check allows.
         let mut body = vec![0; envelope.body_bytes.get() as usize];
         self.fill(&mut body, patience)?;
+        self.heard.store(true, Ordering::Release);
         let mut conversation = self.conversation();
         let next = match Message::decode(envelope.kind.get(), &body) {
             Ok(message) => conversation.hear(message, descriptors),
@@ -134,7 +152,7 @@ impl<R: Rings> Connection<R> {
         };
         match next {
             Next::Listen => Ok(()),
-            Next::Say(message) => self.say(&conversation, &message),
+            Next::Say(message) => self.answer(&conversation, message),
             Next::SayAndEnd(message) => {
                 self.say(&conversation, &message)?;
                 let Message::Refused(_, text) = message else { return Err(Ended::HungUp) };
@@ -145,6 +163,19 @@ impl<R: Rings> Connection<R> {
                 Err(Ended::Doorbell(secret))
             }
         }
+    }
+
+    /// Says a message, or keeps it back: what carries the connection may not run while the machine does not.
+    fn answer(&self, conversation: &Conversation<R>, message: Message) -> Result<(), Ended> {
+        if !conversation.stands_still() && self.unsaid().is_empty() {
+            return self.say(conversation, &message);
+        }
+        self.unsaid().push(message);
+        if !conversation.stands_still() {
+            // It went on after the first look, when nothing was to be said yet.
+            self.go_on();
+        }
+        Ok(())
     }
 
     fn say(&self, conversation: &Conversation<R>, message: &Message) -> Result<(), Ended> {
@@ -266,8 +297,8 @@ impl<R: Rings + Send + 'static> Tenant for Connection<R> {
             let _ = self.say_all(&conversation, messages);
             // The thread that listens hears of it, and ends what is left.
             self.hang_up();
-        } else if conversation.stands_still() {
-            // Nobody there hears it, and what carries it may be stopped as well.
+        } else if conversation.stands_still() || !self.unsaid().is_empty() {
+            // Nobody there hears it, and what carries it may be stopped as well; or what came before is still to be said.
             self.unsaid().extend(messages);
         } else if self.say_all(&conversation, messages).is_err() {
             // Whether it hears of it or not, it has let go.
@@ -287,7 +318,7 @@ impl<R: Rings + Send + 'static> Tenant for Connection<R> {
     }
 }
 
-impl<R: Rings> Connection<R> {
+impl<R: Rings + Send + 'static> Connection<R> {
     fn unsaid(&self) -> MutexGuard<'_, Vec<Message>> {
         self.unsaid.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -308,10 +339,6 @@ impl<R: Rings> Connection<R> {
     fn say_all(&self, conversation: &Conversation<R>, messages: Vec<Message>) -> Result<(), Ended> {
         let until = Instant::now() + SAID_WITHIN;
         messages.iter().try_for_each(|message| self.say_until(conversation, message, until))
-    }
-
-    fn hang_up(&self) {
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 }
 

@@ -5,11 +5,12 @@
 //! takes commands, `session` carries them out, and `walk` follows their paths. A client's memory is reached through `data` alone,
 //! for the areas of its commands, and through the protocol's rings.
 //!
-//! Modules, lowest first: `metrics` · `data` · `record` · `walk` · `session` · `worker` · `ring` · `region` · `extents` · `control` · `peer` ·
-//! `endpoint` · `connection` · `clients` · `server` · `fuzzing`
+//! Modules, lowest first: `metrics` · `data` · `record` · `walk` · `session` · `worker` · `ring` · `region` · `extents` · `control` ·
+//! `peer` · `endpoint` · `connection` · `connections` · `clients` · `server` · `fuzzing`
 
 mod clients;
 mod connection;
+mod connections;
 mod control;
 mod data;
 mod endpoint;
