@@ -1,5 +1,7 @@
 //! The part of a client's memory in which the areas of its commands lie.
 
+use std::rc::Rc;
+
 use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
 use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::{DataPiece, Payload};
@@ -8,6 +10,8 @@ use ringfort_protocol::command::Area;
 use ringfort_protocol::layout::Record;
 use ringfort_protocol::ring::memory::SharedMemory;
 
+use super::share::Share;
+
 /// The data area of a ring. Nothing outside of it is read or written for a command of that ring.
 pub struct DataArea {
     memory: SharedMemory,
@@ -15,18 +19,33 @@ pub struct DataArea {
     end: u64,
     /// The longest input or output.
     command_bytes_max: u32,
+    /// Counts what is copied.
+    share: Rc<Share>,
 }
 
 impl DataArea {
     /// None where the area leaves the memory.
     pub fn new(memory: SharedMemory, area: Area, command_bytes_max: u32) -> Option<Self> {
         let end = u64::from(area.start) + u64::from(area.len_bytes);
-        (end <= memory.len_bytes()).then_some(Self { memory, start: area.start, end, command_bytes_max })
+        let share = Rc::default();
+        (end <= memory.len_bytes()).then_some(Self {
+            memory,
+            start: area.start,
+            end,
+            command_bytes_max,
+            share,
+        })
     }
 
     /// The same area of the same length in memory that was mapped anew. None where it leaves that.
     pub fn moved_to(&self, memory: SharedMemory) -> Option<Self> {
-        (self.end <= memory.len_bytes()).then_some(Self { memory, ..*self })
+        let share = Rc::clone(&self.share);
+        (self.end <= memory.len_bytes()).then_some(Self { memory, share, ..*self })
+    }
+
+    /// What the ring whose area this is may do in a turn.
+    pub fn share(&self) -> &Rc<Share> {
+        &self.share
     }
 
     fn check(&self, area: Area) -> Result<(), Errno> {
@@ -44,6 +63,7 @@ impl DataArea {
         self.check(area)?;
         let mut bytes = vec![0; area.len_bytes as usize];
         self.memory.read(area.start.into(), &mut bytes).ok_or(Errno::EFAULT)?;
+        self.share.count_bytes(area.len_bytes.into());
         Ok(bytes)
     }
 
@@ -70,6 +90,7 @@ impl DataArea {
         areas.iter().try_for_each(|area| self.check(*area))?;
         let len_bytes = areas.iter().map(|area| area.len_bytes as usize).sum();
         let mut from = Cursor { areas, into: 0 };
+        self.share.count_bytes(len_bytes as u64);
         let (head, whole, tail) = Payload::lengths(offset_bytes, len_bytes);
         let mut payload = Payload::default();
         for len_bytes in [head, whole, tail] {
@@ -99,6 +120,7 @@ impl DataArea {
         if bytes.len() > area.len_bytes as usize {
             return Err(Errno::ERANGE);
         }
+        self.share.count_bytes(bytes.len() as u64);
         self.memory.write(area.start.into(), bytes).ok_or(Errno::EFAULT)
     }
 
@@ -123,6 +145,7 @@ impl DataArea {
             }
             total += len_bytes as u64;
         }
+        self.share.count_bytes(total);
         Ok(total)
     }
 

@@ -5,7 +5,7 @@
 //! takes commands, `session` carries them out, and `walk` follows their paths. A client's memory is reached through `data` alone,
 //! for the areas of its commands, and through the protocol's rings.
 //!
-//! Modules, lowest first: `metrics` · `data` · `record` · `walk` · `session` · `worker` · `ring` · `region` · `extents` · `control` ·
+//! Modules, lowest first: `metrics` · `share` · `data` · `record` · `walk` · `session` · `worker` · `ring` · `region` · `extents` · `control` ·
 //! `peer` · `endpoint` · `connection` · `connections` · `clients` · `server` · `fuzzing`
 
 mod clients;
@@ -29,6 +29,7 @@ mod region;
 mod ring;
 mod server;
 mod session;
+mod share;
 #[cfg(test)]
 mod tests;
 mod walk;

@@ -28,13 +28,11 @@ use ringfort_protocol::ring::responder::Responder;
 use super::data::DataArea;
 use super::metrics::{BadInput, ChannelMetrics};
 use super::session::Session;
+use super::share::{Share, TURN_COMMANDS};
 use super::worker::Worker;
 use crate::pending::{Pending, PendingGuard};
 use crate::service::Service;
 use crate::task;
-
-/// Commands that are taken from one ring before others have their turn: a client that never pauses holds up nobody.
-const BATCH_COMMANDS: usize = 32;
 
 /// Workers that a ring keeps while they have nothing to do. Commands that do not wait need one.
 const IDLE_WORKERS_MAX: usize = 4;
@@ -73,6 +71,8 @@ pub struct RingServer<S: Service> {
     credentials: CredentialTable,
     slot_count: u32,
     data: RefCell<Rc<DataArea>>,
+    /// Of the turn at hand: a client that never pauses holds up nobody.
+    share: Rc<Share>,
     doorbell: RefCell<Option<Box<dyn Doorbell>>>,
     responder: RefCell<Responder<SharedMemory>>,
     /// The client's doorbell for us.
@@ -121,6 +121,7 @@ impl<S: Service> RingServer<S> {
             session: parts.session,
             credentials: parts.credentials,
             slot_count: parts.slot_count,
+            share: Rc::clone(parts.data.share()),
             data: RefCell::new(Rc::new(parts.data)),
             doorbell: RefCell::new(parts.doorbell),
             responder: RefCell::new(responder),
@@ -202,7 +203,7 @@ impl<S: Service> RingServer<S> {
         }
         let now = self.engine.turn_began();
         let mut taken = 0;
-        while taken < BATCH_COMMANDS {
+        while taken < TURN_COMMANDS && self.share.allows_more() {
             let slot = self.responder.borrow_mut().take();
             let Some(slot) = slot else { break };
             self.accept(Command::decode(slot), now);
@@ -336,6 +337,7 @@ impl<S: Service> RingServer<S> {
     }
 
     async fn carry_out(&self, command: &Command) -> Completion {
+        self.share.take_command().await;
         let credentials = self.credentials.borrow().get(&command.credential).cloned();
         let Some(credentials) = credentials else {
             self.metrics.count_bad_input(BadInput::Credential);
@@ -422,6 +424,7 @@ impl<S: Service> RingServer<S> {
 impl<S: Service> Source for RingServer<S> {
     fn poll(&self) -> bool {
         let Some(this) = self.this.upgrade() else { return false };
+        this.share.begin_turn();
         let any = this.look();
         // Also for what tasks have completed since the last time.
         if self.uses_memory() {

@@ -405,6 +405,7 @@ impl<S: Service> Call<'_, S> {
         let offset_bytes = offset(self.command.operand)?;
         let reply = self.execute(Operation::Read { handle, offset_bytes, len_bytes }).await?;
         let Reply::Data(pieces) = reply else { return unexpected() };
+        self.data.share().available().await;
         let read_bytes = self.data.scatter(areas, &pieces)?;
         let output_bytes = if self.command.opcode == Opcode::Read { low(read_bytes) } else { 0 };
         Ok(Outcome { output_bytes, value: read_bytes, extra: 0 })
@@ -414,6 +415,7 @@ impl<S: Service> Call<'_, S> {
         let opened = self.target()?;
         let append = self.command.flags.has(Flags::APPEND);
         let offset_bytes = offset(self.command.operand)?;
+        self.data.share().available().await;
         let data = self.data.payload(areas, offset_bytes)?;
         let operation = Operation::Write {
             handle: opened.handle,

@@ -11,6 +11,7 @@ use super::*;
 use crate::channel::connection::{Connection, Ended};
 use crate::channel::control::{Conversation, Identity, Limits, Peer};
 use crate::channel::fuzzing::Yes;
+use crate::channel::share::TURN_BYTES;
 
 /// Where commands begin in a ring that begins at 0, and how long a slot is.
 const COMMANDS_START: u64 = 256;
@@ -180,6 +181,53 @@ fn a_flood_delays_others_by_a_batch() {
             assert!(flood.answered() - before <= 2 * u64::from(SLOTS));
         }
         assert!(flood.answered() > 1000);
+        flood.detach().await;
+        other.detach().await;
+    });
+}
+
+/// As above, counted in bytes: what is copied for another in one turn is bounded, however much its commands ask for at once.
+#[test]
+fn a_flood_of_large_reads_and_writes_delays_others_by_a_turns_bytes() {
+    on_a_volume(async |engine, service| {
+        let mut flood = Client::attach(&engine, &service).await;
+        let file = flood.create("/large").await;
+        flood.write(file, 0, &vec![7; COMMAND_BYTES_MAX as usize]).await;
+        let area = Area { start: DATA_START, len_bytes: COMMAND_BYTES_MAX };
+        let mut other = Client::attach(&engine, &service).await;
+        let copied = |flood: &Client| flood.metrics.read_bytes.get() + flood.metrics.written_bytes.get();
+        // Those of the file's making are the first.
+        let (mut number, begun) = (flood.tag as u32, copied(&flood));
+        let answered = flood.answered();
+        for _ in 0..100 {
+            let before = copied(&flood);
+            let nop = other.command(Opcode::Nop);
+            other.submit(&nop);
+            let completion = loop {
+                if let Some(slot) = other.requester.take() {
+                    break Completion::decode(slot);
+                }
+                while u64::from(number) < flood.answered() + u64::from(SLOTS) {
+                    let opcode = if number.is_multiple_of(2) { Opcode::Read } else { Opcode::Write };
+                    let (input, output) = if opcode == Opcode::Read {
+                        (Area::default(), area)
+                    } else {
+                        (area, Area::default())
+                    };
+                    let command = Command { target: file, input, output, ..flood.command(opcode) };
+                    flood.overwrite(number, &command);
+                    number += 1;
+                }
+                engine.yield_now().await;
+            };
+            assert_eq!((completion.tag, completion.status), (nop.tag, 0));
+            // The turn in which it came, and the one in which it was taken.
+            let turn = TURN_BYTES + u64::from(COMMAND_BYTES_MAX);
+            assert!(copied(&flood) - before <= 2 * turn, "{}", copied(&flood) - before);
+        }
+        let done = flood.answered() - answered;
+        assert!(done > 50, "{done}");
+        assert_eq!(copied(&flood) - begun, done * u64::from(COMMAND_BYTES_MAX), "each did all of its bytes");
         flood.detach().await;
         other.detach().await;
     });
