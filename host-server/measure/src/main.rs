@@ -2,7 +2,7 @@
 //!
 //! Modules, lowest first:
 //! `figures` · `load` · `volume` · `ringfort` · `files` · `btrfs` · `isal` · `virtiofsd` · `pace` · `mirrors` ·
-//! `code` ·
+//! `code` · `instructions` ·
 //! `guest` · `ring` · `store`
 
 // ISA-L is called through C: `isal.rs` alone may.
@@ -13,6 +13,7 @@ mod code;
 mod figures;
 mod files;
 mod guest;
+mod instructions;
 mod isal;
 mod load;
 mod mirrors;
@@ -64,7 +65,7 @@ enum Topic {
     /// What operations cost a program in a guest: Ringfort's virtio-fs beside virtiofsd, with no caching in the guest.
     Guest(Common),
     /// What a call costs a process of this host through shared memory, beside a cache line's way to another processor and back, and
-    /// beside what the kernel takes to wake two sleepers.
+    /// beside what the kernel takes to wake two sleepers; what another client's flood does to it; and the server's instructions.
     Ring(Common),
 }
 

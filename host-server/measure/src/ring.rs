@@ -1,5 +1,8 @@
 //! Topic `ring`: what a call costs a process of this host, through memory that it shares with a serving `ringfort`.
 
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -8,6 +11,7 @@ use ringfort_qemu_tests::place::RunFolder;
 use ringfort_qemu_tests::server::{Server, Volume as VolumeFiles};
 
 use crate::figures::{Figures, Goal, RINGFORT};
+use crate::instructions::CountedServer;
 use crate::pace::{self, Samples};
 
 const VOLUME_SIZE: &str = "1GiB";
@@ -18,6 +22,13 @@ const LISTENS_WITHIN: Duration = Duration::from_secs(30);
 /// How long each rate is taken.
 const RATE_DURATION: Duration = Duration::from_secs(1);
 const BLOCK_BYTES: usize = 4096;
+/// What a flood writes and reads at a time.
+const FLOOD_WRITE_BYTES: u32 = 512 << 10;
+const FLOOD_READ_BYTES: u32 = 256 << 10;
+/// Of a flood's commands under way, those that write, one more that reads; the others are empty.
+const FLOOD_WRITES: u64 = 8;
+/// Reads of two runs under callgrind: what one takes is the difference.
+const COUNTED_READS: [u64; 2] = [500, 2_500];
 /// Blocks that are read in turn. They stay where writes gather, so that no read of them reaches a device.
 const BLOCKS: u64 = 64;
 
@@ -30,16 +41,7 @@ pub fn measure(rounds: u32) -> Result<Figures> {
     let address = format!("unix:{}", socket.display());
     let log = folder.path().join("server.log");
     let server = Server::start(&volume, &[], &["--channel", &address], &log)?;
-    let deadline = Instant::now() + LISTENS_WITHIN;
-    while !socket.exists() {
-        ensure!(
-            Instant::now() < deadline,
-            "no channel at {} within {LISTENS_WITHIN:?}: {}",
-            socket.display(),
-            server.log()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_for(&socket, || server.log())?;
     pace::pin_asker()?;
     pace::pin_server(server.process_id())?;
     for _ in 0..rounds {
@@ -49,11 +51,50 @@ pub fn measure(rounds: u32) -> Result<Figures> {
         client.note_latencies(&mut figures)?;
         client.note_rates(&mut figures)?;
         note_parked(&socket, &mut figures)?;
+        note_fairness(&socket, &mut figures)?;
     }
     set_goals(&mut figures);
     server.stop()?;
     volume.require_clean()?;
+    match instructions_per_read(&volume, &folder) {
+        Ok(count) => figures.note(RINGFORT, "instructions_per_read_4k_cached", "", count),
+        Err(error) => figures.leave_out("callgrind", format!("{error:#}")),
+    }
     Ok(figures)
+}
+
+fn wait_for(socket: &Path, log: impl Fn() -> String) -> Result<()> {
+    let deadline = Instant::now() + LISTENS_WITHIN;
+    while !socket.exists() {
+        ensure!(
+            Instant::now() < deadline,
+            "no channel at {} within {LISTENS_WITHIN:?}: {}",
+            socket.display(),
+            log()
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// What the server executes for one cached read, its batch of one included.
+fn instructions_per_read(volume: &VolumeFiles, folder: &RunFolder) -> Result<f64> {
+    let mut executed = [0; 2];
+    for (count, reads) in executed.iter_mut().zip(COUNTED_READS) {
+        let socket = folder.socket(&format!("counted-{reads}"));
+        let server = CountedServer::start(volume, &format!("unix:{}", socket.display()), folder.path())?;
+        wait_for(&socket, || server.log())?;
+        let client = Client::connect(&socket)?;
+        let mut block = [0; BLOCK_BYTES];
+        for number in 0..reads {
+            let read = client.file.read_at(&mut block, number % BLOCKS * BLOCK_BYTES as u64)?;
+            ensure!(read == BLOCK_BYTES, "{read} bytes were read");
+        }
+        drop(client);
+        *count = server.stop()?;
+    }
+    let [few, many] = executed;
+    Ok(many.saturating_sub(few) as f64 / (COUNTED_READS[1] - COUNTED_READS[0]) as f64)
 }
 
 fn describe(figures: &mut Figures, rounds: u32) -> Result<()> {
@@ -179,6 +220,62 @@ fn note_parked(socket: &std::path::Path, figures: &mut Figures) -> Result<()> {
     figures.note(RINGFORT, "unix_socket_rtt_us_p50", "µs", pace::unix_socket_ns(SLOW_CALLS)? / 1e3);
     figures.note(RINGFORT, "eventfd_rtt_us_p50", "µs", pace::eventfd_ns(SLOW_CALLS)? / 1e3);
     Ok(())
+}
+
+/// A client's empty commands, with nobody else there and with one that floods the server.
+fn note_fairness(socket: &Path, figures: &mut Figures) -> Result<()> {
+    let volume = connect_with(socket, &Options { rings: 1, ..Options::default() })?;
+    let p99_us = || -> Result<f64> {
+        let samples = Samples::take(CALLS, || {
+            ensure!(volume.nop(7)? == 7, "another value came back");
+            Ok(())
+        })?;
+        Ok(samples.quantile(0.99) / 1e3)
+    };
+    figures.note(RINGFORT, "fair_alone_us_p99", "µs", p99_us()?);
+    let stop = AtomicBool::new(false);
+    let (flooded, carried_out) = thread::scope(|scope| {
+        let flooder = scope.spawn(|| flood(socket, &stop));
+        let flooded = p99_us();
+        stop.store(true, Ordering::Relaxed);
+        (flooded, flooder.join())
+    });
+    let carried_out = carried_out.map_err(|_| anyhow::anyhow!("the flooding thread panicked"))??;
+    ensure!(carried_out > DEPTH as u64, "the flood was of {carried_out} commands");
+    figures.note(RINGFORT, "fair_flooded_us_p99", "µs", flooded?);
+    Ok(())
+}
+
+/// Keeps a ring full of large writes, a large read and empty commands. How many were carried out.
+fn flood(socket: &Path, stop: &AtomicBool) -> Result<u64> {
+    // It sleeps while it has nothing to do: its processor is that of the other client.
+    let options = Options { rings: 1, queues: 1, busy_poll: Duration::ZERO, ..Options::default() };
+    let volume = connect_with(socket, &options)?;
+    let file = volume.open("/flooded", Open::to_write().create(0o644))?;
+    let mut queue = volume.queue()?;
+    let no_room = "a ring with no room for a flood";
+    let written = queue.buffer(FLOOD_WRITE_BYTES).context(no_room)?;
+    let read = queue.buffer(FLOOD_READ_BYTES).context(no_room)?;
+    // A command is followed by another of its kind, under its tag.
+    let submit = |queue: &mut Queue, tag: u64| match tag {
+        0 => queue.read_shared(&file, &read, 0, tag),
+        1..=FLOOD_WRITES => queue.write_shared(&file, &written, FLOOD_WRITE_BYTES, 0, tag),
+        _ => queue.nop(tag, tag),
+    };
+    for tag in 0..DEPTH as u64 {
+        ensure!(submit(&mut queue, tag)?, "a ring of fewer than {DEPTH} commands");
+    }
+    let mut carried_out = 0;
+    loop {
+        let done = queue.next(&mut [])?;
+        done.result?;
+        carried_out += 1;
+        if !stop.load(Ordering::Relaxed) {
+            submit(&mut queue, done.tag)?;
+        } else if queue.under_way() == 0 {
+            return Ok(carried_out);
+        }
+    }
 }
 
 fn set_goals(figures: &mut Figures) {

@@ -24,6 +24,7 @@ use ringfort_protocol::command::{Command, CommandError, Flags, Opcode};
 use ringfort_protocol::completion::Completion;
 use ringfort_protocol::ring::memory::SharedMemory;
 use ringfort_protocol::ring::responder::Responder;
+use ringfort_protocol::ring::slot::Slot;
 
 use super::data::DataArea;
 use super::metrics::{BadInput, ChannelMetrics};
@@ -201,22 +202,33 @@ impl<S: Service> RingServer<S> {
                 doorbell.clear();
             }
         }
-        let now = self.engine.turn_began();
-        let mut taken = 0;
-        while taken < TURN_COMMANDS && self.share.allows_more() {
-            let slot = self.responder.borrow_mut().take();
-            let Some(slot) = slot else { break };
-            self.accept(Command::decode(slot), now);
-            taken += 1;
-        }
-        if taken == 0 {
+        if !self.share.allows_more() {
             return false;
         }
+        let first = self.responder.borrow_mut().take();
+        let Some(first) = first else { return false };
         if kicked {
             self.metrics.kicks.add(1);
         }
-        self.count_batch(now);
+        self.serve_batch(first);
         true
+    }
+
+    /// Carries out a batch as far as that goes at once. It has a symbol of its own, by which `cargo measure ring` finds what commands take.
+    #[inline(never)]
+    fn serve_batch(self: &Rc<Self>, first: Slot) {
+        let now = self.engine.turn_began();
+        let (mut next, mut taken) = (Some(first), 0);
+        while let Some(slot) = next {
+            self.accept(Command::decode(slot), now);
+            taken += 1;
+            next = if taken < TURN_COMMANDS && self.share.allows_more() {
+                self.responder.borrow_mut().take()
+            } else {
+                None
+            };
+        }
+        self.count_batch(now);
     }
 
     /// Counts what was completed at once, when clients can see it already. One look at the clock is for all of a batch: they took that long at
