@@ -16,6 +16,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::control::{Conversation, Limits, Next, Rings, ping};
 use super::metrics::ChannelMetrics;
+use super::peer;
 use crate::machine::{LetGo, Tenant};
 
 /// The most descriptors that a message comes with.
@@ -27,6 +28,12 @@ const SAID_WITHIN: Duration = Duration::from_secs(2);
 /// How long after the virtio-fs device what carries the connection may start: a vsock device that gets bytes for its guest before
 /// it runs may never carry any again (vhost-device-vsock 0.3).
 const CARRIED_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// How long a machine that is stopped waits until what carries its connections has taken what was said before.
+pub const CARRIED_WITHIN: Duration = Duration::from_millis(50);
+
+/// From one look whether it has to the next.
+pub const CARRIED_LOOK: Duration = Duration::from_millis(1);
 
 /// Why a connection has ended.
 #[derive(Debug, thiserror::Error)]
@@ -300,6 +307,7 @@ impl<R: Rings + Send + 'static> Tenant for Connection<R> {
         } else if conversation.stands_still() || !self.unsaid().is_empty() {
             // Nobody there hears it, and what carries it may be stopped as well; or what came before is still to be said.
             self.unsaid().extend(messages);
+            self.wait_until_carried();
         } else if self.say_all(&conversation, messages).is_err() {
             // Whether it hears of it or not, it has let go.
             self.hang_up();
@@ -332,6 +340,15 @@ impl<R: Rings + Send + 'static> Connection<R> {
         let messages = std::mem::take(&mut *self.unsaid());
         if self.say_all(&conversation, messages).is_err() {
             self.hang_up();
+        }
+    }
+
+    /// Returns when the other end has read what was said, or takes too long. A vsock device gets no bytes for its guest then when it is
+    /// stopped after the machine's virtio-fs device.
+    fn wait_until_carried(&self) {
+        let until = Instant::now() + CARRIED_WITHIN;
+        while !peer::has_read_all(&self.stream) && Instant::now() < until {
+            thread::sleep(CARRIED_LOOK);
         }
     }
 
