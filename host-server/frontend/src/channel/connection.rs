@@ -129,7 +129,10 @@ impl<R: Rings + Send + 'static> Connection<R> {
                 Err(ended) => break ended,
             }
         };
-        self.conversation().end();
+        let mut conversation = self.conversation();
+        conversation.end();
+        // Its end is carried to the other side, too.
+        drop(self.when_it_runs(conversation));
         match &ended {
             Ended::Envelope(_) => self.metrics.broken_connections.add(1),
             Ended::Silent { .. } => self.metrics.silent_connections.add(1),
@@ -161,11 +164,13 @@ impl<R: Rings + Send + 'static> Connection<R> {
             Next::Listen => Ok(()),
             Next::Say(message) => self.answer(&conversation, message),
             Next::SayAndEnd(message) => {
+                conversation = self.when_it_runs(conversation);
                 self.say(&conversation, &message)?;
                 let Message::Refused(_, text) = message else { return Err(Ended::HungUp) };
                 Err(Ended::Refused(text))
             }
             Next::SayAndRing(message, secret) => {
+                conversation = self.when_it_runs(conversation);
                 self.say(&conversation, &message)?;
                 Err(Ended::Doorbell(secret))
             }
@@ -183,6 +188,24 @@ impl<R: Rings + Send + 'static> Connection<R> {
             self.go_on();
         }
         Ok(())
+    }
+
+    /// The conversation again, when the machine runs and carries what is said, or nobody is there any more.
+    fn when_it_runs<'this>(
+        &'this self,
+        mut conversation: MutexGuard<'this, Conversation<R>>,
+    ) -> MutexGuard<'this, Conversation<R>> {
+        let mut ran = !conversation.stands_still();
+        let mut carries = ran;
+        while !carries && !peer::has_hung_up(&self.stream) {
+            drop(conversation);
+            // What carries the connection may start later than the machine is seen to.
+            thread::sleep(CARRIED_AGAIN_AFTER);
+            conversation = self.conversation();
+            let runs = !conversation.stands_still();
+            (carries, ran) = (ran && runs, runs);
+        }
+        conversation
     }
 
     fn say(&self, conversation: &Conversation<R>, message: &Message) -> Result<(), Ended> {

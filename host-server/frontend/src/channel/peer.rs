@@ -5,6 +5,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 use super::control::Peer;
 
@@ -56,6 +58,12 @@ pub fn has_read_all(stream: &impl AsRawFd) -> bool {
     result != 0 || unread == 0
 }
 
+/// Whether one of both ends has hung up, and nothing is left to be read.
+pub fn has_hung_up(stream: &UnixStream) -> bool {
+    let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    !matches!(recv(stream, &mut [0; 1], look), Ok((1.., _)) | Err(Errno::AGAIN | Errno::INTR))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -69,7 +77,12 @@ mod tests {
         one.write_all(b"word").unwrap();
         assert!(!has_read_all(&one));
         other.read_exact(&mut [0; 4]).unwrap();
-        assert!(has_read_all(&one));
+        assert!(has_read_all(&one) && !has_hung_up(&one));
+        other.write_all(b"last").unwrap();
+        drop(other);
+        assert!(!has_hung_up(&one), "something is to be read");
+        one.read_exact(&mut [0; 4]).unwrap();
+        assert!(has_hung_up(&one));
     }
 
     #[test]
