@@ -150,7 +150,7 @@ fn give(holdings: &Holdings, stream: &UnixStream, peer: &Peer, want: &Want) -> R
     let layout = lay_out(ring_count, slot_count, data_bytes, store.page_bytes(), store.has_heads())
         .ok_or_else(|| refuse(Reason::Limit, "more than a region can have"))?;
     let grant = holdings
-        .grant(peer, layout.len_bytes, &link, stream)
+        .grant(peer, (layout.len_bytes, ring_count), &link, stream)
         .map_err(|error| refuse(Reason::Limit, format!("{error:#}")))?;
     match hand_over(holdings, &link, stream, peer, &grant, &layout.places) {
         Ok(()) => Ok(grant),

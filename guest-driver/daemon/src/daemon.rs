@@ -22,6 +22,7 @@ use crate::link::{Dialler, Link, Notice, Vsock};
 use crate::pages::Store;
 use crate::peer;
 use crate::region;
+use crate::status;
 use crate::stream;
 
 /// From one try to reach the server to the next: at first, and at most.
@@ -62,10 +63,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let socket = listen(&arguments.socket)?;
     let accepting = Arc::clone(&daemon);
     std::thread::Builder::new().name("clients".to_owned()).spawn(move || accepting.accept(&socket))?;
+    let asked = status::listen(&arguments.socket)?;
+    let answering = Arc::clone(&daemon);
+    let answer = move || status::serve(&asked, &answering.holdings);
+    std::thread::Builder::new().name("status".to_owned()).spawn(answer)?;
     let find = move || search.find();
     daemon.keep_linked(find, &(Arc::new(Vsock) as Arc<dyn Dialler>), &stop);
     daemon.holdings.end();
     let _ = fs::remove_file(&arguments.socket);
+    let _ = fs::remove_file(status::socket(&arguments.socket));
     Ok(())
 }
 

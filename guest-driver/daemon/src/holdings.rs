@@ -30,9 +30,21 @@ pub struct Grant {
     link: Arc<Link>,
 }
 
+/// Who has memory, and how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub region: u32,
+    pub uid: u32,
+    pub pid: i32,
+    pub ring_count: u32,
+    pub len_bytes: u64,
+}
+
 /// A region that is in use.
 struct Held {
     uid: u32,
+    pid: i32,
+    ring_count: u32,
     pages: Arc<Pages>,
     client: UnixStream,
 }
@@ -81,8 +93,38 @@ impl Holdings {
         self.state().link.clone()
     }
 
-    /// Pages for a client of this user.
-    pub fn grant(&self, peer: &Peer, len_bytes: u64, link: &Arc<Link>, client: &UnixStream) -> Result<Grant> {
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
+    /// Those that have memory, the first first.
+    pub fn holders(&self) -> Vec<Holder> {
+        let state = self.state();
+        let holder = |(region, held): (&u32, &Held)| Holder {
+            region: *region,
+            uid: held.uid,
+            pid: held.pid,
+            ring_count: held.ring_count,
+            len_bytes: held.pages.len_bytes(),
+        };
+        let mut holders: Vec<_> = state.held.iter().map(holder).collect();
+        holders.sort_by_key(|holder| holder.region);
+        holders
+    }
+
+    /// Memory whose end the server has not confirmed.
+    pub fn retired_bytes(&self) -> u64 {
+        self.state().retired.iter().map(|(_, pages)| pages.len_bytes()).sum()
+    }
+
+    /// Pages for so many rings of a client of this user.
+    pub fn grant(
+        &self,
+        peer: &Peer,
+        (len_bytes, ring_count): (u64, u32),
+        link: &Arc<Link>,
+        client: &UnixStream,
+    ) -> Result<Grant> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         self.check_room(peer.uid, len_bytes)?;
         let pages = Arc::new(self.store.create(number, len_bytes)?);
@@ -92,7 +134,8 @@ impl Holdings {
         room(&state, self.bounds, peer.uid, len_bytes)?;
         let is_current = state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link));
         ensure!(is_current, "the server is not there; try again when it runs");
-        state.held.insert(number, Held { uid: peer.uid, pages: Arc::clone(&pages), client });
+        let (uid, pid) = (peer.uid, peer.pid);
+        state.held.insert(number, Held { uid, pid, ring_count, pages: Arc::clone(&pages), client });
         Ok(Grant { number, uid: peer.uid, pages, link: Arc::clone(link) })
     }
 

@@ -7,3 +7,4 @@ mod host;
 mod machine;
 mod port;
 mod stage;
+mod vocabulary;

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +32,8 @@ use crate::holdings::Bounds;
 use crate::link::Dialler;
 use crate::pages::Store;
 use crate::peer::Peer;
-use crate::{client, stream};
+use crate::status::Status;
+use crate::{client, status, stream};
 
 const HUGE_SHIFT: u32 = 21;
 const HUGE_BYTES: u64 = 1 << HUGE_SHIFT;
@@ -524,4 +525,32 @@ fn what_an_earlier_daemon_left_is_deleted_when_the_server_has_let_go_of_it() {
     assert_eq!(names(folder.path()), [""; 0]);
     stop.store(true, Ordering::SeqCst);
     thread.join().unwrap();
+}
+
+#[test]
+fn a_status_says_who_has_how_much() {
+    let stage = Stage::new();
+    let clients = stage.folder.path().join("guestd.sock");
+    assert!(Status::ask(&clients).unwrap_err().to_string().contains("guestd.status"), "nobody answers yet");
+    let listener = status::listen(&clients).unwrap();
+    let mode = fs::metadata(status::socket(&clients)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let daemon = Arc::clone(&stage.daemon);
+    thread::spawn(move || status::serve(&listener, &daemon.holdings));
+
+    let ask = || Status::ask(&clients).unwrap();
+    let idle = ask();
+    assert!(idle.connected && idle.server.is_some() && idle.volume.is_some());
+    assert_eq!((idle.regions, idle.bytes, idle.bytes_max), (0, 0, 8 * HUGE_BYTES));
+    let (one, other) = (stage.client(USER), stage.client(0));
+    let (first, second) = (one.begin(2), other.begin(1));
+    let busy = ask();
+    let bytes = [first.given.len_bytes.get(), second.given.len_bytes.get()];
+    let shown: Vec<_> =
+        busy.clients.iter().map(|client| (client.uid, client.pid, client.rings, client.bytes)).collect();
+    assert_eq!(shown, [(USER, 1, 2, bytes[0]), (0, 1, 1, bytes[1])]);
+    assert_eq!((busy.regions, busy.bytes), (2, bytes[0] + bytes[1]));
+    assert!(busy.to_string().contains("process 1 of user 1000: 2 rings"), "{busy}");
+    drop(one);
+    until("the memory of a client that is gone is taken back", || ask().regions == 1);
 }

@@ -11,7 +11,7 @@ use ringfort_filesystem::operation::{
     AllocateMode, Attributes, Credentials, FileKind, HandleId, LockOwner, NewNode, NodeId, OpenFlags,
     Operation, RenameMode, Reply, SessionId, SetXattrMode, Whence,
 };
-use ringfort_protocol::argument::{AttributesRecord, ChangeRecord, CopyToRecord, LockRecord};
+use ringfort_protocol::argument::{AttributesRecord, ChangeRecord, CopyToRecord, LockRecord, PATH_BYTES_MAX};
 use ringfort_protocol::command::{Area, Command, Flags, Opcode, OpenBits};
 use ringfort_protocol::completion::Completion;
 use ringfort_protocol::layout::Record;
@@ -334,6 +334,7 @@ impl<S: Service> Call<'_, S> {
         flags: OpenFlags,
         permissions: u16,
     ) -> Result<(Spot, HandleId)> {
+        let mut through_link = false;
         loop {
             if !flags.exclusive {
                 match self.place_at(path).await {
@@ -343,7 +344,11 @@ impl<S: Service> Call<'_, S> {
                     Err(errno) => return Err(errno),
                 }
             }
-            let (parent, last) = self.parent_at(self.command.target, path).await?;
+            let start = self.start(self.command.target)?;
+            let (parent, last) = match through_link {
+                false => self.walk.reach_parent(start, path).await?,
+                true => self.walk.reach_parent_of_target(start, path).await?,
+            };
             let (name, slash) = last.name_or(Errno::EISDIR)?;
             if slash {
                 return Err(Errno::EISDIR);
@@ -355,12 +360,8 @@ impl<S: Service> Call<'_, S> {
                     return Ok((self.walk.hold(&attributes), handle));
                 }
                 Ok(_) => return unexpected(),
-                // A name that another has made since, or a symbolic link that leads nowhere.
-                Err(Errno::EEXIST) if !flags.exclusive => {
-                    if let Err(Errno::ENOENT) = self.place_at(path).await {
-                        return Err(Errno::ENOENT);
-                    }
-                }
+                // A name that another has made since, or a symbolic link that leads nowhere: what it leads to is made.
+                Err(Errno::EEXIST) if !flags.exclusive => through_link = true,
                 Err(errno) => return Err(errno),
             }
         }
@@ -490,8 +491,11 @@ impl<S: Service> Call<'_, S> {
     async fn make_symlink(&mut self) -> Result<Outcome> {
         let input = self.data.input(self.command.input)?;
         let (target, path) = cut(&input, self.command.value)?;
-        if target.is_empty() {
-            return Err(Errno::ENOENT);
+        // Before anything is looked up, as Linux does.
+        match target.len() {
+            0 => return Err(Errno::ENOENT),
+            1..=PATH_BYTES_MAX => {}
+            _ => return Err(Errno::ENAMETOOLONG),
         }
         let (parent, last) = self.parent_at(self.command.target, path).await?;
         let (name, slash) = last.name_or(Errno::EEXIST)?;
@@ -549,7 +553,14 @@ impl<S: Service> Call<'_, S> {
         };
         let (parent, last) = self.parent_at(self.command.target, from).await?;
         let (name, slash) = last.name_or(Errno::EBUSY)?;
-        let (new_parent, new_last) = self.parent_at(self.command.operand, to).await?;
+        let (new_parent, new_last) = match self.parent_at(self.command.operand, to).await {
+            Ok(found) => found,
+            Err(errno) => {
+                // The old name's directory was to be searched before.
+                self.walk.require_searchable(parent).await?;
+                return Err(errno);
+            }
+        };
         let (new_name, new_slash) = new_last.name_or(Errno::EBUSY)?;
         if slash || new_slash {
             let spot = self.walk.reach(parent, name.as_bytes(), false).await?;
