@@ -1,5 +1,6 @@
 //! A server that listens for programs of this host, without a guest.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,7 +29,8 @@ impl LocalServer {
         let server = Server::start(&volume, &[], &["--channel", &address], &folder.path().join("log"))?;
         let mut local = LocalServer { folder, volume, server };
         let (socket, began) = (local.socket(), Instant::now());
-        while !socket.exists() {
+        // There before it is listened at.
+        while UnixStream::connect(&socket).is_err() {
             local.server.require_alive()?;
             ensure!(began.elapsed() < PATIENCE, "no channel at {}", socket.display());
             thread::sleep(Duration::from_millis(20));

@@ -49,7 +49,7 @@ fn permissions(stage: &mut Stage) -> u16 {
 }
 
 fn make_directory(stage: &mut Stage) -> Result<()> {
-    let (spot, permissions) = (stage.spot(), permissions(stage));
+    let (spot, permissions) = (stage.spot_to_name(), permissions(stage));
     let found = stage.volume().create_directory(spot.real(stage), permissions.into());
     let (who, body) = (stage.who(), Body::Directory(Default::default()));
     let expected = stage.reference.make_by(&who, spot.model_of(stage), body, permissions);
@@ -57,7 +57,7 @@ fn make_directory(stage: &mut Stage) -> Result<()> {
 }
 
 fn make_node(stage: &mut Stage) -> Result<()> {
-    let (spot, permissions) = (stage.spot(), permissions(stage) & 0o777);
+    let (spot, permissions) = (stage.spot_to_name(), permissions(stage) & 0o777);
     let (kind, body) = match stage.random.below(6) {
         0 => (NodeKind::Fifo, Body::Special(Kind::Fifo, 0)),
         1 => (NodeKind::Socket, Body::Special(Kind::Socket, 0)),
@@ -75,7 +75,7 @@ fn make_node(stage: &mut Stage) -> Result<()> {
 }
 
 fn make_symlink(stage: &mut Stage) -> Result<()> {
-    let spot = stage.spot();
+    let spot = stage.spot_to_name();
     let target = match stage.random.below(8) {
         0 => String::new(),
         1 => "t".repeat(4096),
@@ -91,7 +91,7 @@ fn make_symlink(stage: &mut Stage) -> Result<()> {
 }
 
 fn link(stage: &mut Stage) -> Result<()> {
-    let (from, to) = (stage.spot_to_reach(), stage.spot());
+    let (from, to) = (stage.spot_to_reach(), stage.spot_to_name());
     let found = stage.volume().link(from.real(stage), to.real(stage));
     let who = stage.who();
     let (existing, new) = (from.model_of(stage), to.model_of(stage));
@@ -100,7 +100,7 @@ fn link(stage: &mut Stage) -> Result<()> {
 }
 
 fn remove(stage: &mut Stage, directory: bool) -> Result<()> {
-    let spot = stage.spot();
+    let spot = stage.spot_to_name();
     let volume = stage.volume();
     let found = match directory {
         true => volume.remove_directory(spot.real(stage)),
@@ -112,7 +112,7 @@ fn remove(stage: &mut Stage, directory: bool) -> Result<()> {
 }
 
 fn rename(stage: &mut Stage) -> Result<()> {
-    let (from, to) = (stage.spot(), stage.spot());
+    let (from, to) = (stage.spot_to_name(), stage.spot_to_name());
     let (mode, model) = match stage.random.below(5) {
         0 => (RenameMode::NoReplace, Mode::NoReplace),
         1 => (RenameMode::Exchange, Mode::Exchange),
@@ -141,7 +141,7 @@ fn access(stage: &mut Stage) -> Result<()> {
 }
 
 fn read_link(stage: &mut Stage) -> Result<()> {
-    let spot = Spot { follow: false, ..stage.spot() };
+    let spot = Spot { follow: false, ..stage.spot_to_reach() };
     let found = stage.volume().read_link(spot.real(stage));
     let expected = stage.reference.read_link_by(&stage.who(), spot.model_of(stage));
     stage.same(Opcode::ReadLink, &spot.shown(), found, expected).map(drop)
@@ -219,7 +219,7 @@ pub fn open_or_close(stage: &mut Stage) -> Result<()> {
 }
 
 fn open(stage: &mut Stage) -> Result<()> {
-    let spot = stage.spot();
+    let spot = stage.spot_to_name();
     let (mut how, mask) = match stage.random.below(5) {
         0 => (Open::to_read(), 4),
         1 => (Open::to_write_only(), 2),

@@ -252,6 +252,19 @@ impl Stage {
         spot
     }
 
+    /// As [`spot`](Self::spot), for what is made, moved or removed: now and then with an end that is no name, or one of a directory.
+    pub fn spot_to_name(&mut self) -> Spot {
+        let mut spot = self.spot();
+        match self.random.below(60) {
+            0 | 1 => spot.path.push('/'),
+            2 => spot.path.push_str("/."),
+            3 => spot.path.push_str("/.."),
+            4 => spot.path = ["/", ".", "..", "", "//", "/./"][self.random.below(6) as usize].to_owned(),
+            _ => {}
+        }
+        spot
+    }
+
     /// Adds an open file to both sides; one that is open already is closed where there are many.
     pub fn opened(&mut self, opened: Opened) -> Result<()> {
         self.opened.push(opened);

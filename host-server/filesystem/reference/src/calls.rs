@@ -4,7 +4,7 @@ use crate::list::List;
 use crate::person::Person;
 use crate::tree::{Answer, Body, READ, ROOT, Reference, WRITE};
 use crate::vocabulary::{AllocateMode, Errno, FileKind, RenameMode, SetXattrMode};
-use crate::walk::{NAME_BYTES_MAX, Place};
+use crate::walk::{Last, NAME_BYTES_MAX, Place};
 
 const TARGET_BYTES_MAX: usize = 4095;
 
@@ -34,12 +34,35 @@ impl Reference {
                 _ => return Err(Errno::ENAMETOOLONG),
             }
         }
-        let (parent, name) = self.reach_parent(person, place)?;
+        let (parent, last) = self.reach_parent(person, place)?;
+        let name = self.new_name(parent, last, matches!(body, Body::Directory(_)))?;
         self.make_at(person, (parent, &name), body, (permissions, 0))
     }
 
+    /// The name of what is to be made: a slash behind it is for directories.
+    fn new_name(&self, parent: usize, last: Last, directory: bool) -> Answer<String> {
+        match last {
+            Last::Name(name, true) if !directory => {
+                Err(if self.entries(parent)?.contains_key(&name) { Errno::EEXIST } else { Errno::ENOENT })
+            }
+            Last::Name(name, _) => Ok(name),
+            Last::Dot | Last::DotDot | Last::Root => Err(Errno::EEXIST),
+        }
+    }
+
     pub fn remove_by(&mut self, person: &Person, place: Place<'_>, directory: bool) -> Answer<()> {
-        let (parent, name) = self.reach_parent(person, place)?;
+        let (parent, last) = self.reach_parent(person, place)?;
+        let name = match (last, directory) {
+            (Last::Name(name, true), false) => {
+                let found = self.entries(parent)?.get(&name).copied().ok_or(Errno::ENOENT)?;
+                return Err(if self.is_directory(found) { Errno::EISDIR } else { Errno::ENOTDIR });
+            }
+            (Last::Name(name, _), _) => name,
+            (_, false) => return Err(Errno::EISDIR),
+            (Last::Dot, true) => return Err(Errno::EINVAL),
+            (Last::DotDot, true) => return Err(Errno::ENOTEMPTY),
+            (Last::Root, true) => return Err(Errno::EBUSY),
+        };
         self.remove_at(person, (parent, &name), directory)
     }
 
@@ -50,14 +73,20 @@ impl Reference {
         to: Place<'_>,
         mode: RenameMode,
     ) -> Answer<()> {
-        let (from, from_name) = self.reach_parent(person, from)?;
-        let (to, to_name) = self.reach_parent(person, to)?;
-        self.rename_at(person, (from, &from_name), (to, &to_name), mode)
+        let (from, from_last) = self.reach_parent(person, from)?;
+        let (to, to_last) = self.reach_parent(person, to)?;
+        let Last::Name(from_name, from_slash) = from_last else { return Err(Errno::EBUSY) };
+        let Last::Name(to_name, to_slash) = to_last else {
+            return Err(if mode == RenameMode::NoReplace { Errno::EEXIST } else { Errno::EBUSY });
+        };
+        let slashes = (from_slash, to_slash);
+        self.rename_at(person, (from, &from_name), (to, &to_name), (mode, slashes))
     }
 
     pub fn link_by(&mut self, person: &Person, existing: Place<'_>, new: Place<'_>) -> Answer<()> {
         let node = self.reach(person, existing)?;
-        let (parent, name) = self.reach_parent(person, new)?;
+        let (parent, last) = self.reach_parent(person, new)?;
+        let name = self.new_name(parent, last, false)?;
         self.link_at(person, node, (parent, &name))
     }
 
@@ -81,6 +110,10 @@ impl Reference {
     /// Opens what exists: 4 to read, 2 to write.
     pub fn open_by(&mut self, person: &Person, place: Place<'_>, mask: u16, truncate: bool) -> Answer<usize> {
         let node = self.reach(person, place)?;
+        self.open_node(person, node, mask, truncate)
+    }
+
+    fn open_node(&mut self, person: &Person, node: usize, mask: u16, truncate: bool) -> Answer<usize> {
         match self.at(node).kind() {
             FileKind::Symlink => return Err(Errno::ELOOP),
             FileKind::Directory if mask & WRITE != 0 => return Err(Errno::EISDIR),
@@ -110,19 +143,28 @@ impl Reference {
         mask: u16,
         (permissions, exclusive, truncate): (u16, bool, bool),
     ) -> Answer<usize> {
-        if !exclusive {
-            match self.reach(person, place) {
-                Ok(node) if self.is_directory(node) => return Err(Errno::EISDIR),
-                Ok(_) => return self.open_by(person, place, mask, truncate),
-                Err(Errno::ENOENT) => {}
-                Err(errno) => return Err(errno),
-            }
+        if place.path.is_empty() && !exclusive {
+            // What is open already is what is meant.
+            return match self.is_directory(place.start) {
+                true => Err(Errno::EISDIR),
+                false => self.open_node(person, place.start, mask, truncate),
+            };
         }
-        let (parent, name) = match exclusive {
+        let (parent, last) = match exclusive {
             true => self.reach_parent(person, place)?,
             false => self.reach_new(person, place)?,
         };
-        self.make_at(person, (parent, &name), Body::File(Vec::new()), (permissions, 0))
+        let name = match last {
+            Last::Name(name, false) => name,
+            Last::Name(_, true) => return Err(Errno::EISDIR),
+            Last::Dot | Last::DotDot | Last::Root if exclusive => return Err(Errno::EEXIST),
+            Last::Dot | Last::DotDot | Last::Root => return Err(Errno::EISDIR),
+        };
+        match self.entries(parent)?.get(&name).copied().filter(|_| !exclusive) {
+            Some(found) if self.is_directory(found) => Err(Errno::EISDIR),
+            Some(found) => self.open_node(person, found, mask, truncate),
+            None => self.make_at(person, (parent, &name), Body::File(Vec::new()), (permissions, 0)),
+        }
     }
 
     pub fn temporary_by(

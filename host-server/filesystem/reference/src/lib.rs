@@ -23,4 +23,4 @@ pub use person::Person;
 pub use random::Random;
 pub use tree::{Answer, Body, Facts, Node, ROOT, Reference};
 pub use vocabulary::{AllocateMode, Errno, FileKind, RenameMode, SetXattrMode};
-pub use walk::Place;
+pub use walk::{Last, Place};

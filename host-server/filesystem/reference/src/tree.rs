@@ -540,7 +540,7 @@ impl Reference {
         let from_parent = self.resolve(from_parent)?;
         let (to_parent, to_name) = to.rsplit_once('/').unwrap();
         let to_parent = self.resolve(to_parent)?;
-        self.rename_at(&Person::ROOT, (from_parent, from_name), (to_parent, to_name), mode)
+        self.rename_at(&Person::ROOT, (from_parent, from_name), (to_parent, to_name), (mode, (false, false)))
     }
 
     pub(crate) fn rename_at(
@@ -548,7 +548,7 @@ impl Reference {
         person: &Person,
         (from_parent, from_name): (usize, &str),
         (to_parent, to_name): (usize, &str),
-        mode: RenameMode,
+        (mode, (from_slash, to_slash)): (RenameMode, (bool, bool)),
     ) -> Answer<()> {
         self.require_searchable(person, from_parent)?;
         self.require_searchable(person, to_parent)?;
@@ -559,6 +559,14 @@ impl Reference {
             (RenameMode::Exchange, None) => return Err(Errno::ENOENT),
             _ => {}
         }
+        // A slash is behind directories alone.
+        let exchanges = mode == RenameMode::Exchange;
+        let meant = if exchanges { target } else { Some(source) };
+        if from_slash && !self.is_directory(source)
+            || to_slash && meant.is_some_and(|meant| !self.is_directory(meant))
+        {
+            return Err(Errno::ENOTDIR);
+        }
         if self.is_directory(source) && self.is_above(source, to_parent) {
             return Err(Errno::EINVAL);
         }
@@ -566,12 +574,11 @@ impl Reference {
             && self.is_directory(target)
             && self.is_above(target, from_parent)
         {
-            return Err(if mode == RenameMode::Exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
+            return Err(if exchanges { Errno::EINVAL } else { Errno::ENOTEMPTY });
         }
         if target == Some(source) {
             return Ok(());
         }
-        let exchanges = mode == RenameMode::Exchange;
         self.require_removable(person, from_parent, source)?;
         match target {
             None => self.require_changeable(person, to_parent)?,

@@ -24,6 +24,17 @@ impl<'a> Place<'a> {
     }
 }
 
+/// The last part of a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Last {
+    /// With whether a slash follows.
+    Name(String, bool),
+    Dot,
+    DotDot,
+    /// There is none: the path is the root.
+    Root,
+}
+
 /// Parts of a path that are still to be walked, the next one last. One that is empty stands for a slash at the end.
 fn push_parts(parts: &mut Vec<String>, path: &str) {
     if path.ends_with('/') && !path.trim_matches('/').is_empty() {
@@ -48,17 +59,17 @@ impl Reference {
         Ok(at)
     }
 
-    /// The directory of a path's last part, and that part, which is a name.
-    pub fn reach_parent(&self, person: &Person, place: Place<'_>) -> Answer<(usize, String)> {
-        self.reach_name(person, place, false)
+    /// The directory of a path's last part, and that part.
+    pub fn reach_parent(&self, person: &Person, place: Place<'_>) -> Answer<(usize, Last)> {
+        self.reach_last(person, place, false)
     }
 
-    /// As [`reach_parent`](Self::reach_parent); where a symbolic link has the name and is followed, what it leads to is meant, whether it is there or not.
-    pub fn reach_new(&self, person: &Person, place: Place<'_>) -> Answer<(usize, String)> {
-        self.reach_name(person, place, place.follow)
+    /// As [`reach_parent`](Self::reach_parent); where a symbolic link has the name, and no slash follows, what it leads to is meant, whether it is there or not.
+    pub fn reach_new(&self, person: &Person, place: Place<'_>) -> Answer<(usize, Last)> {
+        self.reach_last(person, place, place.follow)
     }
 
-    fn reach_name(&self, person: &Person, place: Place<'_>, follow_last: bool) -> Answer<(usize, String)> {
+    fn reach_last(&self, person: &Person, place: Place<'_>, follow: bool) -> Answer<(usize, Last)> {
         if place.path.is_empty() {
             return Err(Errno::ENOENT);
         }
@@ -66,23 +77,33 @@ impl Reference {
         let mut at = self.begin(place, &mut parts)?;
         let mut followed = 0;
         loop {
-            let part = parts.pop().unwrap();
-            if parts.is_empty() {
-                assert!(!["", ".", ".."].contains(&&*part), "{place:?} does not end with a name");
-                self.search(person, at)?;
-                if part.len() > NAME_BYTES_MAX {
-                    return Err(Errno::ENAMETOOLONG);
-                }
-                let found = self.entries(at)?.get(&part).copied();
-                match found.filter(|found| follow_last && self.at(*found).kind() == FileKind::Symlink) {
-                    Some(link) => at = self.follow((at, link), &mut parts, &mut followed)?,
-                    None => return Ok((at, part)),
-                }
+            let Some(part) = parts.pop() else { return Ok((at, Last::Root)) };
+            let slash = parts == [""];
+            if !(parts.is_empty() || slash) {
+                let next = self.step(person, at, &part)?;
+                at = self.follow((at, next), &mut parts, &mut followed)?;
                 continue;
             }
-            let next = self.step(person, at, &part)?;
-            at = self.follow((at, next), &mut parts, &mut followed)?;
+            self.search(person, at)?;
+            let last = match &part[..] {
+                "." => Last::Dot,
+                ".." => Last::DotDot,
+                name if name.len() > NAME_BYTES_MAX => return Err(Errno::ENAMETOOLONG),
+                name => {
+                    let found = self.entries(at)?.get(name).copied();
+                    if let Some(link) = found.filter(|found| follow && !slash && self.is_symlink(*found)) {
+                        at = self.follow((at, link), &mut parts, &mut followed)?;
+                        continue;
+                    }
+                    Last::Name(part, slash)
+                }
+            };
+            return Ok((at, last));
         }
+    }
+
+    fn is_symlink(&self, node: usize) -> bool {
+        self.at(node).kind() == FileKind::Symlink
     }
 
     fn begin(&self, place: Place<'_>, parts: &mut Vec<String>) -> Answer<usize> {
@@ -153,7 +174,11 @@ mod tests {
         assert_eq!(reach("loop"), Err(Errno::ELOOP));
         assert_eq!(reach("../../a"), Ok(a));
         assert_eq!(reference.reach(&Person::ROOT, Place { follow: false, ..Place::new("one") }), Ok(one));
-        assert_eq!(reference.reach_parent(&Person::ROOT, Place::new("/a/up/x")), Ok((a, "x".to_owned())));
+        let parent = |path| reference.reach_parent(&Person::ROOT, Place::new(path));
+        assert_eq!(parent("/a/up/x"), Ok((a, Last::Name("x".to_owned(), false))));
+        assert_eq!(parent("a/one/"), Ok((a, Last::Name("one".to_owned(), true))));
+        assert_eq!(parent("/a/.."), Ok((a, Last::DotDot)));
+        assert_eq!(parent("//"), Ok((ROOT, Last::Root)));
         assert_eq!(reference.at(b).kind(), FileKind::Regular);
     }
 

@@ -37,18 +37,25 @@ pub enum Last {
         /// A slash follows: it must be a directory.
         directory: bool,
     },
-    /// The path ends with `.`, or is nothing but slashes.
+    /// The path ends with `.`.
     Dot,
     /// The path ends with `..`.
     DotDot,
+    /// The path is nothing but slashes.
+    Root,
 }
 
 impl Last {
+    /// A name, without a slash behind it.
+    pub fn is_plain_name(&self) -> bool {
+        matches!(self, Self::Name { directory: false, .. })
+    }
+
     /// The name, or the error that the system call gives instead.
     pub fn name_or(self, dots: Errno) -> Result<(Name, bool), Errno> {
         match self {
             Self::Name { name, directory } => Ok((name, directory)),
-            Self::Dot | Self::DotDot => Err(dots),
+            Self::Dot | Self::DotDot | Self::Root => Err(dots),
         }
     }
 }
@@ -152,11 +159,14 @@ impl<'a, S: Service> Walk<'a, S> {
             if at.kind != FileKind::Directory {
                 return Err(Errno::ENOTDIR);
             }
-            let Some(part) = parts.0.pop() else { return Ok((at, Last::Dot)) };
+            let Some(part) = parts.0.pop() else { return Ok((at, Last::Root)) };
             if let Some(directory) = parts.ending() {
                 let last = match &part[..] {
-                    b"" | b"." => Last::Dot,
-                    b".." => Last::DotDot,
+                    b"" => Last::Dot,
+                    b"." | b".." => {
+                        self.require_searchable(at).await?;
+                        if part == b"." { Last::Dot } else { Last::DotDot }
+                    }
                     name => Last::Name { name: self.name(at, name).await?, directory },
                 };
                 let link = match &last {
