@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use ringfort_qemu_tests::provision;
@@ -19,27 +20,15 @@ pub struct CountedServer {
 }
 
 impl CountedServer {
-    /// Serves `volume` at the socket `address`. Valgrind is fetched once.
+    /// Serves `volume` at the socket `address`. Valgrind is the machine's own, or fetched once.
     pub fn start(volume: &Volume, address: &str, folder: &Path) -> Result<Self> {
-        let root = provision::unpacked("valgrind", &["valgrind"])?;
         let counts = folder.join("callgrind.out");
-        let assign = |name: &str, value: &Path| {
-            let mut assigned = OsString::from(name);
-            assigned.push("=");
-            assigned.push(value);
-            assigned
-        };
-        let launcher = [
-            "env".into(),
-            assign("VALGRIND_LIB", &root.join("usr/libexec/valgrind")),
-            root.join("usr/bin/valgrind").into(),
-            "--tool=callgrind".into(),
-            "--quiet".into(),
-            // Threads that poll would keep the others from running.
-            "--fair-sched=yes".into(),
-            format!("--toggle-collect={COUNTED}").into(),
-            assign("--callgrind-out-file", &counts),
-        ];
+        let mut launcher = valgrind()?;
+        // Threads that poll would keep the others from running.
+        let options = ["--tool=callgrind", "--quiet", "--fair-sched=yes"];
+        launcher.extend(options.map(OsString::from));
+        launcher.push(format!("--toggle-collect={COUNTED}").into());
+        launcher.push(assignment("--callgrind-out-file", &counts));
         let log = folder.join("counted.log");
         let server = Server::start_by(&launcher, volume, &[], &["--channel", address], &log)?;
         Ok(Self { server, counts })
@@ -59,4 +48,22 @@ impl CountedServer {
         let total = total.with_context(|| format!("no totals in {}", counts.display()))?;
         total.trim().parse().with_context(|| format!("totals of {} in {}", total, counts.display()))
     }
+}
+
+fn assignment(name: &str, value: &Path) -> OsString {
+    let mut assigned = OsString::from(name);
+    assigned.push("=");
+    assigned.push(value);
+    assigned
+}
+
+/// A command that runs valgrind in its own process.
+fn valgrind() -> Result<Vec<OsString>> {
+    let own = Command::new("valgrind").arg("--version").output();
+    if own.is_ok_and(|said| said.status.success()) {
+        return Ok(vec!["valgrind".into()]);
+    }
+    let root = provision::unpacked("valgrind", &["valgrind"])?;
+    let library = assignment("VALGRIND_LIB", &root.join("usr/libexec/valgrind"));
+    Ok(vec!["env".into(), library, root.join("usr/bin/valgrind").into()])
 }

@@ -38,11 +38,11 @@ Examples:
   cargo measure code             parity, reconstruction and checksums beside ISA-L and memcpy
   cargo measure guest            operations in a guest: virtio-fs beside virtiofsd, both in one machine
   cargo measure guest --rounds 1 what a change to the data plane did, roughly
-  cargo measure ring             calls through shared memory on this host
+  cargo measure ring             calls through shared memory on this host, and instructions of the server
 
 Components are files under the build's target folder: what they lie on decides the rates. Counts (bytes, reads, flushes) do
 not depend on it. The rival btrfs needs root, and its programs are fetched into the target folder; without root it is left out.
-ISA-L and virtiofsd are fetched and built there as well; none of it needs root, and what cannot be fetched is left out and named.
+ISA-L, virtiofsd and valgrind are fetched, the first two built, there as well; none of it needs root, and what cannot be fetched is left out and named.
 
 A goal that is missed is said in the output and is no error. Exit status: 0 measured; 1 not measured, which includes servers that
 counted something else than they were asked for and rivals that computed other bytes; 2 a wrong command line.";
