@@ -204,7 +204,8 @@ fn hand_over(
         ring_count: (places.len() as u32).into(),
         ..Given::default()
     };
-    let mut descriptors = vec![grant.pages.descriptor()];
+    let file = grant.pages.open_for_client().map_err(RegionError::Pages)?;
+    let mut descriptors = vec![file.as_fd()];
     descriptors.extend(doorbells.iter().map(AsFd::as_fd));
     stream::say(stream, &Message::Given(given, places.to_vec()), &descriptors)
         .map_err(|error| refuse(Reason::Stopping, format!("give memory to the client: {error}")))

@@ -80,6 +80,9 @@ fn stop_signal() -> Result<Arc<AtomicBool>> {
     let mut signals = SigSet::empty();
     [Signal::SIGINT, Signal::SIGTERM].into_iter().for_each(|signal| signals.add(signal));
     // Before any thread begins: all of them inherit it.
+    let mut of_leases = SigSet::empty();
+    of_leases.add(Signal::SIGIO);
+    of_leases.thread_block().context("hold back a signal")?;
     signals.thread_block().context("hold back signals")?;
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
@@ -220,6 +223,7 @@ impl Daemon {
     /// Does what the server says, until the connection ends or `stop` is set.
     fn heed(&self, link: &Arc<Link>, notices: &Receiver<Notice>, stop: &AtomicBool) {
         loop {
+            self.holdings.look_over();
             match notices.recv_timeout(LOOK_AGAIN) {
                 Ok(Notice::Suspended { region }) => self.prove_again(link, region),
                 Ok(Notice::Detached { region, text }) => {

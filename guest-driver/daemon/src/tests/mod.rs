@@ -468,6 +468,44 @@ fn no_user_takes_all_memory() {
 }
 
 #[test]
+fn what_clients_hold_that_have_hung_up_counts_against_their_user() {
+    let stage = Stage::new();
+    let mut kept: Vec<fs::File> = Vec::new();
+    for _ in 0..4 {
+        let client = stage.client(USER);
+        kept.push(client.begin(1).memory);
+        client.leave();
+        assert_eq!(stage.files(), [""; 0], "no name is left of it");
+    }
+    let client = stage.client(USER);
+    assert!(matches!(client.ask(&hello()), Message::Welcome(_)));
+    assert_eq!(client.refused(&want(1)), Reason::Limit);
+    let other = stage.client(0);
+    other.begin(1);
+    other.leave();
+    kept.pop();
+    client.say(&want(1));
+    assert!(matches!(client.hear_with_descriptors().0, Message::Given(..)));
+    client.leave();
+}
+
+#[test]
+fn memory_that_a_client_makes_longer_is_cut_off_and_costs_it_its_connection() {
+    let stage = Stage::new();
+    let (client, other) = (stage.client(USER), stage.client(USER));
+    let (gift, _other_gift) = (client.begin(1), other.begin(1));
+    let len_bytes = gift.given.len_bytes.get();
+    gift.memory.set_len(len_bytes + HUGE_BYTES).unwrap();
+    client.hears_the_end();
+    assert_eq!(gift.memory.metadata().unwrap().len(), len_bytes);
+    client.leave();
+    gift.memory.set_len(len_bytes + HUGE_BYTES).unwrap();
+    until("it is cut off", || gift.memory.metadata().unwrap().len() == len_bytes);
+    assert!(matches!(other.ask(&Message::Ping(Default::default())), Message::Pong(_)));
+    other.leave();
+}
+
+#[test]
 fn what_an_earlier_daemon_left_is_deleted_when_the_server_has_let_go_of_it() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("region-77"), "pages").unwrap();

@@ -16,6 +16,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::control::{Conversation, Limits, Next, Rings, ping};
 use super::metrics::ChannelMetrics;
+use super::peer;
 use crate::machine::{LetGo, Tenant};
 
 /// The most descriptors that a message comes with.
@@ -27,6 +28,12 @@ const SAID_WITHIN: Duration = Duration::from_secs(2);
 /// How long after the virtio-fs device what carries the connection may start: a vsock device that gets bytes for its guest before
 /// it runs may never carry any again (vhost-device-vsock 0.3).
 const CARRIED_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// How long a machine that is stopped waits until what carries its connections has taken what was said before.
+pub const CARRIED_WITHIN: Duration = Duration::from_millis(50);
+
+/// From one look whether it has to the next.
+pub const CARRIED_LOOK: Duration = Duration::from_millis(1);
 
 /// Why a connection has ended.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +129,10 @@ impl<R: Rings + Send + 'static> Connection<R> {
                 Err(ended) => break ended,
             }
         };
-        self.conversation().end();
+        let mut conversation = self.conversation();
+        conversation.end();
+        // Its end is carried to the other side, too.
+        drop(self.when_it_runs(conversation));
         match &ended {
             Ended::Envelope(_) => self.metrics.broken_connections.add(1),
             Ended::Silent { .. } => self.metrics.silent_connections.add(1),
@@ -154,11 +164,13 @@ impl<R: Rings + Send + 'static> Connection<R> {
             Next::Listen => Ok(()),
             Next::Say(message) => self.answer(&conversation, message),
             Next::SayAndEnd(message) => {
+                conversation = self.when_it_runs(conversation);
                 self.say(&conversation, &message)?;
                 let Message::Refused(_, text) = message else { return Err(Ended::HungUp) };
                 Err(Ended::Refused(text))
             }
             Next::SayAndRing(message, secret) => {
+                conversation = self.when_it_runs(conversation);
                 self.say(&conversation, &message)?;
                 Err(Ended::Doorbell(secret))
             }
@@ -176,6 +188,24 @@ impl<R: Rings + Send + 'static> Connection<R> {
             self.go_on();
         }
         Ok(())
+    }
+
+    /// The conversation again, when the machine runs and carries what is said, or nobody is there any more.
+    fn when_it_runs<'this>(
+        &'this self,
+        mut conversation: MutexGuard<'this, Conversation<R>>,
+    ) -> MutexGuard<'this, Conversation<R>> {
+        let mut ran = !conversation.stands_still();
+        let mut carries = ran;
+        while !carries && !peer::has_hung_up(&self.stream) {
+            drop(conversation);
+            // What carries the connection may start later than the machine is seen to.
+            thread::sleep(CARRIED_AGAIN_AFTER);
+            conversation = self.conversation();
+            let runs = !conversation.stands_still();
+            (carries, ran) = (ran && runs, runs);
+        }
+        conversation
     }
 
     fn say(&self, conversation: &Conversation<R>, message: &Message) -> Result<(), Ended> {
@@ -300,6 +330,7 @@ impl<R: Rings + Send + 'static> Tenant for Connection<R> {
         } else if conversation.stands_still() || !self.unsaid().is_empty() {
             // Nobody there hears it, and what carries it may be stopped as well; or what came before is still to be said.
             self.unsaid().extend(messages);
+            self.wait_until_carried();
         } else if self.say_all(&conversation, messages).is_err() {
             // Whether it hears of it or not, it has let go.
             self.hang_up();
@@ -332,6 +363,15 @@ impl<R: Rings + Send + 'static> Connection<R> {
         let messages = std::mem::take(&mut *self.unsaid());
         if self.say_all(&conversation, messages).is_err() {
             self.hang_up();
+        }
+    }
+
+    /// Returns when the other end has read what was said, or takes too long. A vsock device gets no bytes for its guest then when it is
+    /// stopped after the machine's virtio-fs device.
+    fn wait_until_carried(&self) {
+        let until = Instant::now() + CARRIED_WITHIN;
+        while !peer::has_read_all(&self.stream) && Instant::now() < until {
+            thread::sleep(CARRIED_LOOK);
         }
     }
 

@@ -389,6 +389,31 @@ fn hello_again() -> Message {
 }
 
 #[test]
+fn whoever_greets_a_machine_that_stands_still_is_answered_when_it_runs() {
+    with_guest(Limits { hello_ms_max: 200, ..Limits::default() }, |scene| {
+        let mut daemon = scene.daemon(FIRST_BOOT);
+        let client = scene.client(&mut daemon, 1, &[HUGE], HUGE_SHIFT);
+        assert_eq!(daemon.outcome(&attach(1, 1, [7; 16])), None);
+        let (mut bell, mut wrong, mut silent) = (scene.connect(), scene.connect(), scene.connect());
+        scene.machine.stop();
+        bell.say(&fake::hello(Role::Doorbell.number(), [7; 16]));
+        wrong.say(&fake::hello(Role::Doorbell.number(), [8; 16]));
+        std::thread::sleep(Duration::from_millis(400));
+        for wire in [&mut bell, &mut wrong, &mut silent] {
+            wire.0.set_nonblocking(true).unwrap();
+            let found = wire.0.read(&mut [0]);
+            assert!(found.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "not even the end");
+            wire.0.set_nonblocking(false).unwrap();
+        }
+        scene.machine.start();
+        assert!(matches!(bell.next(), Some(Message::Welcome(_))));
+        assert_eq!(reason(&wrong.next().unwrap()), Reason::NotAllowed);
+        assert!(wrong.next().is_none() && silent.next().is_none());
+        daemon.go_on(&client, 1);
+    });
+}
+
+#[test]
 fn a_machine_that_stands_still_is_not_taken_for_a_dead_one() {
     with_guest(Limits { silence_ms_max: 1000, ..Limits::default() }, |scene| {
         let mut daemon = scene.daemon(FIRST_BOOT);
