@@ -4,10 +4,11 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use ringfort_guest::{Error, File, Open, Place, Volume};
+use ringfort_guest::{Error, File, Open, Place, Queue, SharedBuffer, Volume};
 use serde_json::{Map, Value, json};
 
 const BLOCK_BYTES: usize = 4096;
+const TRANSFER_BYTES: usize = 1 << 20;
 
 /// After so long without a call both sides sleep.
 const ASLEEP_AFTER: Duration = Duration::from_micros(500);
@@ -26,6 +27,46 @@ fn time(calls: u32, mut call: impl FnMut(u32) -> Result<(), Error>) -> Result<[u
         times_ns.push(began.elapsed().as_nanos() as u64);
     }
     Ok(percentiles(times_ns))
+}
+
+/// Transfers from and to a buffer that the server reaches itself, one at a time: what `O_DIRECT` is to a kernel's filesystem.
+struct InPlace<'a> {
+    queue: &'a mut Queue,
+    buffer: SharedBuffer,
+}
+
+impl<'a> InPlace<'a> {
+    fn new(queue: &'a mut Queue, len_bytes: usize) -> Result<Self, Error> {
+        let buffer = queue.buffer(len_bytes as u32).ok_or(Error::TooLong {
+            operation: "take a buffer of the ring",
+            found: len_bytes,
+            most: 0,
+        })?;
+        Ok(Self { queue, buffer })
+    }
+
+    /// Marks what is written next.
+    fn stamp(&mut self, number: u32) -> Result<(), Error> {
+        self.queue.fill(&self.buffer, &number.to_le_bytes())
+    }
+
+    fn finish(&mut self) -> Result<(), Error> {
+        self.queue.next(&mut [])?.result.map(drop)
+    }
+
+    fn read(&mut self, file: &File, offset_bytes: u64) -> Result<(), Error> {
+        self.queue.read_shared(file, &self.buffer, offset_bytes, 0)?;
+        self.finish()
+    }
+
+    fn write(&mut self, file: &File, offset_bytes: u64) -> Result<(), Error> {
+        self.queue.write_shared(file, &self.buffer, self.buffer.len_bytes(), offset_bytes, 0)?;
+        self.finish()
+    }
+
+    fn release(self) {
+        self.queue.release(self.buffer);
+    }
 }
 
 /// What is measured.
@@ -87,22 +128,35 @@ fn measure(volume: &Volume, sleepy: &Volume, path: &str, plan: &Plan<'_>) -> Res
             volume.remove_file(&created)
         })?,
     );
-    note("read_4k", time(calls, |_| read.read_at(&mut block, 0).map(drop))?);
-    note("write_4k", time(calls, |number| file.write_at(&[number as u8; BLOCK_BYTES], 0))?);
+    let mut queue = volume.queue()?;
+    let mut in_place = InPlace::new(&mut queue, BLOCK_BYTES)?;
+    note("read_4k", time(calls, |_| in_place.read(read, 0))?);
+    note("read_4k_copied", time(calls, |_| read.read_at(&mut block, 0).map(drop))?);
+    note(
+        "write_4k",
+        time(calls, |number| {
+            in_place.stamp(number)?;
+            in_place.write(&file, 0)
+        })?,
+    );
+    note("write_4k_copied", time(calls, |_| file.write_at(&block, 0))?);
     note(
         "write_4k_fdatasync",
         time(synced, |number| {
-            file.write_at(&[number as u8; BLOCK_BYTES], 0)?;
+            in_place.stamp(number)?;
+            in_place.write(&file, 0)?;
             file.sync_data()
         })?,
     );
     note(
         "write_4k_fsync",
         time(synced, |number| {
-            file.write_at(&[number as u8; BLOCK_BYTES], 0)?;
+            in_place.stamp(number)?;
+            in_place.write(&file, 0)?;
             file.sync()
         })?,
     );
+    in_place.release();
     let mut parked = Vec::new();
     for number in 0..synced.max(100) {
         std::thread::sleep(ASLEEP_AFTER);
@@ -112,7 +166,7 @@ fn measure(volume: &Volume, sleepy: &Volume, path: &str, plan: &Plan<'_>) -> Res
     }
     note("nop_parked", percentiles(parked));
     if plan.stream_mib > 0 {
-        let [written, read] = stream(&file, plan.stream_mib)?;
+        let [written, read] = stream(&mut queue, &file, plan.stream_mib)?;
         figures.push(("seq_write_mib_s".to_owned(), written));
         figures.push(("seq_read_mib_s".to_owned(), read));
     }
@@ -120,21 +174,23 @@ fn measure(volume: &Volume, sleepy: &Volume, path: &str, plan: &Plan<'_>) -> Res
 }
 
 /// MiB a second, written to stable media and read, a MiB at a time.
-fn stream(file: &File, mib: u32) -> Result<[f64; 2], Error> {
-    let mut transfer = vec![0x5a; 1 << 20];
-    let offset_bytes = |number: u32| u64::from(number) << 20;
+fn stream(queue: &mut Queue, file: &File, mib: u32) -> Result<[f64; 2], Error> {
+    let mut in_place = InPlace::new(queue, TRANSFER_BYTES)?;
+    let offset_bytes = |number: u32| u64::from(number) * TRANSFER_BYTES as u64;
     let began = Instant::now();
     for number in 0..mib {
-        transfer[..4].copy_from_slice(&number.to_le_bytes());
-        file.write_at(&transfer, offset_bytes(number))?;
+        in_place.stamp(number)?;
+        in_place.write(file, offset_bytes(number))?;
     }
     file.sync()?;
     let written = began.elapsed();
     let began = Instant::now();
     for number in 0..mib {
-        file.read_at(&mut transfer, offset_bytes(number))?;
+        in_place.read(file, offset_bytes(number))?;
     }
-    Ok([written, began.elapsed()].map(|took| f64::from(mib) / took.as_secs_f64()))
+    let read = began.elapsed();
+    in_place.release();
+    Ok([written, read].map(|took| f64::from(mib) / took.as_secs_f64()))
 }
 
 #[cfg(test)]
