@@ -370,7 +370,7 @@ impl Queue {
         let mut has_slept = false;
         loop {
             for _ in 0..LOOKS {
-                if self.reap()? > 0 {
+                if self.lane().has_news() && self.reap()? > 0 {
                     if let Some(began) = began.filter(|_| has_slept) {
                         self.patience.slept(Instant::elapsed(&began));
                     }
