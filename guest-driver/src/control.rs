@@ -42,7 +42,7 @@ pub struct Control {
 impl Control {
     pub fn connect(path: &Path) -> Result<Self, Error> {
         let stream =
-            UnixStream::connect(path).map_err(|source| Error::Connect { path: path.to_owned(), source })?;
+            UnixStream::connect(path).map_err(|cause| Error::Connect { path: path.to_owned(), cause })?;
         let mut control = Self { stream, version: Version::CHANNEL, welcome: Welcome::default() };
         let hello = Hello {
             oldest: Version::CHANNEL.0.into(),

@@ -21,6 +21,8 @@ pub struct DirectoryEntry {
     pub name: Vec<u8>,
     pub node: u64,
     pub kind: FileKind,
+    /// What [`ReadDirectory::after`] takes to go on behind this entry, through whatever handle.
+    pub position: u64,
     /// Where they were asked for.
     pub attributes: Option<Attributes>,
 }
@@ -63,7 +65,13 @@ fn entries(mut bytes: &[u8]) -> Result<Vec<DirectoryEntry>, Error> {
         let name = rest.get(..record.name_bytes.get().into()).ok_or_else(broken)?;
         if name != b"." && name != b".." {
             let kind = FileKind::from_number(record.kind.into()).ok_or_else(broken)?;
-            all.push(DirectoryEntry { name: name.to_vec(), node: record.node.get(), kind, attributes });
+            all.push(DirectoryEntry {
+                name: name.to_vec(),
+                node: record.node.get(),
+                kind,
+                position: record.cookie.get(),
+                attributes,
+            });
         }
         bytes = following;
     }
@@ -81,6 +89,12 @@ pub struct ReadDirectory {
 impl ReadDirectory {
     pub(crate) fn new(directory: File, with_attributes: bool) -> Self {
         Self { directory, with_attributes, entries: VecDeque::new(), next: Some(0) }
+    }
+
+    /// The same entries from behind one that was met before, which may be gone by now.
+    #[must_use]
+    pub fn after(self, position: u64) -> Self {
+        Self { entries: VecDeque::new(), next: Some(position), ..self }
     }
 }
 

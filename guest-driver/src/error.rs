@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use ringfort_protocol::control::message::{MessageError, Reason};
 
-/// A call that failed.
+/// A call that failed. What it says of itself is all: a cause is told in it, and is not its source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The server answered with an error number of Linux.
@@ -15,11 +15,11 @@ pub enum Error {
     #[error("the server refuses: {text}")]
     Ended { reason: Option<Reason>, text: String },
     #[error(
-        "connect to {path}: {source}; is `ringfort serve` (in a guest: `ringfort-guestd`) running with this socket, and may this user connect?"
+        "connect to {path}: {cause}; is `ringfort serve` (in a guest: `ringfort-guestd`) running with this socket, and may this user connect?"
     )]
-    Connect { path: PathBuf, source: io::Error },
-    #[error("{tried}: {source}")]
-    System { tried: &'static str, source: io::Error },
+    Connect { path: PathBuf, cause: io::Error },
+    #[error("{tried}: {cause}")]
+    System { tried: &'static str, cause: io::Error },
     /// The server said something that is not in the protocol.
     #[error("the server said what this library does not understand: {found}")]
     Protocol { found: String },
@@ -52,8 +52,8 @@ impl Error {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Refused { errno, .. } => *errno,
-            Self::Connect { source, .. } | Self::System { source, .. } => {
-                source.raw_os_error().unwrap_or(libc::EIO)
+            Self::Connect { cause, .. } | Self::System { cause, .. } => {
+                cause.raw_os_error().unwrap_or(libc::EIO)
             }
             Self::Ended { .. } => libc::ENOTCONN,
             Self::Protocol { .. } => libc::EPROTO,
@@ -70,7 +70,7 @@ impl Error {
     }
 
     pub(crate) fn system(tried: &'static str) -> impl Fn(io::Error) -> Self {
-        move |source| Self::System { tried, source }
+        move |cause| Self::System { tried, cause }
     }
 }
 
@@ -83,5 +83,23 @@ impl From<MessageError> for Error {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         io::Error::other(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = || io::Error::from_raw_os_error(libc::ENOENT);
+        let errors =
+            [Error::Connect { path: "/none".into(), cause: cause() }, Error::system("share")(cause())];
+        for error in errors {
+            assert!(error.to_string().contains("No such file") && error.source().is_none(), "{error}");
+            assert_eq!(error.errno(), libc::ENOENT);
+        }
     }
 }

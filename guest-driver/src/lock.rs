@@ -99,7 +99,7 @@ pub struct HeldLock {
     /// The first and the last byte.
     pub start: u64,
     pub end: u64,
-    /// What its holder gave as its process, on its machine.
+    /// Its holder's process; 0 where that is not of this connection.
     pub pid: u32,
 }
 

@@ -16,6 +16,8 @@ use crate::lane::{Flight, Lane, Load, Refused};
 use crate::patience::Patience;
 use crate::place::Place;
 
+mod scatter;
+
 /// How long a wait sleeps without a look at whether the server is still there.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -59,12 +61,29 @@ pub struct Queue {
     buffers: Vec<Option<Kept>>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Submitted {
     flight: Flight,
     tag: u64,
-    /// The index of the buffer that it reads or writes.
-    buffer: Option<usize>,
+    buffers: Buffers,
+}
+
+/// The indices of the buffers that a command reads or writes.
+#[derive(Clone)]
+enum Buffers {
+    None,
+    One(usize),
+    Several(Box<[usize]>),
+}
+
+impl Buffers {
+    fn indices(&self) -> &[usize] {
+        match self {
+            Self::None => &[],
+            Self::One(index) => std::slice::from_ref(index),
+            Self::Several(indices) => indices,
+        }
+    }
 }
 
 /// Room that a buffer has.
@@ -153,18 +172,13 @@ impl Queue {
         self.connection.check()?;
         let command = self.connection.own(command);
         let begun = self.lane().begin(&Load { command, input, output_bytes }, None);
-        self.note(begun, tag, None)
+        self.note(begun, tag, Buffers::None)
     }
 
-    fn note(
-        &mut self,
-        begun: Result<Flight, Refused>,
-        tag: u64,
-        buffer: Option<usize>,
-    ) -> Result<bool, Error> {
+    fn note(&mut self, begun: Result<Flight, Refused>, tag: u64, buffers: Buffers) -> Result<bool, Error> {
         match begun {
             Ok(flight) => {
-                self.submitted[flight.index()] = Some(Submitted { flight, tag, buffer });
+                self.submitted[flight.index()] = Some(Submitted { flight, tag, buffers });
                 Ok(true)
             }
             Err(Refused::Full) => Ok(false),
@@ -254,7 +268,7 @@ impl Queue {
     ) -> Result<bool, Error> {
         let output = self.area(buffer, buffer.len_bytes as usize, Use::Change)?;
         let command = Command { output, ..of_file(Opcode::Read, file, offset_bytes) };
-        self.submit_in_place(command, buffer.index, tag)
+        self.submit_in_place(command, buffer.index, Use::Change, tag)
     }
 
     /// Submits a write of the first bytes of a buffer. Refused while a command reads into it.
@@ -268,18 +282,44 @@ impl Queue {
     ) -> Result<bool, Error> {
         let input = self.area(buffer, len_bytes as usize, Use::Look)?;
         let command = Command { input, ..of_file(Opcode::Write, file, offset_bytes) };
-        self.submit_in_place(command, buffer.index, tag)
+        self.submit_in_place(command, buffer.index, Use::Look, tag)
     }
 
-    fn submit_in_place(&mut self, command: Command, buffer: usize, tag: u64) -> Result<bool, Error> {
+    fn submit_in_place(
+        &mut self,
+        command: Command,
+        buffer: usize,
+        wanted: Use,
+        tag: u64,
+    ) -> Result<bool, Error> {
         let command = self.connection.own(command);
         let begun = self.lane().begin_in_place(command);
-        let submitted = self.note(begun, tag, Some(buffer))?;
-        if submitted && let Some(Some(kept)) = self.buffers.get_mut(buffer) {
-            kept.users += 1;
-            kept.is_filled = command.opcode == Opcode::Read;
+        let submitted = self.note(begun, tag, Buffers::One(buffer))?;
+        if submitted {
+            self.hold(&[buffer], wanted);
         }
         Ok(submitted)
+    }
+
+    /// A command under way uses these buffers.
+    fn hold(&mut self, buffers: &[usize], wanted: Use) {
+        for buffer in buffers {
+            if let Some(Some(kept)) = self.buffers.get_mut(*buffer) {
+                kept.users += 1;
+                kept.is_filled = wanted == Use::Change;
+            }
+        }
+    }
+
+    /// A command that used these buffers is completed.
+    fn let_go(&mut self, buffers: &[usize]) {
+        for buffer in buffers {
+            if let Some(Some(kept)) = self.buffers.get_mut(*buffer) {
+                kept.users -= 1;
+                kept.is_filled = false;
+            }
+            self.reclaim(*buffer);
+        }
     }
 
     /// Gives a buffer back, once the commands under way that use it are completed.
@@ -308,8 +348,8 @@ impl Queue {
         }
     }
 
-    /// The next completion, with what was read in `into`, or as much of it as that holds: waits for it. What [`read_shared`](Self::read_shared) has read is in its
-    /// buffer.
+    /// The next completion, with what was read in `into`, or as much of it as that holds: waits for it. What [`read_shared`](Self::read_shared) and
+    /// [`read_scattered`](Self::read_scattered) have read is in their buffers.
     ///
     /// # Panics
     /// Where none is under way.
@@ -335,24 +375,18 @@ impl Queue {
     }
 
     fn finish(&mut self, flight: Flight, into: &mut [u8]) -> Completed {
-        let Some(Submitted { tag, buffer, .. }) = self.submitted[flight.index()].take() else {
+        let Some(Submitted { tag, buffers, .. }) = self.submitted[flight.index()].take() else {
             unreachable!("a flight of this queue")
         };
         let completion = self.lane().finish(flight, |completion, memory, at| {
-            if buffer.is_none() {
+            if matches!(buffers, Buffers::None) {
                 let read = (completion.output_bytes as usize).min(into.len());
                 let inside = memory.read(at, &mut into[..read]).is_some();
                 debug_assert!(inside);
             }
             *completion
         });
-        if let Some(buffer) = buffer {
-            if let Some(Some(kept)) = self.buffers.get_mut(buffer) {
-                kept.users -= 1;
-                kept.is_filled = false;
-            }
-            self.reclaim(buffer);
-        }
+        self.let_go(buffers.indices());
         Completed { tag, result: result_of(&completion, tag) }
     }
 

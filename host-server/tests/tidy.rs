@@ -12,6 +12,8 @@ const CRATES: &[Crate] = &[
     Crate { package: "ringfort-ring-trial", folder: "protocol/trial", may_use: Some(&["ringfort-protocol"]) },
     Crate { package: "ringfort-engine", folder: "host-server/engine", may_use: Some(&[]) },
     Crate { package: "ringfort-store", folder: "host-server/store", may_use: None },
+    // What the real one is compared with shares nothing with it.
+    Crate { package: "ringfort-reference", folder: "host-server/filesystem/reference", may_use: Some(&[]) },
     Crate { package: "ringfort-filesystem", folder: "host-server/filesystem", may_use: None },
     Crate { package: "ringfort-frontend", folder: "host-server/frontend", may_use: None },
     Crate { package: "ringfort", folder: "host-server", may_use: None },
@@ -23,6 +25,11 @@ const CRATES: &[Crate] = &[
         package: "ringfort-guestd",
         folder: "guest-driver/daemon",
         may_use: Some(&["ringfort-guest", "ringfort-protocol"]),
+    },
+    Crate {
+        package: "ringfort-channel-trial",
+        folder: "guest-driver/trial",
+        may_use: Some(&["ringfort-guest", "ringfort-protocol", "ringfort-reference"]),
     },
     // Black box: it runs binaries.
     Crate { package: "ringfort-qemu-tests", folder: "qemu-tests", may_use: Some(&[]) },
@@ -55,6 +62,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("guest-driver/capi/src/directory.rs", "names that C finds"),
     ("guest-driver/capi/src/file.rs", "names that C finds"),
     ("guest-driver/capi/src/volume.rs", "names that C finds"),
+    ("guest-driver/trial/src/forks.rs", "a child that is forked"),
     ("guest-driver/src/memory.rs", "memory that the server maps as well"),
     ("host-server/measure/src/isal.rs", "calls a rival's C functions"),
     ("host-server/store/src/format/crc32c.rs", "processor instructions for checksums"),

@@ -119,7 +119,7 @@ record! {
         /// 1: waits until the lock is free, or until the command is cancelled.
         pub wait: u8,
         pub reserved: [u8; 5],
-        /// Shown to those whom the lock keeps out.
+        /// Shown to those of the same client whom the lock keeps out; others are shown 0.
         pub pid: U32,
         pub reserved_end: U32,
     }

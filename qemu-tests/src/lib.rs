@@ -14,6 +14,7 @@
 //! * [`vsock`]: a vsock device in user space
 //! * [`machine`]: QEMU's command line and a guest's life
 //! * [`server`]: the `ringfort` program, a volume, a serving process
+//! * [`local`]: a server without a guest
 //! * [`client`]: the `rf` program
 //! * [`scene`]: a volume served to guests, trees and ledgers in it
 //! * [`powercut`]: states that a power cut may leave, made of recorded writes
@@ -28,6 +29,7 @@ pub mod console;
 pub mod content;
 pub mod frame;
 pub mod image;
+pub mod local;
 pub mod machine;
 pub mod monitor;
 pub mod place;

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use crate::agent::{Agent, Outcome, Task};
 use crate::console::Console;
@@ -85,6 +86,7 @@ pub struct Machine {
     processors: u32,
     request_queues: u32,
     restarts: bool,
+    slots: u32,
     shares: Vec<Share>,
     vsock: Option<PathBuf>,
     ext4_disk_mib: u64,
@@ -101,11 +103,18 @@ impl Machine {
             processors: 1,
             request_queues: 1,
             restarts: false,
+            slots: 0,
             shares: Vec::new(),
             vsock: None,
             ext4_disk_mib: 0,
             programs: Vec::new(),
         }
+    }
+
+    /// Sets the machine type.
+    pub fn board(mut self, board: Board) -> Machine {
+        self.board = board;
+        self
     }
 
     /// Sets the kernel.
@@ -129,6 +138,12 @@ impl Machine {
     /// Lets the guest restart itself with QEMU staying, see [`Guest::restart`]; otherwise a restart ends QEMU.
     pub fn restarts(mut self) -> Machine {
         self.restarts = true;
+        self
+    }
+
+    /// Sets how many slots are left free for [`Guest::plug`]. A PC has them, a microvm has none.
+    pub fn free_slots(mut self, slots: u32) -> Machine {
+        self.slots = slots;
         self
     }
 
@@ -298,6 +313,9 @@ impl Machine {
         push("-serial", "chardev:console".to_owned());
         push("-device", format!("virtio-serial-{bus}"));
         push("-device", "virtserialport,chardev=agent,name=ringfort.agent".to_owned());
+        for slot in 0..self.slots {
+            push("-device", format!("pcie-root-port,id=slot{slot},chassis={slot}"));
+        }
         for (number, share) in self.shares.iter().enumerate() {
             push("-chardev", format!("socket,id=fs{number},path={}", share.socket.display()));
             push(
@@ -382,6 +400,29 @@ impl Guest {
     /// A connection to the machine's monitor.
     pub fn monitor(&self) -> Result<Monitor> {
         Monitor::connect(&self.monitor_socket)
+    }
+
+    /// Plugs a virtio-fs device with `tag`, served at `socket`, into a slot of [`Machine::free_slots`], and returns when it is mounted
+    /// at `/mnt/tag`.
+    pub fn plug(&self, slot: u32, tag: &str, socket: &Path) -> Result<()> {
+        let mut monitor = self.monitor()?;
+        let line = format!("plugged{slot}");
+        let address = json!({ "type": "unix", "data": { "path": socket } });
+        let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
+        monitor.run("chardev-add", json!({ "id": line, "backend": backend }))?;
+        let device = json!({
+            "driver": "vhost-user-fs-pci",
+            "bus": format!("slot{slot}"),
+            "chardev": line,
+            "tag": tag,
+            "queue-size": 1024,
+        });
+        monitor.run("device_add", device)?;
+        let mount = format!("mount -t virtiofs {tag} /mnt/{tag}");
+        self.must(&format!(
+            "mkdir -p /mnt/{tag}; for wait in $(seq 200); do {mount} 2> /dev/null && exit 0; sleep 0.1; done; {mount}"
+        ))
+        .map(drop)
     }
 
     /// The console's last lines.

@@ -19,6 +19,8 @@ const PACKAGES: [&str; 6] = ["acl", "e2fsprogs", "fio", "git", "sqlite3", "tar"]
 pub enum Program {
     /// `getfacl` and `setfacl`.
     Acl,
+    /// All that the channel's library can do, compared with a reference.
+    ChannelTrial,
     Fio,
     /// The file system exerciser, from crates.io.
     Fsx,
@@ -42,6 +44,9 @@ impl Program {
     fn source(self) -> Source {
         match self {
             Program::Acl => Source::Package(&["usr/bin/getfacl", "usr/bin/setfacl"]),
+            Program::ChannelTrial => {
+                Source::Workspace { package: "ringfort-channel-trial", name: "ringfort-channel-trial" }
+            }
             Program::Fio => Source::Package(&["usr/bin/fio"]),
             Program::Fsx => Source::Crate { name: "fsx", version: "0.3.2" },
             Program::Guestd => Source::Workspace { package: "ringfort-guestd", name: "ringfort-guestd" },

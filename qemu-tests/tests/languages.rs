@@ -4,39 +4,22 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use ringfort_qemu_tests::local::LocalServer;
 use ringfort_qemu_tests::place::Build;
 use ringfort_qemu_tests::provision::{host_programs, workspace_program};
-use ringfort_qemu_tests::server::{Server, Volume};
-use tempfile::TempDir;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server that listens for programs of this host.
 struct Scene {
-    _folder: TempDir,
-    server: Server,
+    server: LocalServer,
     address: String,
 }
 
 impl Scene {
     fn new() -> Result<Scene> {
-        let folder = tempfile::tempdir()?;
-        let volume = Volume::create(&folder.path().join("volume"), "64MiB")?;
-        let socket = folder.path().join("channel");
-        let address = format!("unix:{}", socket.display());
-        let server = Server::start(&volume, &[], &["--channel", &address], &folder.path().join("log"))?;
-        let mut scene = Scene { _folder: folder, server, address };
-        let began = Instant::now();
-        while !socket.exists() {
-            scene.server.require_alive()?;
-            ensure!(began.elapsed() < PATIENCE, "no channel at {}", socket.display());
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(scene)
+        let server = LocalServer::start("64MiB")?;
+        Ok(Scene { address: server.address(), server })
     }
 
     /// Runs it twice, so that the second run finds what the first has left.
@@ -51,7 +34,7 @@ impl Scene {
     }
 
     fn end(self) -> Result<()> {
-        self.server.stop()
+        self.server.end()
     }
 }
 

@@ -2,21 +2,22 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\
 Examples:
   mount -t virtiofs data /mnt/data && ringfort-guestd &
   ringfort-guestd --mount /mnt/data --socket /run/ringfort/data.sock
+  ringfort-guestd status --json
 
 The host runs `ringfort serve ./data --virtiofs /run/vm1.sock --channel vm1:cid=3` (or vm1:vsock-unix=PATH).
 
-Exit codes: 0 stopped by a signal; 2 could not begin, as the message says.";
+Exit codes: 0 stopped by a signal, or told the status; 2 could not, as the message says.";
 
 /// Lets programs of this guest use a Ringfort volume through memory that is shared with its server. Runs as root, in the foreground, until it is
 /// stopped.
 #[derive(Clone, Debug, Parser)]
-#[command(version, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(version, after_help = EXAMPLES, disable_help_subcommand = true, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
     /// A virtio-fs mount of the volume. The first that has a channel where it is left out.
     #[arg(long, value_name = "DIRECTORY")]
@@ -37,9 +38,27 @@ pub struct Arguments {
     /// and went on.
     #[arg(long)]
     pub small_pages: bool,
+    /// Writes what a mount says of its channel, and ends: what the daemon runs aside, because a mount whose server is gone answers nobody.
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    pub ask: Option<PathBuf>,
     /// How much to say.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: tracing::Level,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Says what the daemon that runs is doing: whether it reaches the server, and which clients have how much memory. For root.
+    Status {
+        /// As JSON, in one line.
+        #[arg(long)]
+        json: bool,
+        /// Where its clients connect.
+        #[arg(long, value_name = "PATH", default_value = "/run/ringfort/guestd.sock")]
+        socket: PathBuf,
+    },
 }
 
 #[cfg(test)]
@@ -51,5 +70,8 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
+        let asked = Arguments::parse_from(["ringfort-guestd", "status", "--json"]);
+        assert!(matches!(asked.command, Some(Command::Status { json: true, .. })));
+        assert!(Arguments::try_parse_from(["ringfort-guestd", "--small-pages", "status"]).is_err());
     }
 }

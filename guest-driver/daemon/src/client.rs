@@ -150,7 +150,7 @@ fn give(holdings: &Holdings, stream: &UnixStream, peer: &Peer, want: &Want) -> R
     let layout = lay_out(ring_count, slot_count, data_bytes, store.page_bytes(), store.has_heads())
         .ok_or_else(|| refuse(Reason::Limit, "more than a region can have"))?;
     let grant = holdings
-        .grant(peer, layout.len_bytes, &link, stream)
+        .grant(peer, (layout.len_bytes, ring_count), &link, stream)
         .map_err(|error| refuse(Reason::Limit, format!("{error:#}")))?;
     match hand_over(holdings, &link, stream, peer, &grant, &layout.places) {
         Ok(()) => Ok(grant),
@@ -194,7 +194,7 @@ fn hand_over(
             secret,
             ..Attach::default()
         };
-        link.done(&Message::Attach(attach))?;
+        region::attach(link, attach)?;
         doorbells.push(link.doorbell(secret)?);
     }
     let given = Given {
@@ -204,7 +204,8 @@ fn hand_over(
         ring_count: (places.len() as u32).into(),
         ..Given::default()
     };
-    let mut descriptors = vec![grant.pages.descriptor()];
+    let file = grant.pages.open_for_client().map_err(RegionError::Pages)?;
+    let mut descriptors = vec![file.as_fd()];
     descriptors.extend(doorbells.iter().map(AsFd::as_fd));
     stream::say(stream, &Message::Given(given, places.to_vec()), &descriptors)
         .map_err(|error| refuse(Reason::Stopping, format!("give memory to the client: {error}")))

@@ -17,11 +17,12 @@ use rustix::fs::{FlockOperation, flock};
 use crate::arguments::Arguments;
 use crate::client;
 use crate::holdings::{Bounds, Holdings};
-use crate::invitation;
+use crate::invitation::Search;
 use crate::link::{Dialler, Link, Notice, Vsock};
 use crate::pages::Store;
 use crate::peer;
 use crate::region;
+use crate::status;
 use crate::stream;
 
 /// From one try to reach the server to the next: at first, and at most.
@@ -57,15 +58,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let daemon = Arc::new(Daemon::new(store, bounds));
     // What is wrong with the mount or the invitation is said at once; what the server lacks may come.
-    invitation::find(arguments.mount.as_deref())?;
+    let search = Arc::new(Search::new(arguments.mount.clone()));
+    search.find()?;
     let socket = listen(&arguments.socket)?;
     let accepting = Arc::clone(&daemon);
     std::thread::Builder::new().name("clients".to_owned()).spawn(move || accepting.accept(&socket))?;
-    let mount = arguments.mount.clone();
-    let find = move || invitation::find(mount.as_deref());
+    let asked = status::listen(&arguments.socket)?;
+    let answering = Arc::clone(&daemon);
+    let answer = move || status::serve(&asked, &answering.holdings);
+    std::thread::Builder::new().name("status".to_owned()).spawn(answer)?;
+    let find = move || search.find();
     daemon.keep_linked(find, &(Arc::new(Vsock) as Arc<dyn Dialler>), &stop);
     daemon.holdings.end();
     let _ = fs::remove_file(&arguments.socket);
+    let _ = fs::remove_file(status::socket(&arguments.socket));
     Ok(())
 }
 
@@ -74,6 +80,9 @@ fn stop_signal() -> Result<Arc<AtomicBool>> {
     let mut signals = SigSet::empty();
     [Signal::SIGINT, Signal::SIGTERM].into_iter().for_each(|signal| signals.add(signal));
     // Before any thread begins: all of them inherit it.
+    let mut of_leases = SigSet::empty();
+    of_leases.add(Signal::SIGIO);
+    of_leases.thread_block().context("hold back a signal")?;
     signals.thread_block().context("hold back signals")?;
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
@@ -191,7 +200,7 @@ impl Daemon {
         let mut pause = RETRY_FIRST;
         while !stop.load(Ordering::SeqCst) {
             let (sender, notices) = channel();
-            // A mount whose server is gone answers nobody.
+            // A mount whose server is gone is waited for, for a while.
             let Some(found) = unless_stopped(stop, find.clone()) else { return };
             let linked =
                 found.and_then(|invitation| Ok(Link::open(Arc::clone(dialler), &invitation, sender)?));
@@ -214,6 +223,7 @@ impl Daemon {
     /// Does what the server says, until the connection ends or `stop` is set.
     fn heed(&self, link: &Arc<Link>, notices: &Receiver<Notice>, stop: &AtomicBool) {
         loop {
+            self.holdings.look_over();
             match notices.recv_timeout(LOOK_AGAIN) {
                 Ok(Notice::Suspended { region }) => self.prove_again(link, region),
                 Ok(Notice::Detached { region, text }) => {
@@ -231,10 +241,11 @@ impl Daemon {
 
     fn prove_again(&self, link: &Link, region: u32) {
         let Some(pages) = self.holdings.pages(region) else { return };
-        match region::prove_again(link, region, &pages, self.holdings.store().page_shift()) {
+        match region::prove(link, region, &pages, self.holdings.store().page_shift()) {
             Ok(()) => {
                 tracing::info!(region, "the machine was stopped and goes on: the region was proved again")
             }
+            Err(error) if error.says_unknown() => tracing::debug!(region, "its client has left meanwhile"),
             Err(error) => {
                 tracing::warn!(region, %error, "a region could not be proved again: its client has to begin anew");
                 self.holdings.hang_up_on(region);

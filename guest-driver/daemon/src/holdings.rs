@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::link::Link;
-use crate::pages::{Pages, Store};
+use crate::pages::{Left, Pages, Store};
 use crate::peer::Peer;
 
 /// How long clients may take to let go when the daemon stops, and how often that is looked at.
@@ -30,9 +30,21 @@ pub struct Grant {
     link: Arc<Link>,
 }
 
+/// Who has memory, and how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub region: u32,
+    pub uid: u32,
+    pub pid: i32,
+    pub ring_count: u32,
+    pub len_bytes: u64,
+}
+
 /// A region that is in use.
 struct Held {
     uid: u32,
+    pid: i32,
+    ring_count: u32,
     pages: Arc<Pages>,
     client: UnixStream,
 }
@@ -43,6 +55,8 @@ struct State {
     held: HashMap<u32, Held>,
     /// Pages, of users, of regions whose end the server has not confirmed.
     retired: Vec<(u32, Arc<Pages>)>,
+    /// Pages, of users, that their clients have hung up on and still hold.
+    left: Vec<(u32, Left)>,
 }
 
 /// What clients have.
@@ -79,8 +93,38 @@ impl Holdings {
         self.state().link.clone()
     }
 
-    /// Pages for a client of this user.
-    pub fn grant(&self, peer: &Peer, len_bytes: u64, link: &Arc<Link>, client: &UnixStream) -> Result<Grant> {
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
+    /// Those that have memory, the first first.
+    pub fn holders(&self) -> Vec<Holder> {
+        let state = self.state();
+        let holder = |(region, held): (&u32, &Held)| Holder {
+            region: *region,
+            uid: held.uid,
+            pid: held.pid,
+            ring_count: held.ring_count,
+            len_bytes: held.pages.len_bytes(),
+        };
+        let mut holders: Vec<_> = state.held.iter().map(holder).collect();
+        holders.sort_by_key(|holder| holder.region);
+        holders
+    }
+
+    /// Memory whose end the server has not confirmed.
+    pub fn retired_bytes(&self) -> u64 {
+        self.state().retired.iter().map(|(_, pages)| pages.len_bytes()).sum()
+    }
+
+    /// Pages for so many rings of a client of this user.
+    pub fn grant(
+        &self,
+        peer: &Peer,
+        (len_bytes, ring_count): (u64, u32),
+        link: &Arc<Link>,
+        client: &UnixStream,
+    ) -> Result<Grant> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         self.check_room(peer.uid, len_bytes)?;
         let pages = Arc::new(self.store.create(number, len_bytes)?);
@@ -90,12 +134,15 @@ impl Holdings {
         room(&state, self.bounds, peer.uid, len_bytes)?;
         let is_current = state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link));
         ensure!(is_current, "the server is not there; try again when it runs");
-        state.held.insert(number, Held { uid: peer.uid, pages: Arc::clone(&pages), client });
+        let (uid, pid) = (peer.uid, peer.pid);
+        state.held.insert(number, Held { uid, pid, ring_count, pages: Arc::clone(&pages), client });
         Ok(Grant { number, uid: peer.uid, pages, link: Arc::clone(link) })
     }
 
     fn check_room(&self, uid: u32, len_bytes: u64) -> Result<()> {
-        room(&self.state(), self.bounds, uid, len_bytes)
+        let mut state = self.state();
+        state.look_over();
+        room(&state, self.bounds, uid, len_bytes)
     }
 
     /// A client is gone: ends its region, then gives its pages back to the guest.
@@ -111,14 +158,21 @@ impl Holdings {
                     state.retired.push((grant.uid, grant.pages));
                 }
             }
-            _ => {}
+            _ => state.left.extend(grant.pages.left_behind().map(|left| (grant.uid, left))),
         }
+    }
+
+    /// Looks for clients that let go of what they had, and for those that took more than they were given.
+    pub fn look_over(&self) {
+        self.state().look_over();
     }
 
     /// The server has let go of everything that earlier connections began.
     pub fn begin(&self, link: &Arc<Link>) {
         let mut state = self.state();
-        state.retired.clear();
+        let confirmed = std::mem::take(&mut state.retired);
+        let left = confirmed.iter().filter_map(|(uid, pages)| Some((*uid, pages.left_behind()?)));
+        state.left.extend(left);
         let kept: Vec<_> = state.held.values().map(|held| held.pages.path().to_owned()).collect();
         let kept: Vec<&Path> = kept.iter().map(PathBuf::as_path).collect();
         if let Err(error) = self.store.delete_leftovers(&kept) {
@@ -166,6 +220,27 @@ impl Holdings {
     }
 }
 
+impl State {
+    fn look_over(&mut self) {
+        self.left.retain(|(_, left)| left.is_held());
+        for (uid, left) in &self.left {
+            if left.cut_off_more() {
+                tracing::warn!(uid, "a program that had hung up made its memory longer: it was cut off");
+            }
+        }
+        for (region, held) in &self.held {
+            if held.pages.cut_off_more() {
+                tracing::warn!(
+                    region,
+                    uid = held.uid,
+                    "a client made its memory longer: it was cut off and hung up on"
+                );
+                held.hang_up();
+            }
+        }
+    }
+}
+
 impl Held {
     fn hang_up(&self) {
         // One that has ended already.
@@ -175,11 +250,13 @@ impl Held {
 
 fn room(state: &State, bounds: Bounds, uid: u32, len_bytes: u64) -> Result<()> {
     let Bounds { memory_bytes_max: most, user_memory_bytes_max: most_of_user } = bounds;
-    let held = || state.held.values().map(|held| (held.uid, &held.pages));
-    let all = || held().chain(state.retired.iter().map(|(uid, pages)| (*uid, pages)));
+    let held = state.held.values().map(|held| (held.uid, held.pages.len_bytes()));
+    let retired = state.retired.iter().map(|(uid, pages)| (*uid, pages.len_bytes()));
+    let left = state.left.iter().map(|(uid, left)| (*uid, left.len_bytes()));
+    let all: Vec<(u32, u64)> = held.chain(retired).chain(left).collect();
     let bytes = |of_user: Option<u32>| -> u64 {
-        let counted = all().filter(|(uid, _)| of_user.is_none_or(|of_user| of_user == *uid));
-        counted.map(|(_, pages)| pages.len_bytes()).sum()
+        let counted = all.iter().filter(|(uid, _)| of_user.is_none_or(|of_user| of_user == *uid));
+        counted.map(|(_, len_bytes)| len_bytes).sum()
     };
     let total = bytes(None);
     ensure!(
@@ -189,7 +266,7 @@ fn room(state: &State, bounds: Bounds, uid: u32, len_bytes: u64) -> Result<()> {
     let own = bytes(Some(uid));
     ensure!(
         uid == 0 || own + len_bytes <= most_of_user,
-        "{len_bytes} bytes more than the {own} that user {uid} has: at most {most_of_user} are (--user-memory-max-mib)"
+        "{len_bytes} bytes more than the {own} that user {uid} has: at most {most_of_user} are, what programs hold that have hung up included (--user-memory-max-mib)"
     );
     Ok(())
 }

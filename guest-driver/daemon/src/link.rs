@@ -29,19 +29,25 @@ const SILENCE_LEAST: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     #[error(
-        "connect to the server at port {port} of the host: {source}; has this machine a vsock device, and does the server run?"
+        "connect to the server at port {port} of the host: {cause}; has this machine a vsock device, and does the server run?"
     )]
-    Connect { port: u32, source: io::Error },
+    Connect { port: u32, cause: io::Error },
     #[error("the server refuses: {text}")]
     Refused { reason: Option<Reason>, text: String },
     #[error("the server has hung up")]
     Gone,
     #[error("speak to the server: {0}")]
-    Stream(#[from] StreamError),
+    Stream(StreamError),
     #[error("the server said {0}, which answers nothing that was asked")]
     Unexpected(String),
     #[error("the server does not answer")]
     Silent,
+}
+
+impl From<StreamError> for LinkError {
+    fn from(error: StreamError) -> Self {
+        Self::Stream(error)
+    }
 }
 
 impl LinkError {
@@ -127,7 +133,7 @@ impl Link {
         notices: Sender<Notice>,
     ) -> Result<Arc<Self>, LinkError> {
         let port = invitation.port.get();
-        let stream = dialler.dial(port).map_err(|source| LinkError::Connect { port, source })?;
+        let stream = dialler.dial(port).map_err(|cause| LinkError::Connect { port, cause })?;
         let welcome = greet(&stream, Role::GuestDaemon, invitation.secret)?;
         let (sender, answers) = channel();
         let link = Arc::new(Self {
@@ -233,7 +239,7 @@ impl Link {
     /// A connection that rings, for the ring that was attached with `secret`.
     pub fn doorbell(&self, secret: [u8; SECRET_BYTES]) -> Result<UnixStream, LinkError> {
         let stream =
-            self.dialler.dial(self.port).map_err(|source| LinkError::Connect { port: self.port, source })?;
+            self.dialler.dial(self.port).map_err(|cause| LinkError::Connect { port: self.port, cause })?;
         greet(&stream, Role::Doorbell, secret)?;
         stream.set_read_timeout(None).map_err(StreamError::from)?;
         Ok(stream)

@@ -7,11 +7,11 @@
 use std::ffi::{CString, c_void};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use io_uring::IoUring;
@@ -115,7 +115,7 @@ impl Store {
         let (pin, addresses) = self.hold(&mapping, number)?;
         let memory =
             File::options().read(true).write(true).open("/proc/self/mem").context("open /proc/self/mem")?;
-        Ok(Pages { _pin: pin, mapping, file, addresses, memory, named })
+        Ok(Pages { _pin: pin, mapping, file, addresses, memory, named, proof: Mutex::default() })
     }
 
     /// Holds pages in place, and finds them.
@@ -228,9 +228,15 @@ pub struct Pages {
     /// This process, as a file: reads and writes of pages that are gone fail there, and kill nobody.
     memory: File,
     named: Named,
+    proof: Mutex<()>,
 }
 
 impl Pages {
+    /// To be held by whoever proves them: a proof at a time, from its nonces to the last look at them.
+    pub fn one_proof_at_a_time(&self) -> MutexGuard<'_, ()> {
+        self.proof.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Guest physical addresses, by page.
     pub fn addresses(&self) -> &[u64] {
         &self.addresses
@@ -245,8 +251,20 @@ impl Pages {
         &self.named.path
     }
 
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    /// The file, opened for a client: what others hold is told from what this process holds by that.
+    pub fn open_for_client(&self) -> io::Result<File> {
+        File::options().read(true).write(true).open(self.path())
+    }
+
+    /// What of them a client has that is gone and yet holds on to them; none where it does not.
+    pub fn left_behind(&self) -> Option<Left> {
+        let file = self.file.try_clone().ok()?;
+        Some(Left { file, len_bytes: self.len_bytes() }).filter(Left::is_held)
+    }
+
+    /// Cuts off what a client has put behind them. False where there was nothing.
+    pub fn cut_off_more(&self) -> bool {
+        cut_off_more(&self.file, self.len_bytes())
     }
 
     pub fn write(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
@@ -265,6 +283,42 @@ impl Pages {
             Err(io::ErrorKind::InvalidInput.into())
         }
     }
+}
+
+/// Pages whose client is gone, and which some program holds on to.
+pub struct Left {
+    file: File,
+    len_bytes: u64,
+}
+
+impl Left {
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// Whether a program still holds them.
+    pub fn is_held(&self) -> bool {
+        // A lease for writing is given only where nobody else has the file open or mapped; all descriptors here belong to one open file.
+        let lease = |kind: libc::c_int| {
+            // SAFETY: the descriptor is open, and the command takes a number.
+            unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, kind) }
+        };
+        if lease(libc::F_WRLCK) == 0 {
+            lease(libc::F_UNLCK);
+            return false;
+        }
+        io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN)
+    }
+
+    /// As for pages.
+    pub fn cut_off_more(&self) -> bool {
+        cut_off_more(&self.file, self.len_bytes)
+    }
+}
+
+fn cut_off_more(file: &File, len_bytes: u64) -> bool {
+    let is_longer = file.metadata().is_ok_and(|found| found.len() > len_bytes);
+    is_longer && ftruncate(file, len_bytes).is_ok()
 }
 
 struct Mapping {
@@ -326,5 +380,26 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the range is the one that was mapped, and nobody has pointers into it.
         let _ = unsafe { munmap(self.start.as_ptr(), self.len_bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_held_as_long_as_somebody_else_has_them_open_or_mapped() {
+        const LEN_BYTES: u64 = 1 << HUGE_PAGE_SHIFT;
+        let folder = tempfile::tempdir().unwrap();
+        let pages = Store::pretend(folder.path(), HUGE_PAGE_SHIFT).create(1, LEN_BYTES).unwrap();
+        assert!(pages.left_behind().is_none());
+        let file = pages.open_for_client().unwrap();
+        let mapping = Mapping::new(&file, LEN_BYTES).unwrap();
+        drop(file);
+        let left = pages.left_behind().unwrap();
+        drop(pages);
+        assert!(left.is_held(), "by the mapping");
+        drop(mapping);
+        assert!(!left.is_held());
     }
 }

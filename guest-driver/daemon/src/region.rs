@@ -5,13 +5,13 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use ringfort_protocol::control::message::{
-    Message, PAGES_A_MESSAGE_MAX, Pages as PagesMessage, Proof, Reason, SECRET_BYTES, nonce,
+    Attach, Message, PAGES_A_MESSAGE_MAX, Pages as PagesMessage, Proof, Reason, SECRET_BYTES, nonce,
 };
 
 use crate::link::{Link, LinkError};
 use crate::pages::Pages;
 
-/// From one try to prove a region again to the next, while the machine's device does not run yet.
+/// From one try to the next, while the machine stands still or a region is not proved again yet.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// As long as that is tried.
@@ -28,6 +28,13 @@ pub enum RegionError {
     OtherMemory { page: u32 },
     #[error("read /dev/urandom: {0}")]
     Chance(#[source] io::Error),
+}
+
+impl RegionError {
+    /// It has ended meanwhile.
+    pub fn says_unknown(&self) -> bool {
+        matches!(self, Self::Link(error) if error.says_unknown())
+    }
 }
 
 /// Numbers that nobody guesses.
@@ -49,13 +56,38 @@ pub fn register(link: &Link, region: u32, pages: &Pages, page_shift: u32) -> Res
             page_shift: page_shift.into(),
             ..PagesMessage::default()
         };
-        link.done(&Message::Pages(body, addresses.to_vec()))?;
+        let message = Message::Pages(body, addresses.to_vec());
+        while_refused(Reason::MachineGone, || Ok(link.done(&message)?))?;
     }
     prove(link, region, pages, page_shift)
 }
 
-/// Proves a region once: touches nothing but the heads of its pages.
+/// Attaches a ring. Where the machine was stopped since the region was proved, whoever hears of that proves it again.
+pub fn attach(link: &Link, attach: Attach) -> Result<(), RegionError> {
+    let message = Message::Attach(attach);
+    while_refused(Reason::Nonce, || Ok(link.done(&message)?))
+}
+
+/// Asks again and again, for a while, as long as it is refused for this reason.
+fn while_refused<T>(passing: Reason, ask: impl Fn() -> Result<T, RegionError>) -> Result<T, RegionError> {
+    for _ in 0..TRIES {
+        match ask() {
+            Err(RegionError::Link(LinkError::Refused { reason: Some(reason), .. })) if reason == passing => {
+                std::thread::sleep(TRY_AGAIN);
+            }
+            outcome => return outcome,
+        }
+    }
+    ask()
+}
+
+/// Proves a region, as soon as the machine runs: touches nothing but the heads of its pages.
 pub fn prove(link: &Link, region: u32, pages: &Pages, page_shift: u32) -> Result<(), RegionError> {
+    while_refused(Reason::MachineGone, || prove_once(link, region, pages, page_shift))
+}
+
+fn prove_once(link: &Link, region: u32, pages: &Pages, page_shift: u32) -> Result<(), RegionError> {
+    let _proof = pages.one_proof_at_a_time();
     let seed = secret().map_err(RegionError::Chance)?;
     let starts = || (0..).zip((0..pages.len_bytes()).step_by(1 << page_shift));
     for (page, start) in starts() {
@@ -75,17 +107,4 @@ pub fn prove(link: &Link, region: u32, pages: &Pages, page_shift: u32) -> Result
         pages.write(start, &[0; 2 * SECRET_BYTES]).map_err(RegionError::Pages)?;
     }
     Ok(())
-}
-
-/// Proves a region that was suspended, as soon as the machine's device runs again.
-pub fn prove_again(link: &Link, region: u32, pages: &Pages, page_shift: u32) -> Result<(), RegionError> {
-    for _ in 0..TRIES {
-        match prove(link, region, pages, page_shift) {
-            Err(RegionError::Link(LinkError::Refused { reason: Some(Reason::MachineGone), .. })) => {
-                std::thread::sleep(TRY_AGAIN);
-            }
-            outcome => return outcome,
-        }
-    }
-    Err(LinkError::Silent.into())
 }

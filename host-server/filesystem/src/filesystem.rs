@@ -277,8 +277,8 @@ impl<V: Volume> Mount<V> {
             }
             Operation::CopyRange { from, from_bytes, to, to_bytes, len_bytes } => {
                 let from = self.file(session, from)?;
-                let to = self.writable_file(session, to)?;
-                if !from.flags.read || to.flags.append {
+                let to = self.file(session, to)?;
+                if !from.flags.read || !to.flags.write || to.flags.append {
                     return Err(Errno::EBADF.into());
                 }
                 let source = At { inode: &from.inode, offset_bytes: from_bytes };
@@ -420,7 +420,8 @@ impl<V: Volume> Mount<V> {
     }
 
     fn writable_file(&self, session: SessionId, handle: HandleId) -> Result<Handle> {
-        let handle = self.file(session, handle)?;
+        let handle = self.handle(session, handle)?;
+        // No directory is open to be written.
         if handle.flags.write { Ok(handle) } else { Err(Errno::EBADF.into()) }
     }
 

@@ -4,4 +4,7 @@
 
 mod daemon;
 mod host;
+mod machine;
 mod port;
+mod stage;
+mod vocabulary;

@@ -1,6 +1,7 @@
 //! `rf put`, `rf get`, `rf cp` and `rf cat`
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -8,7 +9,7 @@ use ringfort_guest::{Attributes, File, FileKind, Volume};
 
 use crate::arguments::Copying;
 use crate::progress::Progress;
-use crate::side::{Draft, Host, Look, Side, Source, StandardInput, StandardOutput};
+use crate::side::{Draft, Host, Look, Side, Source, StandardInput, StandardOutput, Stretch};
 
 /// Bytes that are copied at a time: one call.
 const STEP_BYTES: usize = 1 << 20;
@@ -87,8 +88,14 @@ impl<'a> Copy<'a> {
         self.progress.begin(from, found.size_bytes);
         let source = self.from.open(from)?;
         let draft = self.to.begin(to)?;
-        pour(source, draft, &look, &mut self.progress)
+        pour(source, draft, &look, has_holes(found), &mut self.progress)
     }
+}
+
+/// Whether there is less of a file than it is long. Others are not asked where their holes are.
+fn has_holes(found: &Attributes) -> bool {
+    const SECTOR_BYTES: u64 = 512;
+    found.kind == FileKind::Regular && found.sectors.saturating_mul(SECTOR_BYTES) < found.size_bytes
 }
 
 /// All bytes, then the name.
@@ -96,11 +103,13 @@ fn pour(
     mut source: Box<dyn Source>,
     mut draft: Box<dyn Draft + '_>,
     look: &Look,
+    has_holes: bool,
     progress: &mut Progress,
 ) -> Result<()> {
     let size_bytes = match (source.in_volume(), draft.in_volume()) {
         (Some(from), Some(to)) => pour_within(from, to, progress)?,
-        _ => pour_through(&mut *source, &mut *draft, progress)?,
+        _ if has_holes && draft.has_holes() => pour_around_holes(&mut *source, &mut *draft, progress)?,
+        _ => pour_stretch(&mut *source, &mut *draft, 0..u64::MAX, progress)?,
     };
     draft.finish(size_bytes, look)
 }
@@ -118,18 +127,43 @@ fn pour_within(from: &File, to: &File, progress: &mut Progress) -> Result<u64> {
     }
 }
 
-fn pour_through(source: &mut dyn Source, draft: &mut dyn Draft, progress: &mut Progress) -> Result<u64> {
-    let mut buffer = vec![0; STEP_BYTES];
-    let mut done_bytes = 0;
+/// Data alone: what lies between stays a hole. Returns how long the file is.
+fn pour_around_holes(source: &mut dyn Source, draft: &mut dyn Draft, progress: &mut Progress) -> Result<u64> {
+    let mut at_bytes = 0;
     loop {
-        let count = source.read_at(&mut buffer, done_bytes)?;
-        draft.write_at(&buffer[..count], done_bytes)?;
-        done_bytes += count as u64;
-        progress.advance(count as u64);
-        if count < buffer.len() {
-            return Ok(done_bytes);
+        match source.stretch(at_bytes)? {
+            Stretch::Data(data) => {
+                progress.advance(data.start.saturating_sub(at_bytes));
+                at_bytes = pour_stretch(source, draft, data.clone(), progress)?;
+                if at_bytes < data.end {
+                    return Ok(at_bytes);
+                }
+            }
+            Stretch::End { size_bytes } => return Ok(size_bytes.max(at_bytes)),
         }
     }
+}
+
+/// A part of a file, less of it only where the file ends. Returns where that was.
+fn pour_stretch(
+    source: &mut dyn Source,
+    draft: &mut dyn Draft,
+    stretch: Range<u64>,
+    progress: &mut Progress,
+) -> Result<u64> {
+    let mut buffer = vec![0; STEP_BYTES];
+    let mut at_bytes = stretch.start;
+    while at_bytes < stretch.end {
+        let wanted = (stretch.end - at_bytes).min(STEP_BYTES as u64) as usize;
+        let count = source.read_at(&mut buffer[..wanted], at_bytes)?;
+        draft.write_at(&buffer[..count], at_bytes)?;
+        at_bytes += count as u64;
+        progress.advance(count as u64);
+        if count < wanted {
+            break;
+        }
+    }
+    Ok(at_bytes)
 }
 
 /// The permissions that files of this process are made without.
@@ -186,7 +220,7 @@ pub fn put(volume: &Volume, paths: &[PathBuf], copying: Copying) -> Result<()> {
             }
             let mut progress = Progress::new(copying.quiet);
             progress.begin("standard input".as_ref(), 0);
-            pour(Box::new(StandardInput), volume.begin(to)?, &plain(), &mut progress)?;
+            pour(Box::new(StandardInput), volume.begin(to)?, &plain(), false, &mut progress)?;
         }
         from => copy_all(Copy::new(&Host, volume, copying), from, to, false)?,
     }
@@ -214,7 +248,7 @@ pub fn cp(volume: &Volume, paths: &[PathBuf], copying: Copying) -> Result<()> {
 pub fn cat(volume: &Volume, paths: &[PathBuf]) -> Result<()> {
     let mut progress = Progress::new(true);
     for path in paths {
-        pour(Side::open(volume, path)?, Box::new(StandardOutput), &plain(), &mut progress)?;
+        pour(Side::open(volume, path)?, Box::new(StandardOutput), &plain(), false, &mut progress)?;
     }
     Ok(())
 }

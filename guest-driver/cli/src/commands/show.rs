@@ -82,6 +82,7 @@ fn entries(volume: &Volume, path: &Path, with_attributes: bool) -> Result<Vec<Di
             name,
             node: found.node,
             kind: found.kind,
+            position: 0,
             attributes: Some(found),
         }]);
     }

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use ringfort_guest::{Attributes, FileKind, Timestamp};
-use rustix::fs::{AtFlags, CWD, linkat};
+use rustix::fs::{AtFlags, CWD, SeekFrom, linkat, seek};
+use rustix::io::Errno;
 
-use super::{Draft, Look, Side, Source, beside};
+use super::{Draft, Look, Side, Source, Stretch, beside};
 
 /// This machine.
 pub struct Host;
@@ -26,6 +27,32 @@ impl Source for Reading {
         // In order, so that it may be a pipe.
         super::stream::fill(&mut self.file, buffer).with_context(|| format!("read {}", self.path.display()))
     }
+
+    /// Leaves the file where the data begin.
+    fn stretch(&mut self, offset_bytes: u64) -> Result<Stretch> {
+        let stretch = stretch(&self.file, offset_bytes);
+        stretch.with_context(|| format!("look for data in {}", self.path.display()))
+    }
+}
+
+fn stretch(file: &File, offset_bytes: u64) -> io::Result<Stretch> {
+    let start = match seek(file, SeekFrom::Data(offset_bytes)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(Stretch::End { size_bytes: file.metadata()?.len() }),
+        // Neither every file nor every file system says.
+        Err(Errno::INVAL | Errno::SPIPE | Errno::OPNOTSUPP) => {
+            return Ok(Stretch::Data(offset_bytes..u64::MAX));
+        }
+        Err(errno) => return Err(errno.into()),
+    };
+    let end = match seek(file, SeekFrom::Hole(start)) {
+        Ok(end) => end,
+        // Cut off meanwhile: reading finds out.
+        Err(Errno::NXIO) => u64::MAX,
+        Err(errno) => return Err(errno.into()),
+    };
+    seek(file, SeekFrom::Start(start))?;
+    Ok(Stretch::Data(start..end))
 }
 
 /// How the file is reached until it is whole.
@@ -86,7 +113,7 @@ impl Writing {
                 let itself = format!("/proc/self/fd/{}", self.file.as_raw_fd());
                 let link = |to: &Path| linkat(CWD, &itself, CWD, to, AtFlags::SYMLINK_FOLLOW);
                 match link(&self.path) {
-                    Err(rustix::io::Errno::EXIST) => {}
+                    Err(Errno::EXIST) => {}
                     linked => return Ok(linked?),
                 }
                 let (_, other) = beside(&self.path);
@@ -108,6 +135,10 @@ impl Draft for Writing {
             _ => self.file.write_all_at(bytes, offset_bytes),
         };
         written.with_context(|| format!("write {}", self.path.display()))
+    }
+
+    fn has_holes(&self) -> bool {
+        !matches!(self.until, Until::Itself)
     }
 
     fn finish(mut self: Box<Self>, size_bytes: u64, look: &Look) -> Result<()> {
@@ -253,6 +284,24 @@ mod tests {
         drop(given_up);
         assert_eq!(fs::read_to_string(&path).unwrap(), "second");
         assert_eq!(names(folder.path()), ["file"]);
+    }
+
+    #[test]
+    fn data_and_the_holes_around_them_are_found_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let file = File::create(&path).unwrap();
+        file.write_all_at(b"data", 1 << 20).unwrap();
+        file.set_len(4 << 20).unwrap();
+        let mut source = Host.open(&path).unwrap();
+        let Stretch::Data(data) = source.stretch(0).unwrap() else { panic!("no data") };
+        assert!(data.start <= 1 << 20 && data.end > 1 << 20, "{data:?}");
+        let mut read = vec![1; (data.end - data.start) as usize];
+        assert_eq!(source.read_at(&mut read, data.start).unwrap(), read.len());
+        assert_eq!(&read[(1 << 20) - data.start as usize..][..5], b"data\0");
+        // Where the file system has holes, nothing follows.
+        let rest = source.stretch(data.end).unwrap();
+        assert!(rest == Stretch::End { size_bytes: 4 << 20 } || data.end >= 4 << 20, "{rest:?}");
     }
 
     #[test]

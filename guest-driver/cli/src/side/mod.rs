@@ -8,6 +8,7 @@ mod volume;
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -16,10 +17,24 @@ use ringfort_guest::{Attributes, File, Timestamp};
 pub use host::Host;
 pub use stream::{StandardInput, StandardOutput};
 
+/// What a file has from somewhere on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stretch {
+    /// The next data, which a hole may precede. They may end earlier where the file does.
+    Data(Range<u64>),
+    /// Nothing but a hole, up to the end of the file.
+    End { size_bytes: u64 },
+}
+
 /// A file that is read.
 pub trait Source {
-    /// Fills the buffer, but for the end of the file. Offsets follow each other.
+    /// Fills the buffer, but for the end of the file. Offsets grow.
     fn read_at(&mut self, buffer: &mut [u8], offset_bytes: u64) -> Result<usize>;
+
+    /// What comes from an offset on, where it is known.
+    fn stretch(&mut self, offset_bytes: u64) -> Result<Stretch> {
+        Ok(Stretch::Data(offset_bytes..u64::MAX))
+    }
 
     /// Where it is one of the volume.
     fn in_volume(&self) -> Option<&File> {
@@ -30,6 +45,11 @@ pub trait Source {
 /// A file that is written, and has its name only when it is whole. Dropped before that, it leaves nothing.
 pub trait Draft {
     fn write_at(&mut self, bytes: &[u8], offset_bytes: u64) -> Result<()>;
+
+    /// Whether what is not written of it is a hole. Else all of it must be, in order.
+    fn has_holes(&self) -> bool {
+        false
+    }
 
     fn in_volume(&self) -> Option<&File> {
         None

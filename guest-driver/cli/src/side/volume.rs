@@ -7,11 +7,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use ringfort_guest::{Attributes, Error, File, FileKind, Open, Place, SetAttributes, SetTime, Volume};
 
-use super::{Draft, Look, Side, Source, beside};
+use super::{Draft, Look, Side, Source, Stretch, beside};
 
 impl Source for File {
     fn read_at(&mut self, buffer: &mut [u8], offset_bytes: u64) -> Result<usize> {
         Ok(File::read_at(self, buffer, offset_bytes)?)
+    }
+
+    fn stretch(&mut self, offset_bytes: u64) -> Result<Stretch> {
+        let Some(start) = self.seek_data(offset_bytes)? else {
+            return Ok(Stretch::End { size_bytes: self.stat()?.size_bytes });
+        };
+        Ok(Stretch::Data(start..self.seek_hole(start)?.unwrap_or(u64::MAX)))
     }
 
     fn in_volume(&self) -> Option<&File> {
@@ -29,6 +36,10 @@ struct Writing<'a> {
 impl Draft for Writing<'_> {
     fn write_at(&mut self, bytes: &[u8], offset_bytes: u64) -> Result<()> {
         Ok(self.file.write_at(bytes, offset_bytes)?)
+    }
+
+    fn has_holes(&self) -> bool {
+        true
     }
 
     fn in_volume(&self) -> Option<&File> {

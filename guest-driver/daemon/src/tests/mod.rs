@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +32,8 @@ use crate::holdings::Bounds;
 use crate::link::Dialler;
 use crate::pages::Store;
 use crate::peer::Peer;
-use crate::{client, stream};
+use crate::status::Status;
+use crate::{client, status, stream};
 
 const HUGE_SHIFT: u32 = 21;
 const HUGE_BYTES: u64 = 1 << HUGE_SHIFT;
@@ -343,6 +344,32 @@ fn a_region_that_was_suspended_is_proved_in_the_heads_of_its_pages_alone() {
 }
 
 #[test]
+fn a_machine_that_is_stopped_while_a_client_begins_is_waited_for() {
+    let stage = Stage::new();
+    let stopped = [
+        (Kind::Pages, Reason::MachineGone),
+        (Kind::Prove, Reason::MachineGone),
+        // After its proof: whoever hears of the stop proves it again.
+        (Kind::Attach, Reason::Nonce),
+    ];
+    for (kind, reason) in stopped {
+        stage.server.instead(kind, Some(Instead::Refuse(reason)));
+        stage.server.told();
+        let client = stage.client(USER);
+        assert!(matches!(client.ask(&hello()), Message::Welcome(_)));
+        client.say(&want(2));
+        for _ in 0..2 {
+            until("it is asked again", || stage.server.told().contains(&kind));
+        }
+        stage.server.instead(kind, None);
+        let (message, _) = client.hear_with_descriptors();
+        assert!(matches!(message, Message::Given(..)), "{kind:?}: {message:?}");
+        client.leave();
+        assert_eq!(stage.files(), [""; 0]);
+    }
+}
+
+#[test]
 fn clients_hear_of_the_end_of_the_server_and_of_their_region() {
     let stage = Stage::new();
     let (client, other) = (stage.client(USER), stage.client(0));
@@ -441,6 +468,44 @@ fn no_user_takes_all_memory() {
 }
 
 #[test]
+fn what_clients_hold_that_have_hung_up_counts_against_their_user() {
+    let stage = Stage::new();
+    let mut kept: Vec<fs::File> = Vec::new();
+    for _ in 0..4 {
+        let client = stage.client(USER);
+        kept.push(client.begin(1).memory);
+        client.leave();
+        assert_eq!(stage.files(), [""; 0], "no name is left of it");
+    }
+    let client = stage.client(USER);
+    assert!(matches!(client.ask(&hello()), Message::Welcome(_)));
+    assert_eq!(client.refused(&want(1)), Reason::Limit);
+    let other = stage.client(0);
+    other.begin(1);
+    other.leave();
+    kept.pop();
+    client.say(&want(1));
+    assert!(matches!(client.hear_with_descriptors().0, Message::Given(..)));
+    client.leave();
+}
+
+#[test]
+fn memory_that_a_client_makes_longer_is_cut_off_and_costs_it_its_connection() {
+    let stage = Stage::new();
+    let (client, other) = (stage.client(USER), stage.client(USER));
+    let (gift, _other_gift) = (client.begin(1), other.begin(1));
+    let len_bytes = gift.given.len_bytes.get();
+    gift.memory.set_len(len_bytes + HUGE_BYTES).unwrap();
+    client.hears_the_end();
+    assert_eq!(gift.memory.metadata().unwrap().len(), len_bytes);
+    client.leave();
+    gift.memory.set_len(len_bytes + HUGE_BYTES).unwrap();
+    until("it is cut off", || gift.memory.metadata().unwrap().len() == len_bytes);
+    assert!(matches!(other.ask(&Message::Ping(Default::default())), Message::Pong(_)));
+    other.leave();
+}
+
+#[test]
 fn what_an_earlier_daemon_left_is_deleted_when_the_server_has_let_go_of_it() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("region-77"), "pages").unwrap();
@@ -460,4 +525,32 @@ fn what_an_earlier_daemon_left_is_deleted_when_the_server_has_let_go_of_it() {
     assert_eq!(names(folder.path()), [""; 0]);
     stop.store(true, Ordering::SeqCst);
     thread.join().unwrap();
+}
+
+#[test]
+fn a_status_says_who_has_how_much() {
+    let stage = Stage::new();
+    let clients = stage.folder.path().join("guestd.sock");
+    assert!(Status::ask(&clients).unwrap_err().to_string().contains("guestd.status"), "nobody answers yet");
+    let listener = status::listen(&clients).unwrap();
+    let mode = fs::metadata(status::socket(&clients)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let daemon = Arc::clone(&stage.daemon);
+    thread::spawn(move || status::serve(&listener, &daemon.holdings));
+
+    let ask = || Status::ask(&clients).unwrap();
+    let idle = ask();
+    assert!(idle.connected && idle.server.is_some() && idle.volume.is_some());
+    assert_eq!((idle.regions, idle.bytes, idle.bytes_max), (0, 0, 8 * HUGE_BYTES));
+    let (one, other) = (stage.client(USER), stage.client(0));
+    let (first, second) = (one.begin(2), other.begin(1));
+    let busy = ask();
+    let bytes = [first.given.len_bytes.get(), second.given.len_bytes.get()];
+    let shown: Vec<_> =
+        busy.clients.iter().map(|client| (client.uid, client.pid, client.rings, client.bytes)).collect();
+    assert_eq!(shown, [(USER, 1, 2, bytes[0]), (0, 1, 1, bytes[1])]);
+    assert_eq!((busy.regions, busy.bytes), (2, bytes[0] + bytes[1]));
+    assert!(busy.to_string().contains("process 1 of user 1000: 2 rings"), "{busy}");
+    drop(one);
+    until("the memory of a client that is gone is taken back", || ask().regions == 1);
 }

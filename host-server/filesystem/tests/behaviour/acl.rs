@@ -2,11 +2,10 @@
 
 use std::rc::Rc;
 
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::{FileKind, NewNode, NodeId, Operation, SetXattrMode};
+use ringfort_reference::{Errno, GROUP, List, MASK, NAMED_GROUP, NOBODY, OTHERS, OWNER, USER};
 use ringfort_store::model::ModelSettings;
 
-use crate::reference_acl::{GROUP, List, MASK, NAMED_GROUP, NOBODY, OTHERS, OWNER, USER};
 use crate::world::{Guest, make, name, open, run};
 
 async fn guest() -> Guest {

@@ -1,7 +1,7 @@
 //! Permissions, owners, times, set-id bits and extended attributes.
 
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::Errno;
 use ringfort_store::model::ModelSettings;
 
 use crate::world::{Guest, flags, make, name, payload, run};

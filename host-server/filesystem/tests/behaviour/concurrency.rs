@@ -3,11 +3,10 @@
 use std::pin::Pin;
 
 use ringfort_filesystem::check;
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::{Errno, Random};
 use ringfort_store::model::ModelSettings;
 
-use crate::model::Random;
 use crate::world::{Fs, Guest, make, pattern, run, run_all};
 
 type Task<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;

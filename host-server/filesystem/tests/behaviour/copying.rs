@@ -1,12 +1,11 @@
 //! Copies between files, files without a name, and writes at the limit of a file.
 
 use ringfort_filesystem::check;
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::{Errno, Random};
 use ringfort_store::address::ObjectId;
 use ringfort_store::model::ModelSettings;
 
-use crate::model::Random;
 use crate::world::{Guest, flags, make, name, open, pattern, run};
 
 async fn guest() -> Guest {

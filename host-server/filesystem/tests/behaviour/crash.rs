@@ -4,14 +4,13 @@ use std::future::Future;
 use std::rc::Rc;
 
 use ringfort_filesystem::check;
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::{Errno, Random};
 use ringfort_store::error::ErrorKind;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::model::{ModelSettings, ModelVolume};
 use ringfort_store::volume::Volume;
 
-use crate::model::Random;
 use crate::world::{Guest, make, open, pattern, run};
 
 fn settings(seed: u64) -> ModelSettings {

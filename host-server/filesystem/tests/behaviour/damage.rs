@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
 use ringfort_filesystem::{Filesystem, FilesystemOptions, check};
+use ringfort_reference::Errno;
 use ringfort_store::error::ErrorKind;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::model::{ModelSettings, ModelVolume};

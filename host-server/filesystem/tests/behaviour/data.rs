@@ -1,7 +1,7 @@
 //! File contents.
 
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::Errno;
 use ringfort_store::address::ObjectId;
 use ringfort_store::model::ModelSettings;
 

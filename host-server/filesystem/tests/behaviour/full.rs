@@ -5,11 +5,10 @@ use std::rc::Rc;
 
 use ringfort_engine::engine::Engine;
 use ringfort_engine::sim::{CrashMode, SimWorld};
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::{Errno, Random};
 use ringfort_store::store::Store;
 
-use crate::model::Random;
 use crate::real_store::{assert_sound, close, create, open};
 use crate::world::{Guest, pattern};
 

@@ -1,7 +1,7 @@
 //! Hard links, and files that lose their last name while somebody holds them.
 
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::Errno;
 use ringfort_store::address::ObjectId;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::model::ModelSettings;

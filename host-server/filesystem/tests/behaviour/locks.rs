@@ -4,11 +4,10 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::{Errno, Random};
 use ringfort_store::model::ModelSettings;
 
-use crate::model::Random;
 use crate::world::{Guest, make, run};
 
 const BYTES: usize = 24;
@@ -134,7 +133,7 @@ fn range_locks_need_a_handle_that_may_do_what_they_guard() {
         guests[0].done(flock(read, Some(LockMode::Exclusive), false)).await.unwrap();
         assert_eq!(lock(HandleId(99), LockMode::Shared).await, Err(Errno::EBADF));
         for (start, end) in [(2, 1), (0, 1 << 63), (u64::MAX, u64::MAX)] {
-            assert_eq!(LockRange::new(start, end), Err(Errno::EINVAL));
+            assert_eq!(LockRange::new(start, end), Err(ringfort_filesystem::errno::Errno::EINVAL));
         }
     });
 }

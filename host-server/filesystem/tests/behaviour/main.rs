@@ -19,6 +19,4 @@ mod namespace;
 mod power;
 mod ranges;
 mod real_store;
-mod reference;
-mod reference_acl;
 mod world;

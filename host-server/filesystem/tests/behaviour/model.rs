@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use ringfort_filesystem::check;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::{Body, Facts, FileKind as Kind, Random, Reference};
 use ringfort_store::model::ModelSettings;
 use ringfort_store::volume::Volume;
 
-use crate::reference::{Body, Facts, Reference};
-use crate::world::{Guest, flags, make as make_filesystem, pattern, run, run_all};
+use crate::world::{Guest, flags, kind_of, make as make_filesystem, pattern, rename_mode_of, run, run_all};
 use crate::{model_contents, model_marks};
 
 /// Every operation, by its name in logs.
@@ -52,43 +52,9 @@ const VOCABULARY: &[&str] = &[
     "remove xattr",
 ];
 
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 20) % bound
-    }
-
-    /// One to three names deep, of few names, so that paths meet.
-    pub fn path(&mut self, base: &str) -> String {
-        let mut path = base.to_owned();
-        for _ in 0..=self.below(3) {
-            path.push('/');
-            path.push(char::from(b'a' + self.below(4) as u8));
-        }
-        path
-    }
-
-    pub fn length(&mut self) -> u64 {
-        match self.below(4) {
-            0 => self.below(20),
-            1 => self.below(5) * 4096,
-            2 => self.below(20_000),
-            _ => self.below(100_000),
-        }
-    }
-}
-
 pub fn facts(attributes: &Attributes) -> Facts {
     Facts {
-        kind: attributes.kind,
+        kind: kind_of(attributes.kind),
         permissions: attributes.permissions,
         links: attributes.link_count,
         size_bytes: attributes.size_bytes,
@@ -123,7 +89,7 @@ async fn name_step<V: Volume>(random: &mut Random, guest: &Guest<V>, reference: 
                 1 => RenameMode::Exchange,
                 _ => RenameMode::Replace,
             };
-            let expected = reference.rename(&path, &to, mode);
+            let expected = reference.rename(&path, &to, rename_mode_of(mode));
             assert_eq!(guest.rename_mode(&path, &to, mode).await, expected, "{mode:?} {path} to {to}");
         }
         10 => {
@@ -150,11 +116,12 @@ async fn name_step<V: Volume>(random: &mut Random, guest: &Guest<V>, reference: 
 /// A new inode of any kind, with a mode and a umask.
 async fn make<V: Volume>(random: &mut Random, guest: &Guest<V>, reference: &mut Reference, path: &str) {
     let (permissions, umask) = (random.below(0o1000) as u16, random.below(0o1000) as u16);
+    let special =
+        if random.below(2) == 0 { (FileKind::Fifo, 0) } else { (FileKind::CharacterDevice, 0x0103) };
     let body = match random.below(6) {
         0..=2 => Body::Directory(Default::default()),
         3 => Body::File(Vec::new()),
-        4 => Body::Special(FileKind::Fifo, 0),
-        _ => Body::Special(FileKind::CharacterDevice, 0x0103),
+        _ => Body::Special(kind_of(special.0), special.1),
     };
     let result = async {
         let new = NewNode { umask, ..guest.new_node(path, permissions).await? };
@@ -164,7 +131,10 @@ async fn make<V: Volume>(random: &mut Random, guest: &Guest<V>, reference: &mut 
                 let flags = OpenFlags { exclusive: true, ..flags("rw") };
                 guest.execute(Operation::Create { new, flags }).await?
             }
-            Body::Special(kind, device) => guest.execute(Operation::MakeNode { new, kind, device }).await?,
+            Body::Special(..) => {
+                let (kind, device) = special;
+                guest.execute(Operation::MakeNode { new, kind, device }).await?
+            }
             Body::Symlink(_) => unreachable!("made elsewhere"),
         };
         let attributes = match reply {
@@ -219,11 +189,11 @@ pub async fn compare<V: Volume>(guest: &Guest<V>, reference: &Reference) {
         let expected = reference.facts(&path).unwrap();
         assert_eq!(facts(&guest.stat(&path).await.unwrap()), expected, "{path}");
         match expected.kind {
-            FileKind::Directory => {
+            Kind::Directory => {
                 assert_eq!(guest.list(&path).await.unwrap(), reference.list(&path).unwrap(), "{path}");
             }
-            FileKind::Symlink => assert_eq!(guest.readlink(&path).await, reference.readlink(&path)),
-            FileKind::Regular => {
+            Kind::Symlink => assert_eq!(guest.readlink(&path).await, reference.readlink(&path)),
+            Kind::Regular => {
                 assert!(guest.get(&path).await.unwrap() == reference.read(&path).unwrap(), "{path}");
             }
             _ => {}

@@ -1,12 +1,11 @@
 //! Random steps on what files hold.
 
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::{Errno, Random, Reference};
 use ringfort_store::volume::Volume;
 
-use crate::model::{Random, facts};
-use crate::reference::Reference;
-use crate::world::{Guest, flags, name, pattern};
+use crate::model::facts;
+use crate::world::{Guest, allocate_mode_of, flags, name, pattern};
 
 const MODES: [AllocateMode; 7] = [
     AllocateMode::Allocate { keep_size: false },
@@ -77,7 +76,8 @@ async fn allocate<V: Volume>(random: &mut Random, guest: &Guest<V>, reference: &
         done
     };
     let result = result.await;
-    let expected = reference.allocate(path, mode, offset_bytes as usize, len_bytes as usize);
+    let expected =
+        reference.allocate(path, allocate_mode_of(mode), offset_bytes as usize, len_bytes as usize);
     assert_eq!(result, expected, "{mode:?} {len_bytes} at {offset_bytes} of {path}");
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::{
+    Errno, FileKind as Kind, GROUP, List, MASK, NAMED_GROUP, NOBODY, OTHERS, OWNER, Person, Random,
+    Reference, USER,
+};
 use ringfort_store::volume::Volume;
 
-use crate::model::Random;
-use crate::reference::Reference;
-use crate::reference_acl::{GROUP, List, MASK, NAMED_GROUP, NOBODY, OTHERS, OWNER, USER};
 use crate::world::Guest;
 
 const ACCESS: &[u8] = b"system.posix_acl_access";
@@ -94,12 +94,8 @@ async fn access<V: Volume>(random: &mut Random, guest: &Guest<V>, reference: &Re
         Err(errno) => Err(errno),
     };
     let expected = reference.node(path).and_then(|node| {
-        let wanted = u16::from(mask);
-        let granted = match &node.lists.access {
-            Some(list) => list.grants_stranger(STRANGER, STRANGER, wanted),
-            None => node.permissions & wanted == wanted,
-        };
-        if granted { Ok(()) } else { Err(Errno::EACCES) }
+        let stranger = Person { uid: STRANGER, gid: STRANGER, groups: Vec::new() };
+        if node.grants(&stranger, mask.into()) { Ok(()) } else { Err(Errno::EACCES) }
     });
     assert_eq!(result, expected, "access {mask} to {path}");
 }
@@ -136,7 +132,7 @@ pub async fn compare<V: Volume>(guest: &Guest<V>, reference: &Reference, path: &
     let mut names: BTreeSet<_> = node.xattrs.keys().cloned().collect();
     for (name, list) in [(ACCESS, &node.lists.access), (DEFAULT, &node.lists.default)] {
         let expected = match list {
-            _ if node.kind() == FileKind::Symlink => Err(Errno::EOPNOTSUPP),
+            _ if node.kind() == Kind::Symlink => Err(Errno::EOPNOTSUPP),
             None => Err(Errno::ENODATA),
             Some(list) => Ok(list.value()),
         };

@@ -1,7 +1,7 @@
 //! Names: making, finding, listing, moving and removing.
 
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
+use ringfort_reference::Errno;
 use ringfort_store::model::ModelSettings;
 
 use crate::world::{Guest, make, name, run};

@@ -11,17 +11,16 @@ use std::rc::Rc;
 
 use ringfort_engine::engine::Engine;
 use ringfort_engine::sim::{CrashMode, SimWorld};
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
 use ringfort_filesystem::{Filesystem, check};
+use ringfort_reference::{
+    Body, Errno, Facts, FileKind as Kind, GROUP, List, MASK, NOBODY, OTHERS, OWNER, Random, Reference, USER,
+};
 use ringfort_store::create::CreateOptions;
 use ringfort_store::store::Store;
 
-use crate::model::Random;
 use crate::real_store::{close, components, open};
-use crate::reference::{Body, Facts, Reference};
-use crate::reference_acl::{GROUP, List, MASK, NOBODY, OTHERS, OWNER, USER};
-use crate::world::{Guest, flags, name, pattern};
+use crate::world::{Guest, allocate_mode_of, flags, name, pattern, rename_mode_of};
 
 /// Points of one workload that are tried unless told otherwise.
 const POINTS_AT_MOST: u64 = 50;
@@ -135,9 +134,9 @@ impl Act {
             }
             Act::Truncate(path, size) => reference.truncate(path, *size as usize),
             Act::Allocate { path, mode, offset, len } => {
-                reference.allocate(path, *mode, *offset as usize, *len as usize)
+                reference.allocate(path, allocate_mode_of(*mode), *offset as usize, *len as usize)
             }
-            Act::Rename(from, to, mode) => reference.rename(from, to, *mode),
+            Act::Rename(from, to, mode) => reference.rename(from, to, rename_mode_of(*mode)),
             Act::Link(from, to) => reference.link(from, to),
             Act::Symlink(path) => reference.make(path, Body::Symlink(b"target".to_vec()), 0o777).map(|_| ()),
             Act::Unlink(path) => reference.remove(path, false),
@@ -201,11 +200,11 @@ async fn tree_found(guest: &Guest<Store>) -> Tree {
     while let Some(path) = paths.pop() {
         let facts = crate::model::facts(&guest.stat(&path).await.unwrap());
         let contents = match facts.kind {
-            FileKind::Regular => guest.get(&path).await.unwrap(),
-            FileKind::Symlink => guest.readlink(&path).await.unwrap(),
+            Kind::Regular => guest.get(&path).await.unwrap(),
+            Kind::Symlink => guest.readlink(&path).await.unwrap(),
             _ => Vec::new(),
         };
-        if facts.kind == FileKind::Directory {
+        if facts.kind == Kind::Directory {
             let names = guest.list(&path).await.unwrap();
             paths.extend(names.into_iter().map(|name| format!("{path}/{name}")));
         }

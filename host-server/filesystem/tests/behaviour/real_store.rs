@@ -8,11 +8,11 @@ use ringfort_engine::engine::Engine;
 use ringfort_engine::sim::{CrashMode, SimWorld};
 use ringfort_filesystem::operation::*;
 use ringfort_filesystem::{Filesystem, FilesystemOptions, check};
+use ringfort_reference::{Random, Reference};
 use ringfort_store::create::CreateOptions;
 use ringfort_store::store::{OpenOptions, Store};
 
-use crate::model::{Random, compare, step};
-use crate::reference::Reference;
+use crate::model::{compare, step};
 use crate::world::{Guest, pattern};
 
 pub fn components() -> Vec<PathBuf> {
@@ -152,7 +152,7 @@ fn a_full_store_can_be_emptied_and_filled_again() {
                         Err(errno) => break errno,
                     }
                 };
-                assert_eq!(full, ringfort_filesystem::errno::Errno::ENOSPC);
+                assert_eq!(full, ringfort_reference::Errno::ENOSPC);
                 assert!(files >= 40, "round {round}: only {files} MiB fitted");
                 assert_eq!(guest.get("/7").await.unwrap(), pattern(7, 1 << 20));
                 assert_sound(&guest).await;

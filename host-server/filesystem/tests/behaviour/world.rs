@@ -14,9 +14,9 @@ use ringfort_engine::device::Device;
 use ringfort_engine::engine::{Engine, MemoryOpen, Task};
 use ringfort_engine::error::EngineError;
 use ringfort_engine::memory::MemoryFile;
-use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::*;
 use ringfort_filesystem::{Filesystem, FilesystemOptions};
+use ringfort_reference::Errno;
 use ringfort_store::model::{ModelSettings, ModelVolume};
 use ringfort_store::volume::Volume;
 
@@ -205,6 +205,43 @@ pub fn payload(offset_bytes: u64, bytes: &[u8]) -> Payload {
 
 type Answer<T> = Result<T, Errno>;
 
+/// What the reference calls an inode of this kind.
+pub fn kind_of(kind: FileKind) -> ringfort_reference::FileKind {
+    use ringfort_reference::FileKind as Kind;
+    match kind {
+        FileKind::Regular => Kind::Regular,
+        FileKind::Directory => Kind::Directory,
+        FileKind::Symlink => Kind::Symlink,
+        FileKind::Fifo => Kind::Fifo,
+        FileKind::Socket => Kind::Socket,
+        FileKind::CharacterDevice => Kind::CharacterDevice,
+        FileKind::BlockDevice => Kind::BlockDevice,
+    }
+}
+
+/// What the reference calls this way to rename.
+pub fn rename_mode_of(mode: RenameMode) -> ringfort_reference::RenameMode {
+    use ringfort_reference::RenameMode as Mode;
+    match mode {
+        RenameMode::Replace => Mode::Replace,
+        RenameMode::NoReplace => Mode::NoReplace,
+        RenameMode::Exchange => Mode::Exchange,
+        RenameMode::Whiteout => panic!("the reference knows no whiteouts"),
+    }
+}
+
+/// What the reference calls this way to allocate.
+pub fn allocate_mode_of(mode: AllocateMode) -> ringfort_reference::AllocateMode {
+    use ringfort_reference::AllocateMode as Mode;
+    match mode {
+        AllocateMode::Allocate { keep_size } => Mode::Allocate { keep_size },
+        AllocateMode::PunchHole => Mode::PunchHole,
+        AllocateMode::ZeroRange { keep_size } => Mode::ZeroRange { keep_size },
+        AllocateMode::CollapseRange => Mode::CollapseRange,
+        AllocateMode::InsertRange => Mode::InsertRange,
+    }
+}
+
 impl<V: Volume> Guest<V> {
     pub fn new(fs: &Filesystem<V>) -> Self {
         let session = fs.open_session();
@@ -219,7 +256,8 @@ impl<V: Volume> Guest<V> {
 
     pub async fn execute(&self, operation: Operation) -> Answer<Reply> {
         self.seen.borrow_mut().insert(operation.name());
-        self.fs.execute(self.session, &self.credentials, operation).await
+        let executed = self.fs.execute(self.session, &self.credentials, operation).await;
+        executed.map_err(|errno| Errno::of(errno.raw()))
     }
 
     pub async fn done(&self, operation: Operation) -> Answer<()> {

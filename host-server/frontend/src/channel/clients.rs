@@ -14,9 +14,11 @@ use ringfort_protocol::control::message::Reason;
 use ringfort_protocol::ring::memory::SharedMemory;
 use ringfort_protocol::ring::responder::Responder;
 
+use super::connection::{CARRIED_LOOK, CARRIED_WITHIN};
 use super::control::{Bells, Refusal, RingAttachment};
 use super::data::DataArea;
 use super::metrics::ChannelMetrics;
+use super::peer;
 use super::ring::{CredentialTable, Doorbell, RingParts, RingServer};
 use super::session::Session;
 use crate::service::Service;
@@ -74,6 +76,8 @@ struct Client<S: Service> {
     session: Rc<Session<S>>,
     credentials: CredentialTable,
     rings: HashMap<u32, Rc<RingServer<S>>>,
+    /// Doorbells of rings, where they are connections that something else carries.
+    bells: HashMap<u32, Rc<OwnedFd>>,
     metrics: Arc<ChannelMetrics>,
 }
 
@@ -92,7 +96,7 @@ impl<S: Service> Client<S> {
 struct SocketDoorbell(OwnedFd);
 
 /// A connection on which every byte is one ring, either way.
-struct ConnectionDoorbell(OwnedFd);
+struct ConnectionDoorbell(Rc<OwnedFd>);
 
 impl Doorbell for ConnectionDoorbell {
     fn ring(&self) {
@@ -144,10 +148,11 @@ pub async fn run<S: Service>(
                     None => clients.borrow_mut().remove(&client).map(Ended::Client),
                     Some(ring) => {
                         let mut clients = clients.borrow_mut();
-                        clients
-                            .get_mut(&client)
-                            .and_then(|client| client.rings.remove(&ring))
-                            .map(Ended::Ring)
+                        let ended = clients.get_mut(&client).and_then(|client| {
+                            client.bells.remove(&ring);
+                            client.rings.remove(&ring)
+                        });
+                        ended.map(Ended::Ring)
                     }
                 };
                 // Others are served while what is under way ends.
@@ -166,10 +171,16 @@ pub async fn run<S: Service>(
             }
             Event::Suspend { client, answer } => {
                 let rings = rings_of(&clients, client);
+                let bells: Vec<_> = match clients.borrow().get(&client) {
+                    Some(client) => client.bells.values().cloned().collect(),
+                    None => Vec::new(),
+                };
+                let clock = Rc::clone(&engine);
                 engine.spawn(Box::pin(async move {
                     for ring in rings {
                         ring.suspend().await;
                     }
+                    until_carried(&*clock, &bells).await;
                     reply(&answer, Ok(()));
                 }));
             }
@@ -179,9 +190,11 @@ pub async fn run<S: Service>(
                 reply(&answer, if all { Ok(()) } else { Err(outside()) });
             }
             Event::Bell { client, ring, connection, answer } => {
-                let server =
-                    clients.borrow().get(&client).and_then(|client| client.rings.get(&ring).cloned());
-                reply(&answer, set_bell(&engine, server, connection));
+                let hung = match clients.borrow_mut().get_mut(&client) {
+                    Some(client) => set_bell(&engine, client, ring, connection),
+                    None => Err(ring_has_ended()),
+                };
+                reply(&answer, hung);
             }
         }
     }
@@ -199,16 +212,34 @@ fn rings_of<S: Service>(
 
 fn set_bell<S: Service>(
     engine: &Rc<dyn Engine>,
-    ring: Option<Rc<RingServer<S>>>,
+    client: &mut Client<S>,
+    ring: u32,
     connection: OwnedFd,
 ) -> Result<(), Refusal> {
-    let ring = ring.ok_or_else(|| Refusal::new(Reason::Unknown, "the ring has ended"))?;
+    let server = client.rings.get(&ring).ok_or_else(ring_has_ended)?;
     let heard = connection.try_clone().map_err(|error| {
         Refusal::new(Reason::Limit, format!("duplicate the descriptor of a doorbell: {error}"))
     })?;
     let watch = engine.watch(Box::new(heard)).ok_or_else(cannot_be_rung)?;
-    ring.set_doorbell(Box::new(ConnectionDoorbell(connection)), watch);
+    let connection = Rc::new(connection);
+    server.set_doorbell(Box::new(ConnectionDoorbell(Rc::clone(&connection))), watch);
+    client.bells.insert(ring, connection);
     Ok(())
+}
+
+fn ring_has_ended() -> Refusal {
+    Refusal::new(Reason::Unknown, "the ring has ended")
+}
+
+/// Returns when every ring of these doorbells was carried, or takes too long. They are not rung meanwhile.
+async fn until_carried(engine: &dyn Engine, bells: &[Rc<OwnedFd>]) {
+    let looks = CARRIED_WITHIN.as_millis() / CARRIED_LOOK.as_millis();
+    for _ in 0..looks {
+        if bells.iter().all(peer::has_read_all) {
+            return;
+        }
+        engine.sleep(CARRIED_LOOK).await;
+    }
 }
 
 fn cannot_be_rung() -> Refusal {
@@ -238,7 +269,8 @@ async fn begin<S: Service>(
     let session = Rc::new(Session::begin(Rc::clone(service)).await);
     let metrics = Arc::clone(metrics);
     metrics.regions.enter();
-    let client = Client { session, credentials: Rc::default(), rings: HashMap::new(), metrics };
+    let client =
+        Client { session, credentials: Rc::default(), rings: HashMap::new(), bells: HashMap::new(), metrics };
     clients.borrow_mut().insert(id, client);
 }
 

@@ -4,6 +4,7 @@ use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::control::{Conversation, Limits, Next, Rings, ping};
 use super::metrics::ChannelMetrics;
+use super::peer;
 use crate::machine::{LetGo, Tenant};
 
 /// The most descriptors that a message comes with.
@@ -26,6 +28,12 @@ const SAID_WITHIN: Duration = Duration::from_secs(2);
 /// How long after the virtio-fs device what carries the connection may start: a vsock device that gets bytes for its guest before
 /// it runs may never carry any again (vhost-device-vsock 0.3).
 const CARRIED_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// How long a machine that is stopped waits until what carries its connections has taken what was said before.
+pub const CARRIED_WITHIN: Duration = Duration::from_millis(50);
+
+/// From one look whether it has to the next.
+pub const CARRIED_LOOK: Duration = Duration::from_millis(1);
 
 /// Why a connection has ended.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +59,9 @@ pub enum Ended {
 pub struct Connection<R: Rings> {
     stream: UnixStream,
     conversation: Mutex<Conversation<R>>,
-    /// What the other side is to hear when its machine runs again. Locked after the conversation.
+    /// Whether all of a message has come.
+    heard: AtomicBool,
+    /// What the other side is to hear when its machine runs again, in this order. Locked after the conversation.
     unsaid: Mutex<Vec<Message>>,
     this: Weak<Self>,
     silence_max: Duration,
@@ -80,6 +90,7 @@ impl<R: Rings> Connection<R> {
         Arc::new_cyclic(|this| Self {
             stream,
             conversation: Mutex::new(conversation),
+            heard: AtomicBool::new(false),
             unsaid: Mutex::default(),
             this: Weak::clone(this),
             silence_max,
@@ -92,11 +103,24 @@ impl<R: Rings> Connection<R> {
         self.conversation.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The thread that carries the conversation ends it.
+    pub fn hang_up(&self) {
+        // One that has ended already.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// Whether whoever is at the other end has said anything.
+    pub fn was_heard(&self) -> bool {
+        self.heard.load(Ordering::Acquire)
+    }
+
     /// The stream, for a connection whose conversation is over.
     pub fn stream(&self) -> io::Result<UnixStream> {
         self.stream.try_clone()
     }
+}
 
+impl<R: Rings + Send + 'static> Connection<R> {
     /// Carries the conversation to its end.
     pub fn converse(&self) -> Ended {
         let ended = loop {
@@ -105,7 +129,10 @@ impl<R: Rings> Connection<R> {
                 Err(ended) => break ended,
             }
         };
-        self.conversation().end();
+        let mut conversation = self.conversation();
+        conversation.end();
+        // Its end is carried to the other side, too.
+        drop(self.when_it_runs(conversation));
         match &ended {
             Ended::Envelope(_) => self.metrics.broken_connections.add(1),
             Ended::Silent { .. } => self.metrics.silent_connections.add(1),
@@ -125,6 +152,7 @@ impl<R: Rings> Connection<R> {
         // Not longer than the check allows.
         let mut body = vec![0; envelope.body_bytes.get() as usize];
         self.fill(&mut body, patience)?;
+        self.heard.store(true, Ordering::Release);
         let mut conversation = self.conversation();
         let next = match Message::decode(envelope.kind.get(), &body) {
             Ok(message) => conversation.hear(message, descriptors),
@@ -134,17 +162,50 @@ impl<R: Rings> Connection<R> {
         };
         match next {
             Next::Listen => Ok(()),
-            Next::Say(message) => self.say(&conversation, &message),
+            Next::Say(message) => self.answer(&conversation, message),
             Next::SayAndEnd(message) => {
+                conversation = self.when_it_runs(conversation);
                 self.say(&conversation, &message)?;
                 let Message::Refused(_, text) = message else { return Err(Ended::HungUp) };
                 Err(Ended::Refused(text))
             }
             Next::SayAndRing(message, secret) => {
+                conversation = self.when_it_runs(conversation);
                 self.say(&conversation, &message)?;
                 Err(Ended::Doorbell(secret))
             }
         }
+    }
+
+    /// Says a message, or keeps it back: what carries the connection may not run while the machine does not.
+    fn answer(&self, conversation: &Conversation<R>, message: Message) -> Result<(), Ended> {
+        if !conversation.stands_still() && self.unsaid().is_empty() {
+            return self.say(conversation, &message);
+        }
+        self.unsaid().push(message);
+        if !conversation.stands_still() {
+            // It went on after the first look, when nothing was to be said yet.
+            self.go_on();
+        }
+        Ok(())
+    }
+
+    /// The conversation again, when the machine runs and carries what is said, or nobody is there any more.
+    fn when_it_runs<'this>(
+        &'this self,
+        mut conversation: MutexGuard<'this, Conversation<R>>,
+    ) -> MutexGuard<'this, Conversation<R>> {
+        let mut ran = !conversation.stands_still();
+        let mut carries = ran;
+        while !carries && !peer::has_hung_up(&self.stream) {
+            drop(conversation);
+            // What carries the connection may start later than the machine is seen to.
+            thread::sleep(CARRIED_AGAIN_AFTER);
+            conversation = self.conversation();
+            let runs = !conversation.stands_still();
+            (carries, ran) = (ran && runs, runs);
+        }
+        conversation
     }
 
     fn say(&self, conversation: &Conversation<R>, message: &Message) -> Result<(), Ended> {
@@ -266,9 +327,10 @@ impl<R: Rings + Send + 'static> Tenant for Connection<R> {
             let _ = self.say_all(&conversation, messages);
             // The thread that listens hears of it, and ends what is left.
             self.hang_up();
-        } else if conversation.stands_still() {
-            // Nobody there hears it, and what carries it may be stopped as well.
+        } else if conversation.stands_still() || !self.unsaid().is_empty() {
+            // Nobody there hears it, and what carries it may be stopped as well; or what came before is still to be said.
             self.unsaid().extend(messages);
+            self.wait_until_carried();
         } else if self.say_all(&conversation, messages).is_err() {
             // Whether it hears of it or not, it has let go.
             self.hang_up();
@@ -287,7 +349,7 @@ impl<R: Rings + Send + 'static> Tenant for Connection<R> {
     }
 }
 
-impl<R: Rings> Connection<R> {
+impl<R: Rings + Send + 'static> Connection<R> {
     fn unsaid(&self) -> MutexGuard<'_, Vec<Message>> {
         self.unsaid.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -304,14 +366,19 @@ impl<R: Rings> Connection<R> {
         }
     }
 
+    /// Returns when the other end has read what was said, or takes too long. A vsock device gets no bytes for its guest then when it is
+    /// stopped after the machine's virtio-fs device.
+    fn wait_until_carried(&self) {
+        let until = Instant::now() + CARRIED_WITHIN;
+        while !peer::has_read_all(&self.stream) && Instant::now() < until {
+            thread::sleep(CARRIED_LOOK);
+        }
+    }
+
     /// Says messages within the time of one: somebody waits.
     fn say_all(&self, conversation: &Conversation<R>, messages: Vec<Message>) -> Result<(), Ended> {
         let until = Instant::now() + SAID_WITHIN;
         messages.iter().try_for_each(|message| self.say_until(conversation, message, until))
-    }
-
-    fn hang_up(&self) {
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 }
 

@@ -121,6 +121,9 @@ pub trait Rings {
     /// From now on this connection speaks for the machine's guest. An earlier one has ended when this returns.
     fn speak_for_guest(&mut self, secret: [u8; SECRET_BYTES]) -> Result<()>;
 
+    /// Counts this connection with those of its user, where one more is welcome.
+    fn welcome_process(&mut self) -> Result<()>;
+
     /// Whether a ring waits for a doorbell of this secret, and this connection is to be it.
     fn claim_doorbell(&mut self, secret: &[u8; SECRET_BYTES]) -> bool;
 }
@@ -389,7 +392,7 @@ impl<R: Rings> Conversation<R> {
             Refusal::new(Reason::Message, text)
         })?;
         match (role, self.guest.is_some()) {
-            (Role::Process, false) => {}
+            (Role::Process, false) => self.rings.welcome_process()?,
             (Role::GuestDaemon, true) => self.rings.speak_for_guest(hello.secret)?,
             (Role::Doorbell, true) if self.rings.claim_doorbell(&hello.secret) => {}
             (Role::Doorbell, true) => {

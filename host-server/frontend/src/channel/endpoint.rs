@@ -89,10 +89,7 @@ impl Listener {
             Self::Vsock { socket, cid } => {
                 let stream = accept_with(socket, SocketFlags::CLOEXEC)?;
                 let peer: VsockAddr = getpeername(stream.as_raw_fd())?;
-                if peer.cid() != *cid {
-                    let text = format!("CID {} connected to the port of CID {cid}", peer.cid());
-                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
-                }
+                check_cid(*cid, peer.cid())?;
                 Ok(stream.into())
             }
         }
@@ -107,5 +104,77 @@ impl Listener {
         }
         let text = format!("user {uid} connected to the socket that stands for a guest's vsock");
         Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+    }
+}
+
+/// All guests of a host, and the host, can reach each of its ports: a machine's is for its own guest.
+fn check_cid(expected: u32, found: u32) -> io::Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    let text = format!("CID {found} connected to the port of CID {expected}");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::connect;
+
+    use super::*;
+
+    /// Beside the ports that servers take by default.
+    const PORT: u32 = 31_062;
+
+    #[test]
+    fn a_port_is_for_the_guest_of_its_machine() {
+        check_cid(3, 3).unwrap();
+        for other in [0, 1, 2, 4, u32::MAX] {
+            let error = check_cid(3, other).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            assert!(error.to_string().contains(&format!("CID {other} connected")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_port_of_the_kernel_s_vsock_is_taken_once_and_a_kernel_without_says_what_to_do() {
+        let carrier = Carrier::Vsock { cid: 3 };
+        let first = match Listener::guest(&carrier, PORT, 4) {
+            Ok(first) => first,
+            Err(error) => {
+                assert!(matches!(error, EndpointError::NoVsock { cid: 3, port: PORT }), "{error}");
+                let text = error.to_string();
+                assert!(text.contains("vhost_vsock") && text.contains("vsock-unix"), "{text}");
+                return;
+            }
+        };
+        match Listener::guest(&Carrier::Vsock { cid: 4 }, PORT, 4) {
+            Err(EndpointError::Vsock { cid: 4, source, .. }) => {
+                assert_eq!(source.kind(), io::ErrorKind::AddrInUse);
+            }
+            Err(error) => panic!("{error}"),
+            Ok(_) => panic!("two machines have one port"),
+        }
+        drop(first);
+        Listener::guest(&carrier, PORT, 4).unwrap();
+    }
+
+    #[test]
+    fn connections_of_another_cid_are_refused() {
+        const LOOPBACK: u32 = libc::VMADDR_CID_LOCAL;
+        let dial = |port| -> nix::Result<OwnedFd> {
+            let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            connect(socket.as_raw_fd(), &VsockAddr::new(LOOPBACK, port))?;
+            Ok(socket)
+        };
+        if !Path::new("/sys/module/vsock_loopback").exists() {
+            eprintln!("skipped: this kernel has no vsock between processes of one host; load vsock_loopback");
+            return;
+        }
+        for (cid, admitted) in [(LOOPBACK, true), (3, false)] {
+            let port = PORT + 1 + cid;
+            let listener = Listener::guest(&Carrier::Vsock { cid }, port, 4).unwrap();
+            let _client = dial(port).unwrap();
+            assert_eq!(listener.accept().is_ok(), admitted, "CID {cid} is expected");
+        }
     }
 }

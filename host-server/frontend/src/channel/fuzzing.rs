@@ -250,6 +250,9 @@ impl Rings for Yes {
         Ok(())
     }
 
+    fn welcome_process(&mut self) -> Result<(), Refusal> {
+        Ok(())
+    }
     fn claim_doorbell(&mut self, _: &[u8; SECRET_BYTES]) -> bool {
         false
     }

@@ -6,10 +6,11 @@
 //! for the areas of its commands, and through the protocol's rings.
 //!
 //! Modules, lowest first: `metrics` · `data` · `record` · `walk` · `session` · `ring` · `region` · `extents` · `control` · `peer` ·
-//! `endpoint` · `connection` · `clients` · `server` · `fuzzing`
+//! `endpoint` · `connection` · `connections` · `clients` · `server` · `fuzzing`
 
 mod clients;
 mod connection;
+mod connections;
 mod control;
 mod data;
 mod endpoint;

@@ -1,10 +1,12 @@
-//! Who is at the other end of a Unix socket, as the kernel says.
+//! The other end of a Unix socket, as the kernel knows it: who it is, and whether it has read what was said to it.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 use super::control::Peer;
 
@@ -48,9 +50,40 @@ fn groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
     }
 }
 
+/// Whether the other end has read everything. True as well where a socket cannot tell.
+pub fn has_read_all(stream: &impl AsRawFd) -> bool {
+    let mut unread: libc::c_int = 0;
+    // SAFETY: the kernel writes one integer, for which there is room.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+    result != 0 || unread == 0
+}
+
+/// Whether one of both ends has hung up, and nothing is left to be read.
+pub fn has_hung_up(stream: &UnixStream) -> bool {
+    let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    !matches!(recv(stream, &mut [0; 1], look), Ok((1.., _)) | Err(Errno::AGAIN | Errno::INTR))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
+
+    #[test]
+    fn what_the_other_end_has_not_read_is_known() {
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        assert!(has_read_all(&one));
+        one.write_all(b"word").unwrap();
+        assert!(!has_read_all(&one));
+        other.read_exact(&mut [0; 4]).unwrap();
+        assert!(has_read_all(&one) && !has_hung_up(&one));
+        other.write_all(b"last").unwrap();
+        drop(other);
+        assert!(!has_hung_up(&one), "something is to be read");
+        one.read_exact(&mut [0; 4]).unwrap();
+        assert!(has_hung_up(&one));
+    }
 
     #[test]
     fn the_other_end_is_who_runs_this_test() {

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -21,6 +20,7 @@ use ringfort_protocol::ring::memory::SharedMemory;
 
 use super::clients::{self, Answer, ClientId, Event};
 use super::connection::{Connection, Ended};
+use super::connections::{CONNECTION_COUNT_MAX, Connections};
 use super::control::{Bells, Conversation, Identity, Limits, Refusal, RingAttachment, Rings};
 use super::endpoint::{Carrier, EndpointError, Listener};
 use super::metrics::ChannelMetrics;
@@ -29,11 +29,11 @@ use crate::listen::{ListenError, StopSignal};
 use crate::machine::{Machine, Tenant};
 use crate::service::Service;
 
-/// Connections that are served at a time; more wait.
-const CONNECTION_COUNT_MAX: usize = 64;
+/// Threads of connections, those that end included.
+const THREAD_COUNT_MAX: usize = 2 * CONNECTION_COUNT_MAX;
 
-/// Where as many are served, from one look for those that have ended to the next.
-const NO_ROOM_PAUSE_MS: u16 = 100;
+/// Where there is no room, from one look for some to the next.
+const NO_ROOM_PAUSE_MS: u16 = 20;
 
 /// Ports of the host's vsock that are tried where others have taken those before: every machine needs one of its own.
 const PORTS_TRIED: u32 = 256;
@@ -118,7 +118,7 @@ struct Shared {
     place: Place,
     name: String,
     stop: StopSignal,
-    connections: Mutex<HashMap<u64, UnixStream>>,
+    connections: Connections<VolumeRings>,
     connection_count: AtomicU64,
     /// Rings whose doorbells have not come yet, by their secrets.
     awaited: Mutex<HashMap<[u8; SECRET_BYTES], Awaiting>>,
@@ -163,7 +163,7 @@ impl ChannelServer {
             place,
             name: name.clone(),
             stop,
-            connections: Mutex::default(),
+            connections: Connections::default(),
             connection_count: AtomicU64::new(0),
             awaited: Mutex::default(),
             speaker: Mutex::default(),
@@ -207,7 +207,7 @@ impl ChannelServer {
     /// Begins what [`stop`](Self::stop) does and does not wait.
     pub fn request_stop(&self) {
         self.shared.stop.request(Path::new(&self.shared.name));
-        self.shared.hang_up();
+        self.shared.connections.hang_up_all();
     }
 }
 
@@ -227,13 +227,6 @@ impl Shared {
         self.stop.is_requested()
     }
 
-    fn hang_up(&self) {
-        for stream in lock(&self.connections).values() {
-            // One that has ended already.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-
     /// Makes this connection the one that speaks for the guest. That of an earlier boot is ended; one of this boot stays.
     fn speak(&self, machine: &Machine, connection: u64, secret: [u8; SECRET_BYTES]) -> Result<(), Refusal> {
         if !machine.knows(&secret) {
@@ -248,9 +241,7 @@ impl Shared {
             if present.secret == secret {
                 return Err(busy());
             }
-            if let Some(stream) = lock(&self.connections).get(&present.connection) {
-                let _ = stream.shutdown(Shutdown::Both);
-            }
+            self.connections.hang_up(present.connection);
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(busy());
@@ -264,7 +255,7 @@ impl Shared {
 
     /// The connection has ended, with all that it had begun.
     fn leave(&self, connection: u64) {
-        if lock(&self.connections).remove(&connection).is_some() {
+        if self.connections.leave(connection) {
             self.metrics.open_connections.leave();
         }
         {
@@ -292,10 +283,7 @@ impl Listening {
     fn run(self, listener: &Listener) {
         let mut serving: Vec<JoinHandle<()>> = Vec::new();
         while !self.shared.stopping() {
-            serving.retain(|thread| !thread.is_finished());
-            let room = serving.len() < CONNECTION_COUNT_MAX;
-            let timeout = if room { PollTimeout::NONE } else { NO_ROOM_PAUSE_MS.into() };
-            if let Err(error) = self.shared.stop.wait(room.then(|| listener.descriptor()), timeout) {
+            if let Err(error) = self.shared.stop.wait(Some(listener.descriptor()), PollTimeout::NONE) {
                 tracing::error!(
                     channel = %self.shared.name,
                     %error,
@@ -306,7 +294,10 @@ impl Listening {
             if self.shared.stopping() {
                 break;
             }
-            if !room {
+            serving.retain(|thread| !thread.is_finished());
+            if serving.len() >= THREAD_COUNT_MAX || !self.shared.connections.make_room() {
+                // An error shows above as well.
+                let _ = self.shared.stop.wait(None, NO_ROOM_PAUSE_MS.into());
                 continue;
             }
             match listener.accept().and_then(|stream| self.begin(listener, stream)) {
@@ -316,7 +307,7 @@ impl Listening {
                 }
             }
         }
-        self.shared.hang_up();
+        self.shared.connections.hang_up_all();
         for thread in serving {
             // What it panicked with was logged when it did.
             let _ = thread.join();
@@ -328,11 +319,12 @@ impl Listening {
         let number = self.shared.connection_count.fetch_add(1, Ordering::Relaxed);
         let rings =
             VolumeRings { connection: number, events: self.events.clone(), shared: Arc::clone(&self.shared) };
-        let (conversation, machine) = match &self.shared.place {
+        let (conversation, machine, uid) = match &self.shared.place {
             Place::Host { .. } => {
                 let peer = peer::of(&stream)?;
                 tracing::info!(channel = %self.shared.name, uid = peer.uid, number, "a client connected");
-                (Conversation::new(peer, self.limits, self.identity, rings), None)
+                let uid = peer.uid;
+                (Conversation::new(peer, self.limits, self.identity, rings), None, uid)
             }
             Place::Guest { machine, .. } => {
                 listener.check_carrier(&stream)?;
@@ -340,14 +332,15 @@ impl Listening {
                 let machine = Arc::clone(machine);
                 let conversation =
                     Conversation::with_guest(Arc::clone(&machine), self.limits, self.identity, rings);
-                (conversation, Some(machine))
+                // Whoever it is there, for this host it is the machine.
+                (conversation, Some(machine), 0)
             }
         };
-        lock(&self.shared.connections).insert(number, stream.try_clone()?);
         let metrics = Arc::clone(&self.shared.metrics);
         metrics.connections.add(1);
         metrics.open_connections.enter();
         let connection = Connection::new(stream, conversation, &self.limits, metrics);
+        self.shared.connections.enter(number, uid, &connection);
         if let Some(machine) = machine {
             let weak: Weak<dyn Tenant> = Arc::downgrade(&connection) as _;
             machine.add_tenant(weak);
@@ -370,10 +363,10 @@ impl Listening {
 
 impl Shared {
     /// Gives a connection to the ring that waits for it.
-    fn hang_doorbell<R: Rings>(
+    fn hang_doorbell(
         &self,
         secret: [u8; SECRET_BYTES],
-        connection: &Connection<R>,
+        connection: &Connection<VolumeRings>,
         events: &Sender<Event>,
     ) {
         let Some(Awaiting { client, ring, .. }) = lock(&self.awaited).remove(&secret) else { return };
@@ -456,6 +449,10 @@ impl Rings for VolumeRings {
                 Err(Refusal::new(Reason::NotAllowed, "this socket is for processes of the host"))
             }
         }
+    }
+
+    fn welcome_process(&mut self) -> Result<(), Refusal> {
+        self.shared.connections.welcome(self.connection)
     }
 
     fn claim_doorbell(&mut self, secret: &[u8; SECRET_BYTES]) -> bool {

@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use ringfort_filesystem::errno::Errno;
 use ringfort_filesystem::operation::{
-    AllocateMode, Attributes, Credentials, FileKind, HandleId, LockOwner, NewNode, NodeId, OpenFlags,
-    Operation, RenameMode, Reply, SessionId, SetXattrMode, Whence,
+    AllocateMode, Attributes, Credentials, FileKind, HandleId, LockOwner, Name, NewNode, NodeId, OpenFlags,
+    Operation, Reply, SessionId, SetXattrMode, Whence,
 };
 use ringfort_protocol::argument::{AttributesRecord, ChangeRecord, CopyToRecord, LockRecord};
 use ringfort_protocol::command::{Area, Command, Flags, Opcode, OpenBits};
@@ -21,6 +21,8 @@ use super::data::DataArea;
 use super::record;
 use super::walk::{Last, Spot, Walk};
 use crate::service::Service;
+
+mod names;
 
 /// Entries that are asked of a directory at a time.
 const ENTRIES_AT_ONCE: usize = 256;
@@ -334,8 +336,9 @@ impl<S: Service> Call<'_, S> {
         flags: OpenFlags,
         permissions: u16,
     ) -> Result<(Spot, HandleId)> {
+        let mut through_link = false;
         loop {
-            if !flags.exclusive {
+            if !flags.exclusive && !path.ends_with(b"/") {
                 match self.place_at(path).await {
                     Ok(spot) if spot.kind == FileKind::Directory => return Err(Errno::EISDIR),
                     Ok(spot) => return self.open_spot(spot, flags).await,
@@ -343,9 +346,15 @@ impl<S: Service> Call<'_, S> {
                     Err(errno) => return Err(errno),
                 }
             }
-            let (parent, last) = self.parent_at(self.command.target, path).await?;
-            let (name, slash) = last.name_or(Errno::EISDIR)?;
+            let start = self.start(self.command.target)?;
+            let (parent, last) = match through_link {
+                false => self.walk.reach_parent(start, path).await?,
+                true => self.walk.reach_parent_of_target(start, path).await?,
+            };
+            let dots = if flags.exclusive { Errno::EEXIST } else { Errno::EISDIR };
+            let (name, slash) = last.name_or(dots)?;
             if slash {
+                self.walk.require_searchable(parent).await?;
                 return Err(Errno::EISDIR);
             }
             let new = NewNode { parent: parent.node, name, permissions, umask: 0 };
@@ -355,12 +364,8 @@ impl<S: Service> Call<'_, S> {
                     return Ok((self.walk.hold(&attributes), handle));
                 }
                 Ok(_) => return unexpected(),
-                // A name that another has made since, or a symbolic link that leads nowhere.
-                Err(Errno::EEXIST) if !flags.exclusive => {
-                    if let Err(Errno::ENOENT) = self.place_at(path).await {
-                        return Err(Errno::ENOENT);
-                    }
-                }
+                // A name that another has made since, or a symbolic link that leads nowhere: what it leads to is made.
+                Err(Errno::EEXIST) if !flags.exclusive => through_link = true,
                 Err(errno) => return Err(errno),
             }
         }
@@ -378,7 +383,7 @@ impl<S: Service> Call<'_, S> {
             return Err(Errno::ENOTDIR);
         }
         // The name means nothing; one that is possible.
-        let name = ringfort_filesystem::operation::Name::new(b"temporary")?;
+        let name = Name::new(b"temporary")?;
         let new = NewNode { parent: directory.node, name, permissions, umask: 0 };
         let linkable = !bits.has(OpenBits::EXCLUSIVE);
         match self.execute(Operation::CreateTemporary { new, flags, linkable }).await? {
@@ -456,109 +461,6 @@ impl<S: Service> Call<'_, S> {
             Reply::Attributes(attributes) => self.put_attributes(&attributes),
             _ => unexpected(),
         }
-    }
-
-    /// Where something is to be made, and whether a slash says that it is a directory.
-    async fn new_node(&mut self, permissions: u16) -> Result<(NewNode, bool)> {
-        let path = self.data.input(self.command.input)?;
-        let (parent, last) = self.parent_at(self.command.target, &path).await?;
-        let (name, slash) = last.name_or(Errno::EEXIST)?;
-        Ok((NewNode { parent: parent.node, name, permissions, umask: 0 }, slash))
-    }
-
-    async fn made(&mut self, operation: Operation) -> Result<Outcome> {
-        match self.execute(operation).await? {
-            Reply::Node(attributes) => {
-                self.walk.hold(&attributes);
-                Ok(Outcome::default())
-            }
-            _ => unexpected(),
-        }
-    }
-
-    async fn make(&mut self) -> Result<Outcome> {
-        let (mode, device) = (low(self.command.value), high(self.command.value));
-        let (new, slash) = self.new_node(record::permissions(mode)).await?;
-        let operation = match self.command.opcode {
-            Opcode::MakeDirectory => Operation::MakeDirectory { new },
-            _ if slash => return Err(Errno::ENOENT),
-            _ => Operation::MakeNode { new, kind: record::node_kind(mode)?, device },
-        };
-        self.made(operation).await
-    }
-
-    async fn make_symlink(&mut self) -> Result<Outcome> {
-        let input = self.data.input(self.command.input)?;
-        let (target, path) = cut(&input, self.command.value)?;
-        if target.is_empty() {
-            return Err(Errno::ENOENT);
-        }
-        let (parent, last) = self.parent_at(self.command.target, path).await?;
-        let (name, slash) = last.name_or(Errno::EEXIST)?;
-        if slash {
-            return Err(Errno::ENOENT);
-        }
-        self.made(Operation::MakeSymlink { parent: parent.node, name, target: target.to_vec() }).await
-    }
-
-    async fn read_link(&mut self) -> std::result::Result<Outcome, Refusal> {
-        let path = self.data.input(self.command.input)?;
-        let start = self.start(self.command.target)?;
-        let spot = self.walk.reach(start, &path, false).await?;
-        self.give(Operation::ReadLink { node: spot.node }).await
-    }
-
-    async fn link(&mut self) -> Result<Outcome> {
-        let input = self.data.input(self.command.input)?;
-        let (from, to) = cut(&input, self.command.value)?;
-        let node = self.place_at(from).await?.node;
-        let (parent, last) = self.parent_at(self.command.operand, to).await?;
-        let (name, slash) = last.name_or(Errno::EEXIST)?;
-        if slash {
-            return Err(Errno::ENOENT);
-        }
-        self.made(Operation::Link { node, parent: parent.node, name }).await
-    }
-
-    async fn unlink(&mut self) -> Result<Outcome> {
-        let path = self.data.input(self.command.input)?;
-        let (parent, last) = self.parent_at(self.command.target, &path).await?;
-        let operation = match (self.command.flags.has(Flags::DIRECTORY), last) {
-            (true, Last::Name { name, .. }) => Operation::RemoveDirectory { parent: parent.node, name },
-            (true, Last::Dot) => return Err(Errno::EINVAL),
-            (true, Last::DotDot) => return Err(Errno::ENOTEMPTY),
-            (false, Last::Name { name, directory: false }) => Operation::Unlink { parent: parent.node, name },
-            (false, Last::Name { directory: true, .. }) => {
-                let spot = self.place_at(&path).await?;
-                return Err(if spot.kind == FileKind::Directory { Errno::EISDIR } else { Errno::ENOTDIR });
-            }
-            (false, Last::Dot | Last::DotDot) => return Err(Errno::EISDIR),
-        };
-        self.done(operation).await
-    }
-
-    async fn rename(&mut self) -> Result<Outcome> {
-        let input = self.data.input(self.command.input)?;
-        let (from, to) = cut(&input, self.command.value)?;
-        let flags = self.command.flags;
-        let mode = match (flags.has(Flags::NO_REPLACE), flags.has(Flags::EXCHANGE)) {
-            (false, false) => RenameMode::Replace,
-            (true, false) => RenameMode::NoReplace,
-            (false, true) => RenameMode::Exchange,
-            (true, true) => return Err(Errno::EINVAL),
-        };
-        let (parent, last) = self.parent_at(self.command.target, from).await?;
-        let (name, slash) = last.name_or(Errno::EBUSY)?;
-        let (new_parent, new_last) = self.parent_at(self.command.operand, to).await?;
-        let (new_name, new_slash) = new_last.name_or(Errno::EBUSY)?;
-        if slash || new_slash {
-            let spot = self.walk.reach(parent, name.as_bytes(), false).await?;
-            if spot.kind != FileKind::Directory {
-                return Err(Errno::ENOTDIR);
-            }
-        }
-        let (parent, new_parent) = (parent.node, new_parent.node);
-        self.done(Operation::Rename { parent, name, new_parent, new_name, mode }).await
     }
 
     async fn read_directory(&self) -> Result<Outcome> {

@@ -37,18 +37,25 @@ pub enum Last {
         /// A slash follows: it must be a directory.
         directory: bool,
     },
-    /// The path ends with `.`, or is nothing but slashes.
+    /// The path ends with `.`.
     Dot,
     /// The path ends with `..`.
     DotDot,
+    /// The path is nothing but slashes.
+    Root,
 }
 
 impl Last {
+    /// A name, without a slash behind it.
+    pub fn is_plain_name(&self) -> bool {
+        matches!(self, Self::Name { directory: false, .. })
+    }
+
     /// The name, or the error that the system call gives instead.
     pub fn name_or(self, dots: Errno) -> Result<(Name, bool), Errno> {
         match self {
             Self::Name { name, directory } => Ok((name, directory)),
-            Self::Dot | Self::DotDot => Err(dots),
+            Self::Dot | Self::DotDot | Self::Root => Err(dots),
         }
     }
 }
@@ -134,6 +141,15 @@ impl<'a, S: Service> Walk<'a, S> {
 
     /// The directory in which the last part of a path from `start` lies, and that part.
     pub async fn reach_parent(&mut self, start: Spot, path: &[u8]) -> Result<(Spot, Last), Errno> {
+        self.reach_last(start, path, false).await
+    }
+
+    /// As [`reach_parent`](Self::reach_parent); where a symbolic link is at the end of the path, of what it leads to, which need not be there.
+    pub async fn reach_parent_of_target(&mut self, start: Spot, path: &[u8]) -> Result<(Spot, Last), Errno> {
+        self.reach_last(start, path, true).await
+    }
+
+    async fn reach_last(&mut self, start: Spot, path: &[u8], follow: bool) -> Result<(Spot, Last), Errno> {
         if path.is_empty() {
             return Err(Errno::ENOENT);
         }
@@ -143,14 +159,25 @@ impl<'a, S: Service> Walk<'a, S> {
             if at.kind != FileKind::Directory {
                 return Err(Errno::ENOTDIR);
             }
-            let Some(part) = parts.0.pop() else { return Ok((at, Last::Dot)) };
+            let Some(part) = parts.0.pop() else { return Ok((at, Last::Root)) };
             if let Some(directory) = parts.ending() {
                 let last = match &part[..] {
-                    b"" | b"." => Last::Dot,
-                    b".." => Last::DotDot,
-                    name => Last::Name { name: Name::new(name)?, directory },
+                    b"" => Last::Dot,
+                    b"." | b".." => {
+                        self.require_searchable(at).await?;
+                        if part == b"." { Last::Dot } else { Last::DotDot }
+                    }
+                    name => Last::Name { name: self.name(at, name).await?, directory },
                 };
-                return Ok((at, last));
+                let link = match &last {
+                    Last::Name { .. } if follow => self.link_at(at, &part).await?,
+                    _ => None,
+                };
+                match link {
+                    Some(link) => at = self.follow(at, link, &mut parts).await?,
+                    None => return Ok((at, last)),
+                }
+                continue;
             }
             let next = self.step(at, &part).await?;
             at = match next.kind {
@@ -160,17 +187,43 @@ impl<'a, S: Service> Walk<'a, S> {
         }
     }
 
+    /// The symbolic link of this name.
+    async fn link_at(&mut self, at: Spot, name: &[u8]) -> Result<Option<Spot>, Errno> {
+        match self.step(at, name).await {
+            Ok(found) => Ok((found.kind == FileKind::Symlink).then_some(found)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// One part of a path, from a directory.
     async fn step(&mut self, at: Spot, part: &[u8]) -> Result<Spot, Errno> {
         match part {
-            b"" | b"." => Ok(at),
-            b".." if at.node == NodeId::ROOT => Ok(at),
-            b".." => self.look_up(Operation::LookupParent { node: at.node }).await,
+            b"" => Ok(at),
+            b".." if at.node != NodeId::ROOT => self.look_up(Operation::LookupParent { node: at.node }).await,
+            b"." | b".." => self.require_searchable(at).await.map(|()| at),
             name => {
-                let name = Name::new(name)?;
+                let name = self.name(at, name).await?;
                 self.look_up(Operation::Lookup { parent: at.node, name }).await
             }
         }
+    }
+
+    /// A name that is looked for in a directory: whether that may be done at all is said before anything is about the name.
+    async fn name(&self, directory: Spot, name: &[u8]) -> Result<Name, Errno> {
+        match Name::new(name) {
+            Ok(name) => Ok(name),
+            Err(errno) => {
+                self.require_searchable(directory).await?;
+                Err(errno)
+            }
+        }
+    }
+
+    /// For where nothing is looked up that would find out.
+    pub async fn require_searchable(&self, directory: Spot) -> Result<(), Errno> {
+        const EXECUTE: u8 = 1;
+        self.execute(Operation::Access { node: directory.node, mask: EXECUTE }).await.map(drop)
     }
 
     /// Puts the target of `link`, which lies in `directory`, before the parts that are left. Returns where they begin.

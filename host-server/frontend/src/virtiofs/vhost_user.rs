@@ -118,7 +118,10 @@ pub struct Backend {
     /// Told of memory, starts and stops.
     machine: Arc<Machine>,
     kicked: Arc<[AtomicBool]>,
-    attached: OnceLock<()>,
+    /// By queue: whether its run has begun, and says nothing new of the machine. One that goes on while another is stopped does not
+    /// make the machine go on.
+    begun: Vec<AtomicBool>,
+    attached: OnceLock<Vec<VringMutex<AtomicMemory>>>,
     /// What polls the rings' doorbells until they are handed over; none where they stay with it.
     worker: OnceLock<Weak<VringEpollHandler<Arc<Backend>>>>,
     /// The descriptor by which the worker is told to end. vhost-user-backend never closes it.
@@ -139,6 +142,7 @@ impl Backend {
             events,
             machine,
             kicked: (0..queue_count).map(|_| AtomicBool::new(false)).collect(),
+            begun: (0..queue_count).map(|_| AtomicBool::new(false)).collect(),
             attached: OnceLock::new(),
             worker: OnceLock::new(),
             exit_descriptor: Mutex::new(None),
@@ -176,6 +180,7 @@ impl Backend {
             let rings = vrings.iter().map(ring).collect();
             // Where the device is gone the server is about to end.
             let _ = self.events.send(Event::Attach(Attachment { rings, kicked: Arc::clone(&self.kicked) }));
+            vrings.to_vec()
         });
     }
 
@@ -187,7 +192,9 @@ impl Backend {
         if !Vring::runs(&state) {
             return;
         }
-        self.machine.start();
+        if self.begun.get(index).is_some_and(|begun| !begun.swap(true, Ordering::AcqRel)) {
+            self.machine.start();
+        }
         // Where the device is gone the server is about to end.
         if let Some(doorbell) = self.take_from_worker(index, &state) {
             let _ = self.events.send(Event::Start(index, Box::new(doorbell)));
@@ -213,6 +220,15 @@ impl Backend {
             tracing::debug!("queue {index}: take its doorbell from the worker: {error}");
         }
         Some(doorbell)
+    }
+
+    /// Whichever queues run now began before this stop of the machine; the others are to say when they do. Before the machine is
+    /// stopped: a queue that has not said so yet says it while its lock is held.
+    fn note_runs(&self, still_runs: impl Fn(&VringState<AtomicMemory>) -> bool) {
+        for (begun, vring) in self.begun.iter().zip(self.attached.get().into_iter().flatten()) {
+            let state = vring.get_ref();
+            begun.store(still_runs(&state), Ordering::Release);
+        }
     }
 
     fn send_and_wait(&self, what: &str, event: impl FnOnce(Done) -> Event) {
@@ -255,6 +271,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn reset_device(&self) {
+        self.note_runs(|_| false);
         self.machine.stop();
         if self.attached.get().is_some() {
             self.send_and_wait("reset", Event::Reset);
@@ -285,6 +302,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
+        self.note_runs(|state| state.get_queue().ready());
         self.machine.stop();
         if self.attached.get().is_some() {
             self.send_and_wait("stop queue", |done| Event::Stop(queue_index as usize, done));

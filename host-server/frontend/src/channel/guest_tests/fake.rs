@@ -30,6 +30,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::channel::{Carrier, ChannelServer, Limits, Place, extents};
 use crate::machine::{Machine, Memory};
+use crate::virtiofs::{Options, VirtioFsServer};
 
 pub const HUGE: u64 = 2 << 20;
 pub const SMALL: u64 = 4096;
@@ -51,27 +52,38 @@ pub const SLOTS: u32 = 16;
 const RING_START: u32 = 4096;
 const DATA: Area = Area { start: 1 << 16, len_bytes: 1 << 18 };
 
-/// A server with a machine, whose guest has booted.
+/// A server with a machine.
 pub struct Scene {
     pub machine: Arc<Machine>,
     file: File,
     socket: PathBuf,
+    /// Where a virtual machine monitor connects for the machine.
+    pub virtiofs: PathBuf,
 }
 
-/// Runs a test beside the volume's thread. Afterwards nothing is held for any client.
+/// Runs a test with a machine whose guest has booted. Afterwards nothing is held for any client.
 pub fn with_guest(limits: Limits, test: impl FnOnce(&Scene)) {
+    with_server(limits, |scene| {
+        scene.machine.replace_memory(scene.memory(&RANGES));
+        scene.machine.start();
+        scene.machine.begin_boot(FIRST_BOOT);
+        assert_eq!(scene.machine.invitation().unwrap().port.get(), PORT_DEFAULT);
+        test(scene);
+    });
+}
+
+/// Runs a test beside the volume's thread.
+pub fn with_server(limits: Limits, test: impl FnOnce(&Scene)) {
     let folder = tempfile::tempdir().unwrap();
     let file = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).unwrap());
     file.set_len(13 * HUGE).unwrap();
     let machine = Arc::new(Machine::new("vm1"));
     let carrier = folder.path().join("vm1.vsock");
     let socket = folder.path().join(format!("vm1.vsock_{PORT_DEFAULT}"));
-    let scene = Scene { machine: Arc::clone(&machine), file, socket };
-    scene.machine.replace_memory(scene.memory(&RANGES));
-    scene.machine.start();
-    scene.machine.begin_boot(FIRST_BOOT);
+    let virtiofs = folder.path().join("vm1.sock");
+    let scene = Scene { machine: Arc::clone(&machine), file, socket, virtiofs: virtiofs.clone() };
     let (end, mut ended) = mailbox::<()>();
-    let (started, server) = mpsc::channel();
+    let (started, servers) = mpsc::channel();
     let volume = thread::spawn(move || {
         let runtime = start(LocalOptions::default()).unwrap();
         let engine = runtime.engine();
@@ -81,18 +93,21 @@ pub fn with_guest(limits: Limits, test: impl FnOnce(&Scene)) {
             let options = FilesystemOptions::default();
             let filesystem = Filesystem::open(volume, Rc::clone(&engine), options).await.unwrap();
             let service = Rc::new(filesystem.clone());
+            let options = Options { machine: Arc::clone(&machine), ..Options::default() };
+            let device = VirtioFsServer::start(&engine, Rc::clone(&service), &virtiofs, 1, options).unwrap();
             let carrier = Carrier::VsockUnix { path: carrier };
             let place = Place::Guest { machine, carrier, port: None };
-            started.send(ChannelServer::start(&engine, service, place, limits, [9; 16]).unwrap()).unwrap();
+            let channel = ChannelServer::start(&engine, service, place, limits, [9; 16]).unwrap();
+            started.send((device, channel)).unwrap();
             ended.recv().await;
             let counts = filesystem.counts();
             assert_eq!((counts.held_inodes, counts.lock_waiters), (0, 0), "nothing outlives its client");
         });
     });
-    let server: ChannelServer = server.recv().unwrap();
-    assert_eq!(scene.machine.invitation().unwrap().port.get(), PORT_DEFAULT);
+    let (device, channel): (VirtioFsServer, ChannelServer) = servers.recv().unwrap();
     test(&scene);
-    server.stop();
+    channel.stop();
+    device.stop();
     assert!(!scene.socket.exists(), "the socket is removed");
     end.send(()).unwrap();
     volume.join().unwrap();
@@ -282,6 +297,14 @@ impl Wire {
             memory.clear(start, 2 * SECRET_BYTES).unwrap();
         }
         None
+    }
+
+    /// Hears of each of these many regions that it was suspended.
+    pub fn hears_of_suspension(&mut self, region_count: usize) {
+        for _ in 0..region_count {
+            let suspended = self.next().unwrap();
+            assert!(matches!(suspended, Message::Suspended(_)), "{suspended:?}");
+        }
     }
 
     /// Proves a region as soon as the machine runs, having heard that it was suspended.

@@ -1,8 +1,10 @@
 //! A guest and its server, from the first byte to the end of either.
 
+mod crowd;
 mod fake;
+mod front_end;
 
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use ringfort_filesystem::errno::Errno;
@@ -271,15 +273,17 @@ fn a_region_of_small_pages_ends_when_the_machine_stops() {
         let client = scene.client(&mut daemon, 1, &pages, SMALL_SHIFT);
         scene.machine.stop();
         assert!(client.is_hung_up_on());
-        // What the server has to say of it is kept back while the machine stands still; answers are not.
-        assert_eq!(reason(&daemon.ask(&prove(1, 1))), Reason::Unknown);
-        assert_eq!(
-            daemon.outcome(&fake::pages(1, &[2 * HUGE], HUGE_SHIFT)),
-            Some(Reason::MachineGone),
-            "not while it stands still"
-        );
+        // Whatever the server has to say is kept back while the machine stands still: what carries it may not run.
+        daemon.say(&prove(1, 1));
+        daemon.say(&fake::pages(1, &[2 * HUGE], HUGE_SHIFT));
+        std::thread::sleep(Duration::from_millis(50));
+        daemon.0.set_nonblocking(true).unwrap();
+        assert!(matches!(daemon.0.read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock));
+        daemon.0.set_nonblocking(false).unwrap();
         scene.machine.start();
         assert_eq!(reason(&daemon.next().unwrap()), Reason::MemoryChanged);
+        assert_eq!(reason(&daemon.next().unwrap()), Reason::Unknown, "it has ended");
+        assert_eq!(reason(&daemon.next().unwrap()), Reason::MachineGone, "not while it stands still");
         let mut client = scene.client(&mut daemon, 1, &pages, SMALL_SHIFT);
         let nop = client.command(Opcode::Nop);
         assert_eq!(client.call(nop).status, 0);
@@ -382,6 +386,31 @@ fn what_is_no_message_ends_the_connection_and_a_body_that_is_none_is_refused() {
 
 fn hello_again() -> Message {
     fake::hello(Role::GuestDaemon.number(), FIRST_BOOT)
+}
+
+#[test]
+fn whoever_greets_a_machine_that_stands_still_is_answered_when_it_runs() {
+    with_guest(Limits { hello_ms_max: 200, ..Limits::default() }, |scene| {
+        let mut daemon = scene.daemon(FIRST_BOOT);
+        let client = scene.client(&mut daemon, 1, &[HUGE], HUGE_SHIFT);
+        assert_eq!(daemon.outcome(&attach(1, 1, [7; 16])), None);
+        let (mut bell, mut wrong, mut silent) = (scene.connect(), scene.connect(), scene.connect());
+        scene.machine.stop();
+        bell.say(&fake::hello(Role::Doorbell.number(), [7; 16]));
+        wrong.say(&fake::hello(Role::Doorbell.number(), [8; 16]));
+        std::thread::sleep(Duration::from_millis(400));
+        for wire in [&mut bell, &mut wrong, &mut silent] {
+            wire.0.set_nonblocking(true).unwrap();
+            let found = wire.0.read(&mut [0]);
+            assert!(found.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "not even the end");
+            wire.0.set_nonblocking(false).unwrap();
+        }
+        scene.machine.start();
+        assert!(matches!(bell.next(), Some(Message::Welcome(_))));
+        assert_eq!(reason(&wrong.next().unwrap()), Reason::NotAllowed);
+        assert!(wrong.next().is_none() && silent.next().is_none());
+        daemon.go_on(&client, 1);
+    });
 }
 
 #[test]

@@ -210,11 +210,11 @@ fn connections_do_not_leak_descriptors() {
     connect();
     // Other tests of this process open and close descriptors meanwhile: a leak of one for each connection stands out.
     let before = open_descriptors();
-    for _ in 0..60 {
+    for _ in 0..300 {
         connect();
     }
     let after = open_descriptors();
-    assert!(after < before + 50, "{before} descriptors before, {after} after");
+    assert!(after < before + 250, "{before} descriptors before, {after} after");
     host.stop();
 }
 

@@ -1,7 +1,7 @@
 //! Access control lists as POSIX 1003.1e draft 17 describes them, entry by entry.
 
-use ringfort_filesystem::errno::Errno;
-use ringfort_filesystem::operation::FileKind;
+use crate::person::Person;
+use crate::vocabulary::{Errno, FileKind};
 
 pub const OWNER: u16 = 1;
 pub const USER: u16 = 2;
@@ -66,16 +66,25 @@ impl List {
         self.change(mode, |old, asked| old & asked);
     }
 
-    /// Whether somebody who is neither the owner nor in the owning group is granted `mask`.
-    pub fn grants_stranger(&self, uid: u32, gid: u32, mask: u16) -> bool {
+    /// Whether somebody is granted `mask` to what `owner` and `group` own: the first entry that is about them decides, and of groups any.
+    pub fn grants(&self, person: &Person, (owner, group): (u32, u32), mask: u16) -> bool {
         let within = |permissions: u16| permissions & self.of(MASK).unwrap_or(7) & mask == mask;
-        if let Some(user) = self.0.iter().find(|entry| (entry.0, entry.2) == (USER, uid)) {
+        if person.uid == owner {
+            return self.of(OWNER).unwrap() & mask == mask;
+        }
+        if let Some(user) = self.0.iter().find(|entry| (entry.0, entry.2) == (USER, person.uid)) {
             return within(user.1);
         }
-        if let Some(group) = self.0.iter().find(|entry| (entry.0, entry.2) == (NAMED_GROUP, gid)) {
-            return within(group.1);
+        let about = |entry: &&(u16, u16, u32)| match entry.0 {
+            GROUP => person.in_group(group),
+            NAMED_GROUP => person.in_group(entry.2),
+            _ => false,
+        };
+        let mut groups = self.0.iter().filter(about).peekable();
+        match groups.peek() {
+            Some(_) => groups.any(|entry| within(entry.1)),
+            None => self.of(OTHERS).unwrap() & mask == mask,
         }
-        self.of(OTHERS).unwrap() & mask == mask
     }
 }
 

@@ -1,11 +1,19 @@
-//! A POSIX filesystem in a few vectors and maps: what the real one is compared with.
+//! Nodes and names, and what becomes of them. Those methods that take paths walk them as root, follow no links, and are told names as they are.
 
 use std::collections::BTreeMap;
 
-use ringfort_filesystem::errno::Errno;
-use ringfort_filesystem::operation::{AllocateMode, FileKind, RenameMode};
+use crate::list::{List, Lists, settable};
+use crate::person::Person;
+use crate::vocabulary::{AllocateMode, Errno, FileKind, RenameMode};
 
-use crate::reference_acl::{List, Lists, settable};
+pub const READ: u16 = 4;
+pub const WRITE: u16 = 2;
+pub const EXECUTE: u16 = 1;
+
+const SET_UID: u16 = 0o4000;
+const SET_GID: u16 = 0o2000;
+const STICKY: u16 = 0o1000;
+const GROUP_EXECUTE: u16 = 0o010;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
@@ -20,10 +28,14 @@ pub enum Body {
 pub struct Node {
     pub body: Body,
     pub permissions: u16,
+    pub uid: u32,
+    pub gid: u32,
     pub links: u32,
     pub lists: Lists,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    parent: usize,
+    pub(crate) parent: usize,
+    /// What had no name when it was made can be given one, once.
+    pub(crate) is_linkable: bool,
 }
 
 /// What can be compared of a path.
@@ -43,7 +55,17 @@ pub struct Reference {
 impl Node {
     fn new(body: Body, permissions: u16, parent: usize) -> Self {
         let links = 1 + u32::from(matches!(body, Body::Directory(_)));
-        Self { body, permissions, links, lists: Lists::default(), xattrs: BTreeMap::new(), parent }
+        Self {
+            body,
+            permissions,
+            uid: 0,
+            gid: 0,
+            links,
+            lists: Lists::default(),
+            xattrs: BTreeMap::new(),
+            parent,
+            is_linkable: false,
+        }
     }
 
     pub fn kind(&self) -> FileKind {
@@ -54,18 +76,96 @@ impl Node {
             Body::Special(kind, _) => kind,
         }
     }
+
+    /// Whether somebody is granted `mask`.
+    pub fn grants(&self, person: &Person, mask: u16) -> bool {
+        if person.is_root() {
+            return mask & EXECUTE == 0
+                || self.kind() == FileKind::Directory
+                || self.permissions & 0o111 != 0;
+        }
+        if let Some(list) = &self.lists.access {
+            return list.grants(person, (self.uid, self.gid), mask);
+        }
+        let shift = match () {
+            () if person.uid == self.uid => 6,
+            () if person.in_group(self.gid) => 3,
+            () => 0,
+        };
+        self.permissions >> shift & mask == mask
+    }
+
+    pub(crate) fn require(&self, person: &Person, mask: u16) -> Answer<()> {
+        if self.grants(person, mask) { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    pub(crate) fn is_owned_by(&self, person: &Person) -> bool {
+        person.is_root() || person.uid == self.uid
+    }
+
+    pub(crate) fn is_sticky(&self) -> bool {
+        self.permissions & STICKY != 0
+    }
+
+    /// Set-uid goes, and set-gid where it means execution.
+    pub(crate) fn lose_set_id(&mut self) {
+        if self.kind() != FileKind::Directory {
+            let lost = if self.permissions & GROUP_EXECUTE != 0 { SET_UID | SET_GID } else { SET_UID };
+            self.permissions &= !lost;
+        }
+    }
+
+    pub(crate) fn set_permissions(&mut self, person: &Person, mut permissions: u16) {
+        if !person.is_root() && !person.in_group(self.gid) {
+            permissions &= !SET_GID;
+        }
+        self.permissions = permissions;
+        if let Some(list) = &mut self.lists.access {
+            list.set_mode(permissions);
+        }
+    }
+
+    /// Sets or takes away a list.
+    pub(crate) fn set_list(&mut self, person: &Person, default: bool, list: Option<List>) -> Answer<()> {
+        match settable(self.kind(), default) {
+            Err(Errno::EACCES) if list.is_none() => return Ok(()),
+            other => other?,
+        }
+        if !self.is_owned_by(person) {
+            return Err(Errno::EPERM);
+        }
+        if default {
+            self.lists.default = list;
+            return Ok(());
+        }
+        if let Some(list) = &list {
+            self.permissions = self.permissions & 0o7000 | list.mode();
+            if !person.is_root() && !person.in_group(self.gid) {
+                self.permissions &= !SET_GID;
+            }
+        }
+        self.lists.access = list.filter(|list| !list.is_minimal());
+        Ok(())
+    }
 }
 
-type Answer<T> = Result<T, Errno>;
+pub type Answer<T> = Result<T, Errno>;
 
-const ROOT: usize = 0;
+/// The root directory.
+pub const ROOT: usize = 0;
+
+impl Default for Reference {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Reference {
     pub fn new() -> Self {
         Self { nodes: vec![Node::new(Body::Directory(BTreeMap::new()), 0o755, ROOT)] }
     }
 
-    fn entries(&self, node: usize) -> Answer<&BTreeMap<String, usize>> {
+    pub(crate) fn entries(&self, node: usize) -> Answer<&BTreeMap<String, usize>> {
         match &self.nodes[node].body {
             Body::Directory(entries) => Ok(entries),
             _ => Err(Errno::ENOTDIR),
@@ -79,7 +179,7 @@ impl Reference {
         }
     }
 
-    fn is_directory(&self, node: usize) -> bool {
+    pub(crate) fn is_directory(&self, node: usize) -> bool {
         matches!(self.nodes[node].body, Body::Directory(_))
     }
 
@@ -101,25 +201,67 @@ impl Reference {
     }
 
     pub fn make_masked(&mut self, path: &str, body: Body, permissions: u16, umask: u16) -> Answer<usize> {
-        let (parent, name, found) = self.place(path)?;
-        if found.is_some() {
+        let (parent, name, _) = self.place(path)?;
+        self.make_at(&Person::ROOT, (parent, name), body, (permissions, umask))
+    }
+
+    /// A directory that still has its name, in which the caller may look for others.
+    pub(crate) fn require_searchable(&self, person: &Person, directory: usize) -> Answer<()> {
+        self.entries(directory)?;
+        if self.nodes[directory].links == 0 {
+            return Err(Errno::ENOENT);
+        }
+        self.nodes[directory].require(person, EXECUTE)
+    }
+
+    fn require_changeable(&self, person: &Person, directory: usize) -> Answer<()> {
+        self.nodes[directory].require(person, WRITE | EXECUTE)
+    }
+
+    /// Makes an inode with a name.
+    pub(crate) fn make_at(
+        &mut self,
+        person: &Person,
+        (parent, name): (usize, &str),
+        body: Body,
+        (permissions, umask): (u16, u16),
+    ) -> Answer<usize> {
+        self.require_searchable(person, parent)?;
+        if self.entries(parent)?.contains_key(name) {
             return Err(Errno::EEXIST);
         }
+        self.require_changeable(person, parent)?;
+        if matches!(body, Body::Special(FileKind::CharacterDevice | FileKind::BlockDevice, _))
+            && !person.is_root()
+        {
+            return Err(Errno::EPERM);
+        }
         let is_directory = matches!(body, Body::Directory(_));
-        let number = self.born(body, permissions, umask, parent);
+        let number = self.born(person, body, permissions, umask, parent);
         self.entries_mut(parent).insert(name.to_owned(), number);
         self.nodes[parent].links += u32::from(is_directory);
         Ok(number)
     }
 
     /// A new inode below `parent`, which hands down what it has to hand down.
-    fn born(&mut self, body: Body, permissions: u16, umask: u16, parent: usize) -> usize {
-        const SET_GID: u16 = 0o2000;
+    fn born(&mut self, person: &Person, body: Body, permissions: u16, umask: u16, parent: usize) -> usize {
         let mut node = Node::new(body, permissions, parent);
-        if node.kind() == FileKind::Directory {
-            node.permissions |= self.nodes[parent].permissions & SET_GID;
+        (node.uid, node.gid) = (person.uid, person.gid);
+        let above = &self.nodes[parent];
+        if above.permissions & SET_GID != 0 {
+            node.gid = above.gid;
+            match node.kind() {
+                FileKind::Directory => node.permissions |= SET_GID,
+                _ if node.permissions & GROUP_EXECUTE != 0
+                    && !person.is_root()
+                    && !person.in_group(node.gid) =>
+                {
+                    node.permissions &= !SET_GID;
+                }
+                _ => {}
+            }
         }
-        match (node.kind(), self.nodes[parent].lists.default.clone()) {
+        match (node.kind(), above.lists.default.clone()) {
             (FileKind::Symlink, _) => {}
             (_, None) => node.permissions &= !umask,
             (kind, Some(list)) => {
@@ -137,21 +279,60 @@ impl Reference {
     /// A file without a name, made below a directory.
     pub fn temporary(&mut self, directory: &str, permissions: u16, umask: u16) -> Answer<usize> {
         let parent = self.resolve(directory)?;
-        self.entries(parent)?;
-        let node = self.born(Body::File(Vec::new()), permissions, umask, parent);
-        self.nodes[node].links = 0;
+        self.temporary_at(&Person::ROOT, parent, (permissions, umask), true)
+    }
+
+    pub(crate) fn temporary_at(
+        &mut self,
+        person: &Person,
+        parent: usize,
+        (permissions, umask): (u16, u16),
+        is_linkable: bool,
+    ) -> Answer<usize> {
+        self.require_searchable(person, parent)?;
+        self.require_changeable(person, parent)?;
+        let node = self.born(person, Body::File(Vec::new()), permissions, umask, parent);
+        (self.nodes[node].links, self.nodes[node].is_linkable) = (0, is_linkable);
         Ok(node)
     }
 
     /// Gives a file one more name, be it the first.
     pub fn link_node(&mut self, node: usize, to: &str) -> Answer<()> {
-        let (parent, name, found) = self.place(to)?;
-        if found.is_some() {
+        let (parent, name, _) = self.place(to)?;
+        self.link_at(&Person::ROOT, node, (parent, name))
+    }
+
+    pub(crate) fn link_at(
+        &mut self,
+        person: &Person,
+        node: usize,
+        (parent, name): (usize, &str),
+    ) -> Answer<()> {
+        self.require_searchable(person, parent)?;
+        if self.entries(parent)?.contains_key(name) {
             return Err(Errno::EEXIST);
         }
-        self.nodes[node].links += 1;
+        self.require_changeable(person, parent)?;
+        if self.is_directory(node) {
+            return Err(Errno::EPERM);
+        }
+        let linked = &mut self.nodes[node];
+        if linked.links == 0 && !linked.is_linkable {
+            return Err(Errno::ENOENT);
+        }
+        linked.links += 1;
+        linked.is_linkable = false;
         self.entries_mut(parent).insert(name.to_owned(), node);
         Ok(())
+    }
+
+    /// What a node number stands for.
+    pub fn at(&self, node: usize) -> &Node {
+        &self.nodes[node]
+    }
+
+    pub(crate) fn at_mut(&mut self, node: usize) -> &mut Node {
+        &mut self.nodes[node]
     }
 
     pub fn node(&self, path: &str) -> Answer<&Node> {
@@ -171,20 +352,7 @@ impl Reference {
 
     /// Sets or takes away a list.
     pub fn set_list(&mut self, path: &str, default: bool, list: Option<List>) -> Answer<()> {
-        let node = self.node_mut(path)?;
-        match settable(node.kind(), default) {
-            Err(Errno::EACCES) if list.is_none() => return Ok(()),
-            other => other?,
-        }
-        if default {
-            node.lists.default = list;
-        } else {
-            if let Some(list) = &list {
-                node.permissions = node.permissions & 0o7000 | list.mode();
-            }
-            node.lists.access = list.filter(|list| !list.is_minimal());
-        }
-        Ok(())
+        self.node_mut(path)?.set_list(&Person::ROOT, default, list)
     }
 
     /// Opens for writing, and makes the file if need be.
@@ -228,8 +396,18 @@ impl Reference {
 
     /// `fallocate(2)`.
     pub fn allocate(&mut self, path: &str, mode: AllocateMode, offset: usize, len: usize) -> Answer<()> {
-        const BLOCK: usize = 4096;
         let file = self.file(path)?;
+        self.allocate_node(file, mode, offset, len)
+    }
+
+    pub(crate) fn allocate_node(
+        &mut self,
+        file: usize,
+        mode: AllocateMode,
+        offset: usize,
+        len: usize,
+    ) -> Answer<()> {
+        const BLOCK: usize = 4096;
         let bytes = self.bytes(file);
         let (size, end) = (bytes.len(), offset + len);
         let moves = matches!(mode, AllocateMode::CollapseRange | AllocateMode::InsertRange);
@@ -262,6 +440,15 @@ impl Reference {
         len: usize,
     ) -> Answer<usize> {
         let (from, to) = (self.file(from)?, self.file(to)?);
+        self.copy_node((from, at), (to, to_at), len)
+    }
+
+    pub(crate) fn copy_node(
+        &mut self,
+        (from, at): (usize, usize),
+        (to, to_at): (usize, usize),
+        len: usize,
+    ) -> Answer<usize> {
         let source = self.bytes(from);
         let start = at.min(source.len());
         let data = source[start..(start + len).min(source.len())].to_vec();
@@ -274,51 +461,66 @@ impl Reference {
 
     pub fn truncate(&mut self, path: &str, size: usize) -> Answer<()> {
         let node = self.resolve(path)?;
-        match &mut self.nodes[node].body {
-            Body::File(bytes) => bytes.resize(size, 0),
-            Body::Directory(_) => return Err(Errno::EISDIR),
-            Body::Symlink(_) | Body::Special(..) => return Err(Errno::EINVAL),
-        }
+        self.truncatable(node)?.resize(size, 0);
         Ok(())
     }
 
-    pub fn chmod(&mut self, path: &str, permissions: u16) -> Answer<()> {
-        let node = self.resolve(path)?;
-        let node = &mut self.nodes[node];
-        node.permissions = permissions;
-        if let Some(list) = &mut node.lists.access {
-            list.set_mode(permissions);
+    pub(crate) fn truncatable(&mut self, node: usize) -> Answer<&mut Vec<u8>> {
+        match &mut self.nodes[node].body {
+            Body::File(bytes) => Ok(bytes),
+            Body::Directory(_) => Err(Errno::EISDIR),
+            Body::Symlink(_) | Body::Special(..) => Err(Errno::EINVAL),
         }
+    }
+
+    pub fn chmod(&mut self, path: &str, permissions: u16) -> Answer<()> {
+        self.node_mut(path)?.set_permissions(&Person::ROOT, permissions);
         Ok(())
     }
 
     pub fn link(&mut self, from: &str, to: &str) -> Answer<()> {
         let node = self.resolve(from)?;
-        let (parent, name, found) = self.place(to)?;
-        if found.is_some() {
-            return Err(Errno::EEXIST);
-        }
-        if self.is_directory(node) {
-            return Err(Errno::EPERM);
-        }
-        self.nodes[node].links += 1;
-        self.entries_mut(parent).insert(name.to_owned(), node);
-        Ok(())
+        self.link_node(node, to)
     }
 
     pub fn remove(&mut self, path: &str, directory: bool) -> Answer<()> {
-        let (parent, name, found) = self.place(path)?;
-        let node = found.ok_or(Errno::ENOENT)?;
+        let (parent, name, _) = self.place(path)?;
+        self.remove_at(&Person::ROOT, (parent, name), directory)
+    }
+
+    /// Whether a name may be taken out of its directory.
+    fn require_removable(&self, person: &Person, parent: usize, node: usize) -> Answer<()> {
+        self.require_changeable(person, parent)?;
+        let directory = &self.nodes[parent];
+        let may =
+            !directory.is_sticky() || directory.is_owned_by(person) || self.nodes[node].is_owned_by(person);
+        if may { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    pub(crate) fn remove_at(
+        &mut self,
+        person: &Person,
+        (parent, name): (usize, &str),
+        directory: bool,
+    ) -> Answer<()> {
+        self.require_searchable(person, parent)?;
+        let node = self.entries(parent)?.get(name).copied().ok_or(Errno::ENOENT)?;
+        self.require_removable(person, parent, node)?;
         match (directory, self.entries(node)) {
             (true, Err(_)) => return Err(Errno::ENOTDIR),
             (false, Ok(_)) => return Err(Errno::EISDIR),
             (true, Ok(entries)) if !entries.is_empty() => return Err(Errno::ENOTEMPTY),
             _ => {}
         }
-        self.entries_mut(parent).remove(name);
-        self.nodes[parent].links -= u32::from(directory);
-        self.nodes[node].links -= if directory { 2 } else { 1 };
+        self.drop_name(parent, name);
         Ok(())
+    }
+
+    fn drop_name(&mut self, parent: usize, name: &str) {
+        let node = self.entries_mut(parent).remove(name).unwrap();
+        let is_directory = self.is_directory(node);
+        self.nodes[parent].links -= u32::from(is_directory);
+        self.nodes[node].links -= if is_directory { 2 } else { 1 };
     }
 
     fn is_above(&self, upper: usize, mut node: usize) -> bool {
@@ -334,19 +536,36 @@ impl Reference {
     }
 
     pub fn rename(&mut self, from: &str, to: &str, mode: RenameMode) -> Answer<()> {
-        let (from_parent, _) = from.rsplit_once('/').unwrap();
+        let (from_parent, from_name) = from.rsplit_once('/').unwrap();
         let from_parent = self.resolve(from_parent)?;
         let (to_parent, to_name) = to.rsplit_once('/').unwrap();
         let to_parent = self.resolve(to_parent)?;
-        self.entries(from_parent)?;
-        self.entries(to_parent)?;
-        let (_, from_name, source) = self.place(from)?;
-        let source = source.ok_or(Errno::ENOENT)?;
+        self.rename_at(&Person::ROOT, (from_parent, from_name), (to_parent, to_name), (mode, (false, false)))
+    }
+
+    pub(crate) fn rename_at(
+        &mut self,
+        person: &Person,
+        (from_parent, from_name): (usize, &str),
+        (to_parent, to_name): (usize, &str),
+        (mode, (from_slash, to_slash)): (RenameMode, (bool, bool)),
+    ) -> Answer<()> {
+        self.require_searchable(person, from_parent)?;
+        self.require_searchable(person, to_parent)?;
+        let source = self.entries(from_parent)?.get(from_name).copied().ok_or(Errno::ENOENT)?;
         let target = self.entries(to_parent)?.get(to_name).copied();
         match (mode, target) {
             (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST),
             (RenameMode::Exchange, None) => return Err(Errno::ENOENT),
             _ => {}
+        }
+        // A slash is behind directories alone.
+        let exchanges = mode == RenameMode::Exchange;
+        let meant = if exchanges { target } else { Some(source) };
+        if from_slash && !self.is_directory(source)
+            || to_slash && meant.is_some_and(|meant| !self.is_directory(meant))
+        {
+            return Err(Errno::ENOTDIR);
         }
         if self.is_directory(source) && self.is_above(source, to_parent) {
             return Err(Errno::EINVAL);
@@ -355,24 +574,37 @@ impl Reference {
             && self.is_directory(target)
             && self.is_above(target, from_parent)
         {
-            return Err(if mode == RenameMode::Exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
+            return Err(if exchanges { Errno::EINVAL } else { Errno::ENOTEMPTY });
         }
         if target == Some(source) {
             return Ok(());
         }
-        if let Some(target) = target
-            && mode == RenameMode::Replace
-        {
-            match (self.is_directory(source), self.entries(target)) {
-                (true, Err(_)) => return Err(Errno::ENOTDIR),
-                (false, Ok(_)) => return Err(Errno::EISDIR),
-                (true, Ok(entries)) if !entries.is_empty() => return Err(Errno::ENOTEMPTY),
-                (is_directory, _) => self.remove(to, is_directory)?,
+        self.require_removable(person, from_parent, source)?;
+        match target {
+            None => self.require_changeable(person, to_parent)?,
+            Some(target) => self.require_removable(person, to_parent, target)?,
+        }
+        if let Some(target) = target.filter(|_| !exchanges) {
+            match (self.is_directory(source), self.is_directory(target)) {
+                (true, false) => return Err(Errno::ENOTDIR),
+                (false, true) => return Err(Errno::EISDIR),
+                _ => {}
             }
+        }
+        // A directory that moves gets another `..`, which is written into it.
+        let moved = [Some(source), target.filter(|_| exchanges)].into_iter().flatten();
+        for moved in moved.filter(|moved| from_parent != to_parent && self.is_directory(*moved)) {
+            self.nodes[moved].require(person, WRITE)?;
+        }
+        if let Some(target) = target.filter(|_| !exchanges) {
+            if self.entries(target).is_ok_and(|entries| !entries.is_empty()) {
+                return Err(Errno::ENOTEMPTY);
+            }
+            self.drop_name(to_parent, to_name);
         }
         self.take(from_parent, from_name);
         match target {
-            Some(target) if mode == RenameMode::Exchange => {
+            Some(target) if exchanges => {
                 self.take(to_parent, to_name);
                 self.give(from_parent, from_name, target);
             }
