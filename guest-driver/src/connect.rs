@@ -21,6 +21,7 @@ use crate::control::Control;
 use crate::error::Error;
 use crate::lane::{Lane, Load};
 use crate::memory::{self, forks};
+use crate::patience::Patience;
 use crate::ring::{Exchange, Locked, Pending, Ring};
 
 /// The region that all rings lie in, and the credential of its user.
@@ -40,6 +41,9 @@ pub struct Options {
     /// How long a call looks for its answer before it sleeps. Longer than it takes to wake a server that sleeps: where both sides fall asleep
     /// before the other is awake, every call costs two wake-ups, and neither ever finds that polling pays.
     pub busy_poll: Duration,
+    /// How far that grows while answers come so soon after it was over that looking for them would have spared a sleep. What is more than `busy_poll` is looked
+    /// through only while nobody else wants the processor.
+    pub busy_poll_max: Duration,
     /// How long a call may take altogether, and how long a [`Queue`](crate::Queue) waits for a completion; for ever where there is none. Not
     /// for tasks, whose calls are given up by dropping them.
     pub timeout: Option<Duration>,
@@ -53,6 +57,7 @@ impl Default for Options {
             rings: 2,
             call_bytes_max: 1 << 20,
             busy_poll: Duration::from_micros(200),
+            busy_poll_max: Duration::from_millis(1),
             timeout: None,
             queues: 0,
         }
@@ -68,7 +73,7 @@ pub struct Connection {
     /// The ring that was taken last.
     last: AtomicUsize,
     call_bytes_max: usize,
-    busy_poll: Duration,
+    patience: Patience,
     timeout: Option<Duration>,
     gone: Arc<AtomicBool>,
     /// How often this process had been forked.
@@ -101,9 +106,9 @@ impl Connection {
             false => bring_memory(&mut control, ring_count, data_bytes)?,
         };
         let gone = Arc::new(AtomicBool::new(false));
-        let ring = |end: RingEnd| {
-            Ring::new(lane(&attached.memory, &end), end.bell, options.busy_poll, Arc::clone(&gone))
-        };
+        let patience = Patience::new(options.busy_poll, options.busy_poll_max);
+        let ring =
+            |end: RingEnd| Ring::new(lane(&attached.memory, &end), end.bell, patience, Arc::clone(&gone));
         let mut ends = attached.rings;
         let spare = ends.split_off(ends.len() - (options.queues as usize).min(ends.len() - 1));
         let rings: Arc<[_]> = ends.into_iter().map(ring).map(Arc::new).collect();
@@ -124,7 +129,7 @@ impl Connection {
             credential: attached.credential,
             last: AtomicUsize::new(0),
             call_bytes_max: call_bytes as usize,
-            busy_poll: options.busy_poll,
+            patience,
             timeout: options.timeout,
             gone,
             forks: forks(),
@@ -231,8 +236,8 @@ impl Connection {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).push((lane, bell));
     }
 
-    pub fn busy_poll(&self) -> Duration {
-        self.busy_poll
+    pub fn patience(&self) -> Patience {
+        self.patience
     }
 
     /// Whether the server is not there any more.

@@ -293,6 +293,12 @@ impl Lane {
         std::mem::take(&mut self.unrung) && self.requester.wants_doorbell()
     }
 
+    /// Whether [`reap`](Self::reap) would find anything, or say what is wrong: a cheap look.
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        self.requester.has_completion() || self.broken.is_some()
+    }
+
     /// Takes what has been completed: `done` is told of each that somebody waits for, with who is to be woken. How many there were, those that nobody waits for included.
     pub fn reap(&mut self, mut done: impl FnMut(Flight, Option<Waker>)) -> Result<usize, Error> {
         self.check()?;

@@ -25,7 +25,7 @@
 //! with [`Error::Forked`], and the parent's go on.
 //!
 //! Modules, lowest first:
-//! `address` · `error` · `memory` · `control` · `bell` · `room` · `lane` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` ·
+//! `address` · `error` · `memory` · `patience` · `control` · `bell` · `room` · `lane` · `ring` · `connect` · `place` · `request` · `attributes` · `name` · `xattr` · `lock` ·
 //! `space` · `file` · `vectored` · `directory` · `queue` · `batch` · `asynchronous` · `volume`
 
 #![deny(unsafe_code)]
@@ -45,6 +45,7 @@ mod lock;
 #[allow(unsafe_code)]
 mod memory;
 mod name;
+mod patience;
 mod place;
 mod queue;
 mod request;

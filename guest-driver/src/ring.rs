@@ -27,6 +27,7 @@ use crate::bell::{Bell, Woken};
 use crate::error::Error;
 use crate::lane::{Flight, Lane, Load, Refused};
 use crate::memory::forks;
+use crate::patience::Patience;
 
 /// How long a keeper sleeps without a look at whether the server is still there, and who waits behind a keeper at whether it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -48,7 +49,6 @@ pub struct Ring {
     /// A task waits.
     wanted: Condvar,
     bell: Bell,
-    busy_poll: Duration,
     gone: Arc<AtomicBool>,
     /// How often this process had been forked.
     forks: u64,
@@ -56,6 +56,7 @@ pub struct Ring {
 
 pub struct State {
     lane: Lane,
+    patience: Patience,
     has_keeper: bool,
     /// Tasks that wait for completions, or for room.
     tasks: usize,
@@ -185,9 +186,10 @@ thread_local! {
 }
 
 impl Ring {
-    pub fn new(lane: Lane, bell: Bell, busy_poll: Duration, gone: Arc<AtomicBool>) -> Self {
+    pub fn new(lane: Lane, bell: Bell, patience: Patience, gone: Arc<AtomicBool>) -> Self {
         let state = State {
             lane,
+            patience,
             has_keeper: false,
             tasks: 0,
             queue: VecDeque::new(),
@@ -200,7 +202,7 @@ impl Ring {
             woken: Vec::new(),
         };
         let (room, wanted) = (Condvar::new(), Condvar::new());
-        Self { state: Mutex::new(state), room, wanted, bell, busy_poll, gone, forks: forks() }
+        Self { state: Mutex::new(state), room, wanted, bell, gone, forks: forks() }
     }
 
     fn state(&self) -> Locked<'_> {
@@ -344,9 +346,12 @@ impl Ring {
         if state.lane.wants_doorbell() {
             self.bell.ring();
         }
+        // With no pause between looks: one takes a tenth of a round trip, and leaves a virtual processor that is emulated.
         for _ in 0..LOOKS {
+            if !state.lane.has_news() {
+                continue;
+            }
             match state.reap() {
-                Ok(0) => std::hint::spin_loop(),
                 Ok(_) if state.lane.is_done(flight, None) => return Ok((flight, Some(state))),
                 // Whoever waits next finds out what is wrong.
                 _ => break,
@@ -471,25 +476,32 @@ impl Ring {
         deadline: Option<Instant>,
         mut enough: impl FnMut(&mut State) -> bool,
     ) -> Result<(), Error> {
+        let began = Instant::now();
+        let mut has_slept = false;
         loop {
-            let began = Instant::now();
+            let looks_since = Instant::now();
             loop {
                 let mut state = self.state();
                 for _ in 0..LOOKS {
-                    if state.reap()? == 0 {
+                    if !state.lane.has_news() {
                         std::hint::spin_loop();
                         continue;
                     }
+                    state.reap()?;
                     if state.crowd > 0 {
                         self.room.notify_all();
                     }
                     break;
                 }
                 if enough(&mut state) {
+                    if has_slept {
+                        state.patience.slept(began.elapsed());
+                    }
                     return Ok(());
                 }
+                let patience = state.patience;
                 drop(state);
-                if began.elapsed() >= self.busy_poll {
+                if !patience.looks_on(looks_since) {
                     break;
                 }
             }
@@ -497,6 +509,7 @@ impl Ring {
             let left = time_left(deadline)?;
             if self.state().lane.prepare_sleep() {
                 let slept = self.bell.sleep(left);
+                has_slept = true;
                 self.state().lane.finish_sleep();
                 if slept? == Woken::Gone {
                     self.gone.store(true, Ordering::Release);
@@ -533,12 +546,13 @@ impl Ring {
             state.has_keeper = true;
             drop(state);
             let mut idle_since: Option<Instant> = None;
+            let linger = self.state().patience.least();
             let kept = self.keep(Some(Instant::now() + LOOK_AGAIN), |state| {
                 // Tasks call one after the other: the next may be about to.
                 if state.tasks > 0 {
                     idle_since = None;
                 }
-                state.tasks == 0 && idle_since.get_or_insert_with(Instant::now).elapsed() >= self.busy_poll
+                state.tasks == 0 && idle_since.get_or_insert_with(Instant::now).elapsed() >= linger
             });
             let mut locked = self.state();
             locked.has_keeper = false;

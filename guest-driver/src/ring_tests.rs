@@ -29,7 +29,8 @@ fn ends() -> (Arc<Ring>, Server) {
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
     let gone = Arc::new(AtomicBool::new(false));
     let bell = Bell::Descriptors { doorbell, wake };
-    let ring = Ring::new(lane, bell, Duration::from_micros(20), Arc::clone(&gone));
+    let ring =
+        Ring::new(lane, bell, Patience::new(Duration::from_micros(20), Duration::ZERO), Arc::clone(&gone));
     (Arc::new(ring), Server { responder: Responder::new(memory.clone(), layout), memory, wake: theirs, gone })
 }
 

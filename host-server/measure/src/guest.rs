@@ -1,5 +1,6 @@
 //! Topic `guest`: what operations cost a program in a guest, on Ringfort's virtio-fs and on virtiofsd's, both in one machine.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -123,7 +124,7 @@ pub fn measure(rounds: u32) -> Result<Figures> {
     let daemon = guest.start(&["/bin/sh", "-c", "exec ringfort-guestd >> /tmp/guestd.log 2>&1"])?;
     guest.must("for wait in $(seq 100); do rf ls > /dev/null 2>&1 && exit 0; sleep 0.1; done; rf ls; cat /tmp/guestd.log")?;
     for round in 0..rounds {
-        note_channel(&mut figures, &guest)?;
+        note_channel(&mut figures, &scene, &guest)?;
         figures.note(
             HOST,
             "write_4k_fsync_us_p50",
@@ -219,11 +220,13 @@ fn note(figures: &mut Figures, mounts: &[(Subject, String)], said: &Said) -> Res
 }
 
 /// The same operations of a program of the guest through the channel, and the vsock's way to wake the host and back.
-fn note_channel(figures: &mut Figures, guest: &Guest) -> Result<()> {
+fn note_channel(figures: &mut Figures, scene: &Scene, guest: &Guest) -> Result<()> {
+    let before = Commands::of(scene)?;
     let (calls, mib) = (CHANNEL_CALLS.to_string(), DATA_MIB.to_string());
     let said =
         guest.run(&["/bin/rf", "bench", "--json", "--calls", &calls, "--stream-mib", &mib], ROUND_TIMEOUT)?;
     let said: Value = serde_json::from_str(&said).context("reading what rf bench has said")?;
+    Commands::of(scene)?.require(&before, &said["claimed"])?;
     let value = |name: &str| said[name].as_f64().with_context(|| format!("rf bench said no {name}"));
     for (timed, name) in CHANNEL_LATENCIES {
         figures.note(CHANNEL, name, "µs", value(&format!("{timed}_ns_p50"))? / 1e3);
@@ -340,4 +343,28 @@ impl Counts {
 fn require_equal(what: &str, counted: u64, claimed: u64) -> Result<()> {
     ensure!(counted == claimed, "{what}: the server counts {counted}, the guest's program claims {claimed}");
     Ok(())
+}
+
+/// What the server counts of the channel's commands.
+struct Commands(BTreeMap<String, u64>);
+
+impl Commands {
+    fn of(scene: &Scene) -> Result<Commands> {
+        let status = scene.volume.status()?;
+        let operations = status["served"]["channels"][0]["operations"].as_array();
+        let counts = operations.context("volume status counts no commands of the channel")?.iter();
+        let counts = counts.map(|one| Some((one["name"].as_str()?.to_owned(), one["count"].as_u64()?)));
+        Ok(Commands(counts.collect::<Option<_>>().context("volume status counts commands otherwise")?))
+    }
+
+    /// Every command was carried out by the server, and nothing else was.
+    fn require(&self, before: &Commands, claimed: &Value) -> Result<()> {
+        let claimed = claimed.as_object().context("rf bench claims nothing")?;
+        for name in claimed.keys().chain(self.0.keys()) {
+            let count = |counts: &Commands| counts.0.get(name).copied().unwrap_or(0);
+            let claimed = claimed.get(name).and_then(Value::as_u64).unwrap_or(0);
+            require_equal(name, count(self) - count(before), claimed)?;
+        }
+        Ok(())
+    }
 }

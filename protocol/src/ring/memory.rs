@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::words::{WORD_BYTES, Words};
+use super::words::{MESSAGE_WORDS, SLOT_WORDS, WORD_BYTES, Words};
 
 /// Pages of equal size, anywhere in this address space, which together are one range of shared memory.
 ///
@@ -134,37 +134,77 @@ impl SharedMemory {
         Some(())
     }
 
-    fn word(&self, index: u64) -> &AtomicU64 {
+    /// The words from this one to the end of its page, or of the memory.
+    #[inline]
+    fn words(&self, index: u64) -> &[AtomicU64] {
         let at = index.saturating_mul(WORD_BYTES);
         assert!(at < self.len_bytes, "word {index} of {} bytes: out of bounds", self.len_bytes);
         let page = self.pages[(at >> self.page_shift) as usize];
-        // SAFETY: the page is mapped for as long as `self` lives, `into` is below its size and a multiple of the word's, so that the
-        // word is aligned and inside; an atomic may be written by others at any time.
-        unsafe { page.add((at & (self.page_bytes() - 1)) as usize).cast::<AtomicU64>().as_ref() }
+        let into = at & (self.page_bytes() - 1);
+        let run_bytes = (self.page_bytes() - into).min(self.len_bytes - at);
+        // SAFETY: the page is mapped for as long as `self` lives, and the run does not leave it: `into` is below its size and a multiple of the word's, so
+        // that the words are aligned and inside; an atomic may be written by others at any time.
+        unsafe {
+            let first = page.add(into as usize).cast::<AtomicU64>();
+            NonNull::slice_from_raw_parts(first, (run_bytes / WORD_BYTES) as usize).as_ref()
+        }
+    }
+
+    #[inline]
+    fn word(&self, index: u64) -> &AtomicU64 {
+        &self.words(index)[0]
+    }
+
+    /// The words of the slot that begins with this one.
+    #[inline]
+    fn slot(&self, first: u64) -> &[AtomicU64; SLOT_WORDS as usize] {
+        match self.words(first).first_chunk() {
+            Some(words) => words,
+            None => panic!("the slot of word {first} is out of bounds"),
+        }
     }
 }
 
 impl Words for SharedMemory {
+    #[inline]
     fn count(&self) -> u64 {
         self.len_bytes() / WORD_BYTES
     }
 
+    #[inline]
     fn load(&self, index: u64) -> u64 {
         self.word(index).load(Ordering::Relaxed)
     }
 
+    #[inline]
     fn load_acquire(&self, index: u64) -> u64 {
         self.word(index).load(Ordering::Acquire)
     }
 
+    #[inline]
     fn store(&self, index: u64, value: u64) {
         self.word(index).store(value, Ordering::Relaxed);
     }
 
+    #[inline]
     fn store_release(&self, index: u64, value: u64) {
         self.word(index).store(value, Ordering::Release);
     }
 
+    #[inline]
+    fn load_message(&self, first: u64) -> [u64; MESSAGE_WORDS] {
+        let [message @ .., _] = self.slot(first);
+        std::array::from_fn(|index| message[index].load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn store_message(&self, first: u64, message: &[u64; MESSAGE_WORDS]) {
+        for (word, value) in self.slot(first).iter().zip(message) {
+            word.store(*value, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
     fn fence(&self) {
         fence(Ordering::SeqCst);
     }
@@ -201,6 +241,21 @@ mod tests {
         assert_eq!(memory.read(513 * 8, &mut bytes), Some(()));
         assert_eq!(u64::from_ne_bytes(bytes), memory.load_acquire(513));
         assert_eq!(memory.count(), 1024);
+    }
+
+    #[test]
+    fn messages_are_the_words_before_the_last_of_a_slot() {
+        let memory = SharedMemory::in_process(8192);
+        memory.store(519, 9);
+        memory.store_message(512, &[1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(memory.load_message(512), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!([512, 518, 519, 520].map(|word| memory.load(word)), [1, 7, 9, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "out of bounds")]
+    fn a_slot_that_leaves_its_page_is_a_fault_of_the_caller() {
+        SharedMemory::in_process(8192).load_message(508);
     }
 
     #[test]

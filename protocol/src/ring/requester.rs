@@ -73,7 +73,14 @@ impl<W: Words> Requester<W> {
         self.sleep.peer_sleeps(&self.words)
     }
 
+    /// Whether [`take`](Self::take) would find a completion: a cheap look.
+    #[inline]
+    pub fn has_completion(&self) -> bool {
+        self.outstanding > 0 && self.completions.has_next(&self.words)
+    }
+
     /// The next completion, in the order in which commands were completed.
+    #[inline]
     pub fn take(&mut self) -> Option<Slot> {
         if self.outstanding == 0 {
             return None;

@@ -55,6 +55,7 @@ impl<W: Words> Responder<W> {
     }
 
     /// The next command. None where there is none, and where as many are in flight as the ring has slots.
+    #[inline]
     pub fn take(&mut self) -> Option<Slot> {
         if self.in_flight == self.slot_count {
             return None;

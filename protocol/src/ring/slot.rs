@@ -1,9 +1,7 @@
 //! What a slot carries: seven words of a message, and a word whose upper half says which message it is.
 
+pub use super::words::SLOT_WORDS;
 use super::words::WORD_BYTES;
-
-/// Words of a slot.
-pub const SLOT_WORDS: u64 = 8;
 
 /// Bytes of a slot: a cache line.
 pub const SLOT_BYTES: u64 = SLOT_WORDS * WORD_BYTES;

@@ -22,6 +22,7 @@ impl Stream {
         self
     }
 
+    #[inline]
     fn first_word_of_next(&self) -> u64 {
         self.first_word + u64::from(self.next.0 & (self.slot_count - 1)) * SLOT_WORDS
     }
@@ -30,9 +31,7 @@ impl Stream {
     pub(super) fn publish(&mut self, words: &impl Words, slot: &Slot) {
         let first = self.first_word_of_next();
         let [message @ .., last] = &slot.0;
-        for (index, word) in message.iter().enumerate() {
-            words.store(first + index as u64, *word);
-        }
+        words.store_message(first, message);
         // Release: whoever sees the sequence number sees the message. It also keeps what was loaded before, the message that told that
         // this slot is free, before the stores of any who answer this one.
         words.store_release(first + SLOT_WORDS - 1, last_word(*last, self.next));
@@ -40,25 +39,23 @@ impl Stream {
     }
 
     /// Whether the next slot is filled.
+    #[inline]
     pub(super) fn has_next(&self, words: &impl Words) -> bool {
         self.next_last_word(words).is_some()
     }
 
     /// The next message, copied once.
+    #[inline]
     pub(super) fn take(&mut self, words: &impl Words) -> Option<Slot> {
         let last = self.next_last_word(words)?;
         let first = self.first_word_of_next();
-        let mut slot = Slot::default();
-        let [message @ .., own_last] = &mut slot.0;
-        for (index, word) in message.iter_mut().enumerate() {
-            *word = words.load(first + index as u64);
-        }
-        *own_last = last;
+        let [a, b, c, d, e, f, g] = words.load_message(first);
         self.next = self.next.next();
-        Some(slot)
+        Some(Slot([a, b, c, d, e, f, g, last]))
     }
 
     /// The last word of the next slot, if that is filled. Acquire: the message is seen with its sequence number.
+    #[inline]
     fn next_last_word(&self, words: &impl Words) -> Option<u64> {
         let last = words.load_acquire(self.first_word_of_next() + SLOT_WORDS - 1);
         (sequence_of(last) == self.next.sequence()).then_some(last)

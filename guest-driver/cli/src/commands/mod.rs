@@ -17,14 +17,15 @@ use bench::Plan;
 use change::Removing;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let volume = connect(arguments.connect.path())?;
     if let Command::Bench { calls, file, stream_mib, json } = &arguments.command {
+        let with_queue = Options { queues: 1, ..Options::default() };
+        let volume = connect_with(arguments.connect.path(), &with_queue)?;
         let without_polling = Options { busy_poll: Duration::ZERO, rings: 1, ..Options::default() };
         let sleepy = connect_with(arguments.connect.path(), &without_polling)?;
         let plan = Plan { calls: *calls, file: file.as_deref(), stream_mib: *stream_mib, as_json: *json };
         return bench::run(&volume, &sleepy, &plan);
     }
-    carry_out(&volume, &arguments.command)
+    carry_out(&connect(arguments.connect.path())?, &arguments.command)
 }
 
 fn carry_out(volume: &Volume, command: &Command) -> Result<()> {

@@ -156,7 +156,7 @@ impl LocalEngine {
 
     /// Looks for work for a while. Where none came, since when there has been none.
     fn look_for_work(&self, ready: &ReadyQueue) -> Option<Instant> {
-        let window = self.window.length();
+        let window = self.window.begin();
         let mut looked = Instant::now();
         let mut idle_since = looked;
         if window.is_zero() {
@@ -167,6 +167,9 @@ impl LocalEngine {
         }
         loop {
             let worked = self.turn_at(looked);
+            if worked || ready.len() > 0 {
+                self.window.caught_after(looked - idle_since);
+            }
             if ready.len() > 0 {
                 return None;
             }
