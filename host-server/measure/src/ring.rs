@@ -32,7 +32,7 @@ const COUNTED_READS: [u64; 2] = [500, 2_500];
 /// Blocks that are read in turn. They stay where writes gather, so that no read of them reaches a device.
 const BLOCKS: u64 = 64;
 
-pub fn measure(rounds: u32) -> Result<Figures> {
+pub fn measure(rounds: u32, instructions: bool) -> Result<Figures> {
     let mut figures = Figures::default();
     describe(&mut figures, rounds)?;
     let folder = RunFolder::new("measure-ring")?;
@@ -56,9 +56,9 @@ pub fn measure(rounds: u32) -> Result<Figures> {
     set_goals(&mut figures);
     server.stop()?;
     volume.require_clean()?;
-    match instructions_per_read(&volume, &folder) {
-        Ok(count) => figures.note(RINGFORT, "instructions_per_read_4k_cached", "", count),
-        Err(error) => figures.leave_out("callgrind", format!("{error:#}")),
+    if instructions {
+        let count = instructions_per_read(&volume, &folder)?;
+        figures.note(RINGFORT, "instructions_per_read_4k_cached", "", count);
     }
     Ok(figures)
 }
