@@ -314,10 +314,8 @@ impl<V: Volume> Batch<V> {
 pub(crate) fn require_searchable(credentials: &Credentials, directory: &Inode) -> Result<()> {
     require_directory(directory)?;
     let metadata = directory.metadata();
-    if metadata.link_count == 0 {
-        return Err(Errno::ENOENT.into());
-    }
-    permission::require(credentials, &metadata, EXECUTE)
+    permission::require(credentials, &metadata, EXECUTE)?;
+    if metadata.link_count == 0 { Err(Errno::ENOENT.into()) } else { Ok(()) }
 }
 
 /// Whether the caller may take `child`'s name out of `directory`.

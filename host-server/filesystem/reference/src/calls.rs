@@ -2,9 +2,9 @@
 
 use crate::list::List;
 use crate::person::Person;
-use crate::tree::{Answer, Body, READ, ROOT, Reference, WRITE};
+use crate::tree::{Answer, Body, NAME_BYTES_MAX, READ, ROOT, Reference, WRITE};
 use crate::vocabulary::{AllocateMode, Errno, FileKind, RenameMode, SetXattrMode};
-use crate::walk::{Last, NAME_BYTES_MAX, Place};
+use crate::walk::{Last, Place};
 
 const TARGET_BYTES_MAX: usize = 4095;
 
@@ -43,7 +43,7 @@ impl Reference {
     fn new_name(&self, parent: usize, last: Last, directory: bool) -> Answer<String> {
         match last {
             Last::Name(name, true) if !directory => {
-                Err(if self.entries(parent)?.contains_key(&name) { Errno::EEXIST } else { Errno::ENOENT })
+                Err(if self.named(parent, &name)?.is_some() { Errno::EEXIST } else { Errno::ENOENT })
             }
             Last::Name(name, _) => Ok(name),
             Last::Dot | Last::DotDot | Last::Root => Err(Errno::EEXIST),
@@ -54,7 +54,7 @@ impl Reference {
         let (parent, last) = self.reach_parent(person, place)?;
         let name = match (last, directory) {
             (Last::Name(name, true), false) => {
-                let found = self.entries(parent)?.get(&name).copied().ok_or(Errno::ENOENT)?;
+                let found = self.named(parent, &name)?.ok_or(Errno::ENOENT)?;
                 return Err(if self.is_directory(found) { Errno::EISDIR } else { Errno::ENOTDIR });
             }
             (Last::Name(name, _), _) => name,
@@ -160,7 +160,7 @@ impl Reference {
             Last::Dot | Last::DotDot | Last::Root if exclusive => return Err(Errno::EEXIST),
             Last::Dot | Last::DotDot | Last::Root => return Err(Errno::EISDIR),
         };
-        match self.entries(parent)?.get(&name).copied().filter(|_| !exclusive) {
+        match self.named(parent, &name)?.filter(|_| !exclusive) {
             Some(found) if self.is_directory(found) => Err(Errno::EISDIR),
             Some(found) => self.open_node(person, found, mask, truncate),
             None => self.make_at(person, (parent, &name), Body::File(Vec::new()), (permissions, 0)),

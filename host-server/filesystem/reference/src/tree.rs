@@ -6,6 +6,8 @@ use crate::list::{List, Lists, settable};
 use crate::person::Person;
 use crate::vocabulary::{AllocateMode, Errno, FileKind, RenameMode};
 
+pub(crate) const NAME_BYTES_MAX: usize = 255;
+
 pub const READ: u16 = 4;
 pub const WRITE: u16 = 2;
 pub const EXECUTE: u16 = 1;
@@ -179,6 +181,12 @@ impl Reference {
         }
     }
 
+    /// What has a name in a directory.
+    pub(crate) fn named(&self, directory: usize, name: &str) -> Answer<Option<usize>> {
+        let entries = self.entries(directory)?;
+        if name.len() > NAME_BYTES_MAX { Err(Errno::ENAMETOOLONG) } else { Ok(entries.get(name).copied()) }
+    }
+
     pub(crate) fn is_directory(&self, node: usize) -> bool {
         matches!(self.nodes[node].body, Body::Directory(_))
     }
@@ -208,10 +216,8 @@ impl Reference {
     /// A directory that still has its name, in which the caller may look for others.
     pub(crate) fn require_searchable(&self, person: &Person, directory: usize) -> Answer<()> {
         self.entries(directory)?;
-        if self.nodes[directory].links == 0 {
-            return Err(Errno::ENOENT);
-        }
-        self.nodes[directory].require(person, EXECUTE)
+        self.nodes[directory].require(person, EXECUTE)?;
+        if self.nodes[directory].links == 0 { Err(Errno::ENOENT) } else { Ok(()) }
     }
 
     fn require_changeable(&self, person: &Person, directory: usize) -> Answer<()> {
@@ -227,7 +233,7 @@ impl Reference {
         (permissions, umask): (u16, u16),
     ) -> Answer<usize> {
         self.require_searchable(person, parent)?;
-        if self.entries(parent)?.contains_key(name) {
+        if self.named(parent, name)?.is_some() {
             return Err(Errno::EEXIST);
         }
         self.require_changeable(person, parent)?;
@@ -309,7 +315,7 @@ impl Reference {
         (parent, name): (usize, &str),
     ) -> Answer<()> {
         self.require_searchable(person, parent)?;
-        if self.entries(parent)?.contains_key(name) {
+        if self.named(parent, name)?.is_some() {
             return Err(Errno::EEXIST);
         }
         self.require_changeable(person, parent)?;
@@ -504,7 +510,7 @@ impl Reference {
         directory: bool,
     ) -> Answer<()> {
         self.require_searchable(person, parent)?;
-        let node = self.entries(parent)?.get(name).copied().ok_or(Errno::ENOENT)?;
+        let node = self.named(parent, name)?.ok_or(Errno::ENOENT)?;
         self.require_removable(person, parent, node)?;
         match (directory, self.entries(node)) {
             (true, Err(_)) => return Err(Errno::ENOTDIR),
@@ -552,8 +558,8 @@ impl Reference {
     ) -> Answer<()> {
         self.require_searchable(person, from_parent)?;
         self.require_searchable(person, to_parent)?;
-        let source = self.entries(from_parent)?.get(from_name).copied().ok_or(Errno::ENOENT)?;
-        let target = self.entries(to_parent)?.get(to_name).copied();
+        let source = self.named(from_parent, from_name)?.ok_or(Errno::ENOENT)?;
+        let target = self.named(to_parent, to_name)?;
         match (mode, target) {
             (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST),
             (RenameMode::Exchange, None) => return Err(Errno::ENOENT),

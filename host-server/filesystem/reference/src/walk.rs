@@ -6,7 +6,6 @@ use crate::vocabulary::{Errno, FileKind};
 
 const LINKS_FOLLOWED_MAX: usize = 40;
 const PATH_BYTES_MAX: usize = 4095;
-pub(crate) const NAME_BYTES_MAX: usize = 255;
 
 /// A path from a node; an empty one is the node itself.
 #[derive(Clone, Copy, Debug)]
@@ -88,8 +87,8 @@ impl Reference {
             let last = match &part[..] {
                 "." => Last::Dot,
                 ".." => Last::DotDot,
-                name if name.len() > NAME_BYTES_MAX => return Err(Errno::ENAMETOOLONG),
                 name => {
+                    // One that is too long is found where it is looked for, which is not yet.
                     let found = self.entries(at)?.get(name).copied();
                     if let Some(link) = found.filter(|found| follow && !slash && self.is_symlink(*found)) {
                         at = self.follow((at, link), &mut parts, &mut followed)?;
@@ -128,8 +127,7 @@ impl Reference {
         match part {
             "." => Ok(at),
             ".." => Ok(self.at(at).parent),
-            name if name.len() > NAME_BYTES_MAX => Err(Errno::ENAMETOOLONG),
-            name => self.entries(at)?.get(name).copied().ok_or(Errno::ENOENT),
+            name => self.named(at, name)?.ok_or(Errno::ENOENT),
         }
     }
 

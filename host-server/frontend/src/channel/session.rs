@@ -352,11 +352,11 @@ impl<S: Service> Call<'_, S> {
                 true => self.walk.reach_parent_of_target(start, path).await?,
             };
             let dots = if flags.exclusive { Errno::EEXIST } else { Errno::EISDIR };
-            let (name, slash) = last.name_or(dots)?;
-            if slash {
+            if last.has_slash() {
                 self.walk.require_searchable(parent).await?;
                 return Err(Errno::EISDIR);
             }
+            let (name, _) = last.name_or(dots)?;
             let new = NewNode { parent: parent.node, name, permissions, umask: 0 };
             let exclusive = OpenFlags { exclusive: true, ..flags };
             match self.execute(Operation::Create { new, flags: exclusive }).await {

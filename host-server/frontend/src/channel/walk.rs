@@ -37,6 +37,8 @@ pub enum Last {
         /// A slash follows: it must be a directory.
         directory: bool,
     },
+    /// A name that no directory has.
+    TooLong { directory: bool },
     /// The path ends with `.`.
     Dot,
     /// The path ends with `..`.
@@ -51,10 +53,20 @@ impl Last {
         matches!(self, Self::Name { directory: false, .. })
     }
 
+    /// Whether a slash follows a name.
+    pub fn has_slash(&self) -> bool {
+        matches!(self, Self::Name { directory: true, .. } | Self::TooLong { directory: true })
+    }
+
+    pub fn is_no_name(&self) -> bool {
+        matches!(self, Self::Dot | Self::DotDot | Self::Root)
+    }
+
     /// The name, or the error that the system call gives instead.
     pub fn name_or(self, dots: Errno) -> Result<(Name, bool), Errno> {
         match self {
             Self::Name { name, directory } => Ok((name, directory)),
+            Self::TooLong { .. } => Err(Errno::ENAMETOOLONG),
             Self::Dot | Self::DotDot | Self::Root => Err(dots),
         }
     }
@@ -167,7 +179,11 @@ impl<'a, S: Service> Walk<'a, S> {
                         self.require_searchable(at).await?;
                         if part == b"." { Last::Dot } else { Last::DotDot }
                     }
-                    name => Last::Name { name: self.name(at, name).await?, directory },
+                    name => match self.name(at, name).await {
+                        Ok(name) => Last::Name { name, directory },
+                        Err(Errno::ENAMETOOLONG) => Last::TooLong { directory },
+                        Err(errno) => return Err(errno),
+                    },
                 };
                 let link = match &last {
                     Last::Name { .. } if follow => self.link_at(at, &part).await?,

@@ -105,6 +105,7 @@ impl<S: Service> Call<'_, S> {
         let (parent, last) = self.parent_at(self.command.target, &path).await?;
         let operation = match (self.command.flags.has(Flags::DIRECTORY), last) {
             (true, Last::Name { name, .. }) => Operation::RemoveDirectory { parent: parent.node, name },
+            (_, Last::TooLong { .. }) => return Err(Errno::ENAMETOOLONG),
             (true, Last::Dot) => return Err(Errno::EINVAL),
             (true, Last::DotDot) => return Err(Errno::ENOTEMPTY),
             (true, Last::Root) => return Err(Errno::EBUSY),
@@ -144,9 +145,19 @@ impl<S: Service> Call<'_, S> {
                 self.walk.require_searchable(directory).await?;
             }
         }
-        let (name, slash) = last.name_or(Errno::EBUSY)?;
         let dots = if mode == RenameMode::NoReplace { Errno::EEXIST } else { Errno::EBUSY };
-        let (new_name, new_slash) = new_last.name_or(dots)?;
+        if last.is_no_name() || new_last.is_no_name() {
+            return Err(if last.is_no_name() { Errno::EBUSY } else { dots });
+        }
+        let (name, slash) = last.name_or(Errno::EBUSY)?;
+        let (new_name, new_slash) = match new_last.name_or(dots) {
+            Ok(found) => found,
+            Err(errno) => {
+                // The old name was to be looked for before.
+                self.named(parent.node, &name).await?;
+                return Err(errno);
+            }
+        };
         let (parent, new_parent) = (parent.node, new_parent.node);
         if slash || new_slash {
             self.check_slashes((parent, &name, slash), (new_parent, &new_name, new_slash), mode).await?;
