@@ -37,9 +37,18 @@ impl<V: Volume> Clone for Filesystem<V> {
 }
 
 impl<V: Volume> Filesystem<V> {
-    /// Makes an empty filesystem on a volume that has none: a root directory that belongs to root, mode 0755. Durable when
-    /// it returns. `Exists` where there is one already.
+    /// As [`format_for`](Self::format_for), with a root directory that belongs to root.
     pub async fn format(volume: &V, engine: &dyn Engine) -> std::result::Result<(), StoreError> {
+        Self::format_for(volume, engine, [0, 0]).await
+    }
+
+    /// Makes an empty filesystem on a volume that has none: a root directory of this user and group, mode 0755. Durable when
+    /// it returns. `Exists` where there is one already.
+    pub async fn format_for(
+        volume: &V,
+        engine: &dyn Engine,
+        [uid, gid]: [u32; 2],
+    ) -> std::result::Result<(), StoreError> {
         let operation = "make a filesystem on";
         if volume.get(format::PROPERTIES, PROPERTIES_KEY).await?.is_some() {
             return Err(StoreError::new(
@@ -53,6 +62,8 @@ impl<V: Volume> Filesystem<V> {
         let now = Timestamp { seconds: now.as_secs() as i64, nanoseconds: now.subsec_nanos() };
         let root = Metadata {
             permissions: 0o755,
+            uid,
+            gid,
             link_count: 2,
             generation: 1,
             parent: NodeId::ROOT.0,

@@ -36,7 +36,7 @@ pub enum Volume {
 
 #[derive(Debug, Args)]
 pub struct Create {
-    /// Directory of the volume; made where it does not exist.
+    /// Directory of the volume; made where it does not exist. The root directory inside belongs to whoever makes the volume.
     pub directory: PathBuf,
     /// Usable size, such as 8GiB.
     #[arg(long)]

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::statvfs::statvfs;
+use nix::unistd::{getegid, geteuid};
 use ringfort_filesystem::Filesystem;
 use ringfort_store::address::ComponentPosition;
 use ringfort_store::create::{CreateOptions, Plan, Preallocation, plan};
@@ -48,7 +49,9 @@ pub fn run(arguments: &cli::Create) -> Result<ExitCode> {
 
     with_engine(async |engine| {
         let store = Store::create(Rc::clone(&engine), &options).await?;
-        Filesystem::format(&store, &*engine).await?;
+        // Whoever makes a volume may use it, also without being root.
+        let owner = [geteuid().as_raw(), getegid().as_raw()];
+        Filesystem::format_for(&store, &*engine, owner).await?;
         store.close().await?;
         Ok(())
     })?;

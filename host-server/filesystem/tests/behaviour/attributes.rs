@@ -1,15 +1,32 @@
 //! Permissions, owners, times, set-id bits and extended attributes.
 
-use ringfort_filesystem::operation::*;
-use ringfort_reference::Errno;
-use ringfort_store::model::ModelSettings;
+use std::rc::Rc;
 
-use crate::world::{Guest, flags, make, name, payload, run};
+use ringfort_filesystem::operation::*;
+use ringfort_filesystem::{Filesystem, FilesystemOptions};
+use ringfort_reference::Errno;
+use ringfort_store::model::{ModelSettings, ModelVolume};
+
+use crate::world::{Guest, ModelEngine, flags, make, name, payload, run};
 
 async fn guest() -> Guest {
     let guest = Guest::new(&make(ModelSettings { suspend_seed: Some(11), ..Default::default() }).await);
     guest.chmod("/", 0o777).await.unwrap();
     guest
+}
+
+#[test]
+fn the_root_directory_is_its_makers() {
+    run(async {
+        let volume = Rc::new(ModelVolume::new(ModelSettings::default()));
+        Filesystem::format_for(&*volume, &ModelEngine::new(1), [10, 11]).await.unwrap();
+        let (engine, options) = (Rc::new(ModelEngine::new(2)), FilesystemOptions::default());
+        let guest = Guest::new(&Filesystem::open(volume, engine, options).await.unwrap());
+        let found = guest.stat("/").await.unwrap();
+        assert_eq!((found.uid, found.gid), (10, 11));
+        guest.user(10, 11).mkdir("/own").await.unwrap();
+        assert_eq!(guest.user(20, 20).mkdir("/other").await, Err(Errno::EACCES));
+    });
 }
 
 #[test]
