@@ -1,7 +1,6 @@
 //! The `ringfort` program from outside: volumes made, served, damaged and checked by its command line alone.
 //! `RINGFORT_PROGRAM` names a program to use in the place of the workspace's own build.
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -246,17 +245,6 @@ impl Server {
     /// Starts serving `volume` at `sockets` with further `options`, and returns when all of them listen. The log grows at
     /// `log`.
     pub fn start(volume: &Volume, sockets: &[&Path], options: &[&str], log: &Path) -> Result<Server> {
-        Self::start_by(&[], volume, sockets, options, log)
-    }
-
-    /// As [`start`](Self::start), with a command in front that runs the program in its own process.
-    pub fn start_by(
-        launcher: &[OsString],
-        volume: &Volume,
-        sockets: &[&Path],
-        options: &[&str],
-        log: &Path,
-    ) -> Result<Server> {
         let file = File::options()
             .create(true)
             .append(true)
@@ -264,8 +252,7 @@ impl Server {
             .with_context(|| format!("creating {}", log.display()))?;
         // The server dies with the thread that starts it, so that none outlives a killed test.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).args(launcher);
-        command.arg(program()?).arg("serve").arg(volume.folder());
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program()?).arg("serve").arg(volume.folder());
         for socket in sockets {
             command.arg("--virtiofs").arg(socket);
         }

@@ -1,53 +1,143 @@
-//! Instructions that a server executes for its commands: counted by callgrind, and so the same on every machine.
+//! Instructions that a server executes for its commands: counted by callgrind, and so the same on every machine with the same compiler.
+//!
+//! Valgrind runs one thread at a time, and none while another waits for io_uring. So the counted server, in a process of its own that is its client as well, wakes
+//! by itself again and again.
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use ringfort_engine::local::{self, LocalOptions};
+use ringfort_engine::mailbox::mailbox;
+use ringfort_filesystem::{Filesystem, FilesystemOptions};
+use ringfort_frontend::channel::{ChannelServer, Limits, Place};
+use ringfort_guest::{Open, Options, connect_with};
 use ringfort_qemu_tests::provision;
-use ringfort_qemu_tests::server::{Server, Volume};
+use ringfort_store::store::{OpenOptions, Store};
+
+use crate::volume::VolumeFiles;
 
 /// The server's function in which commands of rings are taken, carried out and completed. What the server does besides, polling
 /// above all, is not counted.
 const COUNTED: &str = "*RingServer*serve_batch*";
 
-/// A server whose instructions are counted.
-pub struct CountedServer {
-    server: Server,
-    counts: PathBuf,
+/// Reads of two runs: what one takes is the difference.
+const READS: [u64; 2] = [500, 2_500];
+
+/// How long the server sleeps at most.
+const WAKES_EVERY: Duration = Duration::from_micros(500);
+
+const BLOCK_BYTES: usize = 4096;
+const VOLUME_BYTES: u64 = 256 << 20;
+const LOG_BYTES: u64 = 16 << 20;
+/// What the server keeps of blocks, as `serve` does without a setting.
+const DATA_CACHE_BYTES: u64 = 32 << 20;
+
+/// What the server executes for a read of a block that it has in memory, its batch of one included. `folder` is used for a volume.
+pub fn per_cached_read(folder: &Path) -> Result<f64> {
+    let volume = folder.join("counted");
+    fs::create_dir(&volume).with_context(|| format!("creating {}", volume.display()))?;
+    VolumeFiles::create(volume.clone(), VOLUME_BYTES, LOG_BYTES)?;
+    let counts = folder.join("callgrind.out");
+    let mut executed = [0; 2];
+    for (count, reads) in executed.iter_mut().zip(READS) {
+        *count = count_run(&volume, &counts, reads)?;
+    }
+    let [few, many] = executed;
+    ensure!(
+        few > 0 && many > few,
+        "callgrind counted {few} instructions of {} reads, {many} of {}",
+        READS[0],
+        READS[1]
+    );
+    Ok((many - few) as f64 / (READS[1] - READS[0]) as f64)
 }
 
-impl CountedServer {
-    /// Serves `volume` at the socket `address`. Valgrind is the machine's own, or fetched once.
-    pub fn start(volume: &Volume, address: &str, folder: &Path) -> Result<Self> {
-        let counts = folder.join("callgrind.out");
-        let mut launcher = valgrind()?;
-        // Threads that poll would keep the others from running.
-        let options = ["--tool=callgrind", "--quiet", "--fair-sched=yes"];
-        launcher.extend(options.map(OsString::from));
-        launcher.push(format!("--toggle-collect={COUNTED}").into());
-        launcher.push(assignment("--callgrind-out-file", &counts));
-        let log = folder.join("counted.log");
-        let server = Server::start_by(&launcher, volume, &[], &["--channel", address], &log)?;
-        Ok(Self { server, counts })
-    }
+/// Runs [`run_counted`] in a process of its own; the instructions that the server executed for commands.
+fn count_run(volume: &Path, counts: &Path, reads: u64) -> Result<u64> {
+    let [program, arguments @ ..] = &valgrind()?[..] else { unreachable!("a command has a program") };
+    let own = std::env::current_exe().context("finding this program")?;
+    let said = Command::new(program)
+        .args(arguments)
+        .args(["--tool=callgrind", "--quiet", "--fair-sched=yes"])
+        .arg(format!("--toggle-collect={COUNTED}"))
+        .arg(assignment("--callgrind-out-file", counts))
+        .arg(own)
+        .arg("counted-reads")
+        .arg(volume)
+        .arg(reads.to_string())
+        .output()
+        .with_context(|| format!("running {}", program.display()))?;
+    ensure!(
+        said.status.success(),
+        "the counted server: {}: {}",
+        said.status,
+        String::from_utf8_lossy(&said.stderr)
+    );
+    let said = fs::read_to_string(counts).with_context(|| format!("reading {}", counts.display()))?;
+    let total = said.lines().find_map(|line| line.strip_prefix("totals: "));
+    let total = total.with_context(|| format!("no totals in {}", counts.display()))?;
+    total.trim().parse().with_context(|| format!("totals of {total:?} in {}", counts.display()))
+}
 
-    pub fn log(&self) -> String {
-        self.server.log()
-    }
+/// Serves the volume in this folder to a client that reads so often, and sleeps instead of polling.
+pub fn run_counted(folder: &Path, reads: u64) -> Result<()> {
+    let socket = folder.join("channel");
+    let (end, mut ended) = mailbox::<()>();
+    let (started, server) = mpsc::channel();
+    let (files, at) = (VolumeFiles::at(folder.to_owned()), socket.clone());
+    let volume = thread::spawn(move || -> Result<()> {
+        let options = LocalOptions { busy_poll: Duration::ZERO, ..LocalOptions::default() };
+        let runtime = local::start(options)?;
+        let engine = runtime.engine();
+        runtime.block_on(async {
+            let options = OpenOptions { data_cache_bytes: DATA_CACHE_BYTES, ..OpenOptions::default() };
+            let (store, _) = Store::open(Rc::clone(&engine), &files.components(), &options).await?;
+            let filesystem =
+                Filesystem::open(Rc::new(store.clone()), Rc::clone(&engine), FilesystemOptions::default())
+                    .await?;
+            let service = Rc::new(filesystem.clone());
+            let place = Place::Host { path: at };
+            let served = ChannelServer::start(&engine, service, place, Limits::default(), [7; 16])?;
+            let _ = started.send(served);
+            let waker = Rc::clone(&engine);
+            engine.spawn(Box::pin(async move {
+                loop {
+                    waker.sleep(WAKES_EVERY).await;
+                }
+            }));
+            ended.recv().await;
+            filesystem.shut_down().await?;
+            Ok(store.close().await?)
+        })
+    });
+    let read = server.recv().map_err(|_| anyhow::anyhow!("the server did not start")).and_then(|server| {
+        let read = read_blocks(&socket, reads);
+        server.stop();
+        read
+    });
+    let _ = end.send(());
+    volume.join().map_err(|_| anyhow::anyhow!("the volume's thread panicked"))??;
+    read
+}
 
-    /// Stops it. Instructions that were executed for commands.
-    pub fn stop(self) -> Result<u64> {
-        self.server.stop()?;
-        let counts = &self.counts;
-        let said =
-            fs::read_to_string(counts).with_context(|| format!("reading counts of {}", counts.display()))?;
-        let total = said.lines().find_map(|line| line.strip_prefix("totals: "));
-        let total = total.with_context(|| format!("no totals in {}", counts.display()))?;
-        total.trim().parse().with_context(|| format!("totals of {} in {}", total, counts.display()))
+fn read_blocks(socket: &Path, reads: u64) -> Result<()> {
+    let volume =
+        connect_with(socket, &Options { busy_poll: Duration::ZERO, rings: 1, ..Options::default() })?;
+    let file = volume.open("/counted", Open::to_write().create(0o600))?;
+    let mut block = [7; BLOCK_BYTES];
+    file.write_at(&block, 0)?;
+    for _ in 0..reads {
+        let read = file.read_at(&mut block, 0)?;
+        ensure!(read == BLOCK_BYTES, "{read} bytes were read");
     }
+    Ok(file.close()?)
 }
 
 fn assignment(name: &str, value: &Path) -> OsString {

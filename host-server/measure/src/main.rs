@@ -24,6 +24,7 @@ mod store;
 mod virtiofsd;
 mod volume;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -67,6 +68,9 @@ enum Topic {
     /// What a call costs a process of this host through shared memory, beside a cache line's way to another processor and back, and
     /// beside what the kernel takes to wake two sleepers; what another client's flood does to it; and the server's instructions.
     Ring(RingArguments),
+    /// What callgrind counts for `ring --instructions`.
+    #[command(hide = true)]
+    CountedReads { volume: PathBuf, reads: u64 },
 }
 
 #[derive(Debug, Args)]
@@ -100,17 +104,24 @@ fn main() -> ExitCode {
         Topic::Ring(RingArguments { common, instructions }) => {
             (ring::measure(common.rounds, instructions), common)
         }
+        Topic::CountedReads { volume, reads } => return ended(instructions::run_counted(&volume, reads)),
     };
     match result {
         Ok(figures) => {
             print(&figures, common.json);
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("measure: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn ended(result: anyhow::Result<()>) -> ExitCode {
+    result.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("measure: {error:#}");
+    ExitCode::FAILURE
 }
 
 fn print(figures: &Figures, json: bool) {

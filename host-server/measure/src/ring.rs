@@ -11,7 +11,7 @@ use ringfort_qemu_tests::place::RunFolder;
 use ringfort_qemu_tests::server::{Server, Volume as VolumeFiles};
 
 use crate::figures::{Figures, Goal, RINGFORT};
-use crate::instructions::CountedServer;
+use crate::instructions;
 use crate::pace::{self, Samples};
 
 const VOLUME_SIZE: &str = "1GiB";
@@ -27,8 +27,6 @@ const FLOOD_WRITE_BYTES: u32 = 512 << 10;
 const FLOOD_READ_BYTES: u32 = 256 << 10;
 /// Of a flood's commands under way, those that write, one more that reads; the others are empty.
 const FLOOD_WRITES: u64 = 8;
-/// Reads of two runs under callgrind: what one takes is the difference.
-const COUNTED_READS: [u64; 2] = [500, 2_500];
 /// Blocks that are read in turn. They stay where writes gather, so that no read of them reaches a device.
 const BLOCKS: u64 = 64;
 
@@ -57,7 +55,7 @@ pub fn measure(rounds: u32, instructions: bool) -> Result<Figures> {
     server.stop()?;
     volume.require_clean()?;
     if instructions {
-        let count = instructions_per_read(&volume, &folder)?;
+        let count = instructions::per_cached_read(folder.path())?;
         figures.note(RINGFORT, "instructions_per_read_4k_cached", "", count);
     }
     Ok(figures)
@@ -75,26 +73,6 @@ fn wait_for(socket: &Path, log: impl Fn() -> String) -> Result<()> {
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
-}
-
-/// What the server executes for one cached read, its batch of one included.
-fn instructions_per_read(volume: &VolumeFiles, folder: &RunFolder) -> Result<f64> {
-    let mut executed = [0; 2];
-    for (count, reads) in executed.iter_mut().zip(COUNTED_READS) {
-        let socket = folder.socket(&format!("counted-{reads}"));
-        let server = CountedServer::start(volume, &format!("unix:{}", socket.display()), folder.path())?;
-        wait_for(&socket, || server.log())?;
-        let client = Client::connect(&socket)?;
-        let mut block = [0; BLOCK_BYTES];
-        for number in 0..reads {
-            let read = client.file.read_at(&mut block, number % BLOCKS * BLOCK_BYTES as u64)?;
-            ensure!(read == BLOCK_BYTES, "{read} bytes were read");
-        }
-        drop(client);
-        *count = server.stop()?;
-    }
-    let [few, many] = executed;
-    Ok(many.saturating_sub(few) as f64 / (COUNTED_READS[1] - COUNTED_READS[0]) as f64)
 }
 
 fn describe(figures: &mut Figures, rounds: u32) -> Result<()> {
@@ -116,6 +94,10 @@ fn describe(figures: &mut Figures, rounds: u32) -> Result<()> {
         format!(
             "4 KiB in turn out of {BLOCKS} blocks that were written before and lie in the server's memory"
         ),
+    );
+    figures.condition(
+        "fair",
+        "an empty command after a pause, alone and while another client keeps a ring full of large writes, a large read and empty commands",
     );
     figures.condition("rounds", rounds.to_string());
     Ok(())
@@ -226,7 +208,8 @@ fn note_parked(socket: &std::path::Path, figures: &mut Figures) -> Result<()> {
 fn note_fairness(socket: &Path, figures: &mut Figures) -> Result<()> {
     let volume = connect_with(socket, &Options { rings: 1, ..Options::default() })?;
     let p99_us = || -> Result<f64> {
-        let samples = Samples::take(CALLS, || {
+        // In the pauses the flood has this processor.
+        let samples = Samples::take_slowly(SLOW_CALLS, || {
             ensure!(volume.nop(7)? == 7, "another value came back");
             Ok(())
         })?;
@@ -234,16 +217,19 @@ fn note_fairness(socket: &Path, figures: &mut Figures) -> Result<()> {
     };
     figures.note(RINGFORT, "fair_alone_us_p99", "µs", p99_us()?);
     let (stop, carried_out) = (AtomicBool::new(false), AtomicU64::new(0));
-    let (flooded, ended) = thread::scope(|scope| {
+    let (flooded, commands, ended) = thread::scope(|scope| {
         let flooder = scope.spawn(|| flood(socket, &stop, &carried_out));
         while carried_out.load(Ordering::Relaxed) < DEPTH as u64 && !flooder.is_finished() {
             thread::sleep(Duration::from_millis(1));
         }
+        let before = carried_out.load(Ordering::Relaxed);
         let flooded = p99_us();
+        let commands = carried_out.load(Ordering::Relaxed) - before;
         stop.store(true, Ordering::Relaxed);
-        (flooded, flooder.join())
+        (flooded, commands, flooder.join())
     });
     ended.map_err(|_| anyhow::anyhow!("the flooding thread panicked"))??;
+    ensure!(commands > SLOW_CALLS as u64, "a flood of {commands} commands is none");
     figures.note(RINGFORT, "fair_flooded_us_p99", "µs", flooded?);
     Ok(())
 }

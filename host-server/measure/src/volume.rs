@@ -43,6 +43,11 @@ impl VolumeFiles {
         Ok(files)
     }
 
+    /// Files that were created before.
+    pub fn at(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
     pub fn components(&self) -> Vec<PathBuf> {
         (0..COMPONENTS).map(|index| self.folder.join(format!("component-{index}"))).collect()
     }
