@@ -205,7 +205,8 @@ fn memory_that_a_program_keeps_when_it_has_hung_up_counts_against_its_user() {
     daemon.must(&format!("chmod 777 {MOUNTED}"));
     daemon.must(&as_tests("rf ls"));
     daemon.require_all_taken_back();
-    let client = stage.guest.start(&["/bin/sh", "-c", &as_tests("sleep 1000 | rf put - /never-ends")]).unwrap();
+    let client =
+        stage.guest.start(&["/bin/sh", "-c", &as_tests("sleep 1000 | rf put - /never-ends")]).unwrap();
     // Whoever holds on to the memory of a program that is gone: here root does, with the file opened again.
     let keeper = format!(
         "while [ -z \"$(ls {PAGES})\" ]; do sleep 0.1; done; sleep 1;
