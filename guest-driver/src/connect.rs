@@ -307,7 +307,7 @@ fn ask_for_memory(control: &mut Control, ring_count: u32, data_bytes: u32) -> Re
             && data.len_bytes >= data_bytes
             && is_clear_of_heads(data, page_shift);
         match layout.filter(|_| fits) {
-            Some(layout) => Ok(RingEnd { layout, data, bell: Bell::Connection(bell) }),
+            Some(layout) => Ok(RingEnd { layout, data, bell: Bell::of_connection(bell)? }),
             None => Err(Error::Protocol {
                 found: format!("{place:?} in {len_bytes} bytes of pages of 2^{page_shift}"),
             }),
@@ -353,7 +353,7 @@ fn bring_memory(control: &mut Control, ring_count: u32, data_bytes: u32) -> Resu
             ..Attach::default()
         };
         control.attach(attach, &[doorbell.as_fd(), theirs.as_fd()])?;
-        Ok(RingEnd { layout, data, bell: Bell::Descriptors { doorbell, wake: ours } })
+        Ok(RingEnd { layout, data, bell: Bell::of_event(doorbell, ours)? })
     };
     let rings = (0..ring_count).map(attach).collect::<Result<_, Error>>()?;
     Ok(Attached { memory, credential: CREDENTIAL, rings })

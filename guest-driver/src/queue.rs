@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ringfort_protocol::command::{Area, Command, Opcode};
 use ringfort_protocol::completion::Completion;
 
-use crate::bell::{Bell, Woken};
+use crate::bell::{Bell, LONGEST_SLEEP, Woken};
 use crate::connect::Connection;
 use crate::error::Error;
 use crate::file::File;
@@ -17,9 +17,6 @@ use crate::patience::Patience;
 use crate::place::Place;
 
 mod scatter;
-
-/// How long a wait sleeps without a look at whether the server is still there.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Looks at the ring between two looks at the clock.
 const LOOKS: u32 = 64;
@@ -423,7 +420,7 @@ impl Queue {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             match left {
                 Some(Duration::ZERO) => return Err(Error::TimedOut),
-                left => self.sleep(left.map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN)))?,
+                left => self.sleep(left.map_or(LONGEST_SLEEP, |left| left.min(LONGEST_SLEEP)))?,
             }
             (looks_since, has_slept) = (None, true);
         }

@@ -23,14 +23,11 @@ use ringfort_protocol::command::Command;
 use ringfort_protocol::completion::Completion;
 use ringfort_protocol::ring::memory::SharedMemory;
 
-use crate::bell::{Bell, Woken};
+use crate::bell::{Bell, LONGEST_SLEEP, Woken};
 use crate::error::Error;
 use crate::lane::{Flight, Lane, Load, Refused};
 use crate::memory::forks;
 use crate::patience::Patience;
-
-/// How long a keeper sleeps without a look at whether the server is still there, and who waits behind a keeper at whether it is.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Looks at the ring between two looks at the clock, and two chances for others to submit.
 const LOOKS: u32 = 64;
@@ -547,7 +544,7 @@ impl Ring {
             drop(state);
             let mut idle_since: Option<Instant> = None;
             let linger = self.state().patience.least();
-            let kept = self.keep(Some(Instant::now() + LOOK_AGAIN), |state| {
+            let kept = self.keep(Some(Instant::now() + LONGEST_SLEEP), |state| {
                 // Tasks call one after the other: the next may be about to.
                 if state.tasks > 0 {
                     idle_since = None;
@@ -638,11 +635,11 @@ impl Ring {
 
 /// How long there is to sleep until `deadline`, or until the next look at the server.
 fn time_left(deadline: Option<Instant>) -> Result<Duration, Error> {
-    let Some(deadline) = deadline else { return Ok(LOOK_AGAIN) };
+    let Some(deadline) = deadline else { return Ok(LONGEST_SLEEP) };
     let left = deadline.saturating_duration_since(Instant::now());
     match left.is_zero() {
         true => Err(Error::TimedOut),
-        false => Ok(left.min(LOOK_AGAIN)),
+        false => Ok(left.min(LONGEST_SLEEP)),
     }
 }
 

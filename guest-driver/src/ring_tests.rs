@@ -28,7 +28,7 @@ fn ends() -> (Arc<Ring>, Server) {
     let (wake, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
     let gone = Arc::new(AtomicBool::new(false));
-    let bell = Bell::Descriptors { doorbell, wake };
+    let bell = Bell::of_event(doorbell, wake).unwrap();
     let ring =
         Ring::new(lane, bell, Patience::new(Duration::from_micros(20), Duration::ZERO), Arc::clone(&gone));
     (Arc::new(ring), Server { responder: Responder::new(memory.clone(), layout), memory, wake: theirs, gone })

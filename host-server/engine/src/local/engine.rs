@@ -124,6 +124,9 @@ struct LocalEngine {
     entropy: RefCell<Entropy>,
 }
 
+/// How often a thread that waits looks at its sources for each time that it looks at everything.
+const LOOKS_AT_SOURCES: u32 = 8;
+
 impl LocalEngine {
     fn device(&self, component: Component, writable: bool) -> Rc<dyn Device> {
         Rc::new(LocalDevice {
@@ -166,7 +169,8 @@ impl LocalEngine {
             return (ready.len() == 0).then_some(idle_since);
         }
         loop {
-            let worked = self.turn_at(looked);
+            // Sources are what comes soonest, and the least to look at.
+            let worked = self.turn_at(looked) || (1..LOOKS_AT_SOURCES).any(|_| self.sources.poll());
             if worked || ready.len() > 0 {
                 self.window.caught_after(looked - idle_since);
             }
