@@ -3,7 +3,7 @@
 //! Everything little-endian, in zerocopy types with asserted sizes, with reserved space that is zero and checked.
 //! What a file or slot holds begins with an [`envelope`]; decoding validates every field and never panics.
 //!
-//! Modules, lowest first: `layout` · `crc32c` · `checksum` · `envelope` · `component` · `page` · `map` · `segment` · `log` · `root` · `memory` ·
+//! Modules, lowest first: `layout` · `crc32c` · `checksum` · `envelope` · `component` · `page` · `map` · `run` · `segment` · `log` · `root` · `memory` ·
 //! `filesystem` · `acl`
 
 pub mod acl;
@@ -18,6 +18,7 @@ pub mod map;
 pub mod memory;
 pub mod page;
 pub mod root;
+pub mod run;
 pub mod segment;
 
 /// Every structure that has a table in the format document.
@@ -27,6 +28,7 @@ pub fn layouts() -> impl Iterator<Item = &'static layout::Layout> {
         component::LAYOUTS,
         page::LAYOUTS,
         map::LAYOUTS,
+        run::LAYOUTS,
         segment::LAYOUTS,
         log::LAYOUTS,
         root::LAYOUTS,
