@@ -1,7 +1,7 @@
 //! Log-structured, erasure-coded store.
 //!
 //! Modules, lowest first:
-//! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `map` ·
+//! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `merge` · `map` ·
 //! `segment` · `log` · `state` · `ahead` · `cache` · `tasks` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` ·
 //! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
@@ -23,6 +23,7 @@ pub mod kv;
 pub mod limits;
 pub(crate) mod log;
 pub mod map;
+pub mod merge;
 pub mod model;
 pub mod object;
 pub mod recover;

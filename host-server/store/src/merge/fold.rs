@@ -1,0 +1,188 @@
+//! What becomes of items that meet.
+
+use std::borrow::Cow;
+
+use super::item::{Item, MoveBytes, OwnedItem, decode_signed, encode_signed, shared_bytes, shared_parts};
+use crate::format::run::{ItemKind, RunItem};
+use crate::volume::TreeId;
+
+/// How the items of a tree merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Put, erase: the newest counts, and what snapshots see stays below it.
+    Values,
+    /// Map, erase: as values; who is displaced is told of.
+    Runs,
+    /// Add: they sum up.
+    Sums,
+    /// Birth, refer, move. An address is born before all else is said of it, once; a move names the place where it lies when the move is sent, or it is dead.
+    Addresses,
+}
+
+/// Items that follow from a meeting, for other trees.
+pub type Fired = Vec<(TreeId, OwnedItem)>;
+
+/// What items mean to whoever uses the merge store. All that it is told of is exactly the keys concerned, and is told of once.
+pub trait Meaning {
+    fn rule(&self, tree: TreeId) -> Rule;
+
+    /// Whether a snapshot sees what was written in epoch `birth` and displaced in epoch `death`.
+    fn is_seen(&self, tree: TreeId, birth: u32, death: u32) -> bool;
+
+    /// A map was displaced: in epoch `death`, if a snapshot keeps it.
+    fn displaced(&self, tree: TreeId, map: &RunItem<'_>, seen_until: Option<u32>, fired: &mut Fired);
+
+    /// Nothing refers to these addresses any more, which lay at physical blocks from the number of `birth` on.
+    fn died(&self, tree: TreeId, birth: &RunItem<'_>, fired: &mut Fired);
+
+    /// Addresses that lay at physical blocks from the number of `birth` on lie at `to` now.
+    fn moved(&self, tree: TreeId, birth: &RunItem<'_>, to: u64, fired: &mut Fired);
+}
+
+/// One of the items that meet over the same keys.
+#[derive(Clone, Debug)]
+pub struct Layer<'a> {
+    pub item: Item<'a>,
+    /// No newer item of its own run covers these keys: what is below has been displaced before.
+    pub is_top: bool,
+}
+
+/// Merges what `layers`, from the newest on, say of the same keys, and appends what is left of it, newest first, to `left`. `is_bottom`: nothing older is anywhere.
+pub fn fold<'a>(
+    meaning: &impl Meaning,
+    tree: TreeId,
+    layers: &[Layer<'a>],
+    is_bottom: bool,
+    left: &mut Vec<Item<'a>>,
+    fired: &mut Fired,
+) {
+    match meaning.rule(tree) {
+        Rule::Values | Rule::Runs => fold_versions(meaning, tree, layers, is_bottom, left, fired),
+        Rule::Sums => fold_sums(layers, left),
+        Rule::Addresses => fold_addresses(meaning, tree, layers, is_bottom, left, fired),
+    }
+}
+
+fn fold_versions<'a>(
+    meaning: &impl Meaning,
+    tree: TreeId,
+    layers: &[Layer<'a>],
+    is_bottom: bool,
+    left: &mut Vec<Item<'a>>,
+    fired: &mut Fired,
+) {
+    let Some((newest, older)) = layers.split_first() else { return };
+    let begin = left.len();
+    left.push(newest.item.clone());
+    let mut death = newest.item.epoch;
+    for Layer { item, is_top } in older {
+        let is_seen = meaning.is_seen(tree, item.epoch, death);
+        if *is_top && item.kind == ItemKind::Map {
+            meaning.displaced(tree, &item.as_run_item(), is_seen.then_some(death), fired);
+        }
+        if is_seen {
+            left.push(item.clone());
+        }
+        death = item.epoch;
+    }
+    // What hides nothing need not be.
+    while is_bottom && left.len() > begin && left.last().is_some_and(|item| item.kind == ItemKind::Erase) {
+        left.pop();
+    }
+}
+
+fn fold_sums<'a>(layers: &[Layer<'a>], left: &mut Vec<Item<'a>>) {
+    let Some(newest) = layers.first() else { return };
+    let sum = layers.iter().fold(0_i64, |sum, layer| sum.saturating_add(decode_signed(layer.item.number)));
+    if sum != 0 {
+        left.push(Item { number: encode_signed(sum), ..newest.item.clone() });
+    }
+}
+
+/// From one place to another.
+#[derive(Clone, Copy)]
+struct Step {
+    from: u64,
+    to: u64,
+}
+
+fn fold_addresses<'a>(
+    meaning: &impl Meaning,
+    tree: TreeId,
+    layers: &[Layer<'a>],
+    is_bottom: bool,
+    left: &mut Vec<Item<'a>>,
+    fired: &mut Fired,
+) {
+    let Some(newest) = layers.first() else { return };
+    let mut birth: Option<Item<'a>> = None;
+    let mut references = 0_i64;
+    let mut step: Option<Step> = None;
+    for Layer { item, .. } in layers.iter().rev() {
+        match item.kind {
+            ItemKind::Refer => references += decode_signed(item.number),
+            ItemKind::Move => {
+                let parts = MoveBytes::decode(&item.bytes);
+                references += parts.references;
+                let wanted = Step { from: parts.from, to: item.number };
+                match (&mut birth, step) {
+                    (Some(birth), _) if birth.number == wanted.from => {
+                        meaning.moved(tree, &birth.as_run_item(), wanted.to, fired);
+                        birth.number = wanted.to;
+                    }
+                    (None, None) => step = Some(wanted),
+                    (None, Some(before)) if before.to == wanted.from => {
+                        step = Some(Step { from: before.from, to: wanted.to });
+                    }
+                    // Movers say where they found it: this is none of theirs.
+                    _ => {}
+                }
+            }
+            _ => birth = Some(item.clone()),
+        }
+    }
+    let Some(mut birth) = birth else {
+        // Births are older than what is said of them: who has none at the bottom is dead.
+        left.extend(pending(newest, references, step.filter(|_| !is_bottom)));
+        return;
+    };
+    let (beyond_first, checksums) = match birth.kind {
+        ItemKind::SharedBirth => {
+            let (beyond_first, checksums) = shared_parts(&birth.bytes);
+            (i64::from(beyond_first), Some(checksums))
+        }
+        _ => (0, None),
+    };
+    match beyond_first + references {
+        ..0 => meaning.died(tree, &birth.as_run_item(), fired),
+        0 => {
+            if let Some(checksums) = checksums {
+                birth = Item { kind: ItemKind::Birth, bytes: Cow::Owned(checksums.to_vec()), ..birth };
+            }
+            left.push(birth);
+        }
+        beyond_first => {
+            let bytes = shared_bytes(
+                u32::try_from(beyond_first).unwrap_or(u32::MAX),
+                checksums.unwrap_or(&birth.bytes),
+            );
+            left.push(Item { kind: ItemKind::SharedBirth, bytes: Cow::Owned(bytes), ..birth });
+        }
+    }
+}
+
+/// What waits for a birth that these layers do not have.
+fn pending<'a>(newest: &Layer<'a>, references: i64, step: Option<Step>) -> Option<Item<'a>> {
+    let item = &newest.item;
+    match step {
+        Some(Step { from, to }) => {
+            let bytes = MoveBytes { from, references }.encode().to_vec();
+            Some(Item { kind: ItemKind::Move, number: to, bytes: Cow::Owned(bytes), ..item.clone() })
+        }
+        None if references != 0 => {
+            let number = encode_signed(references);
+            Some(Item { kind: ItemKind::Refer, number, bytes: Cow::Borrowed(&[]), ..item.clone() })
+        }
+        None => None,
+    }
+}
