@@ -31,6 +31,7 @@ pub enum Kind {
     SegmentSummary = 5,
     MemoryFile = 6,
     RunPage = 7,
+    Filter = 8,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -3,7 +3,7 @@
 //! Everything little-endian, in zerocopy types with asserted sizes, with reserved space that is zero and checked.
 //! What a file or slot holds begins with an [`envelope`]; decoding validates every field and never panics.
 //!
-//! Modules, lowest first: `layout` · `crc32c` · `checksum` · `envelope` · `component` · `page` · `map` · `run` · `segment` · `log` · `root` · `memory` ·
+//! Modules, lowest first: `layout` · `crc32c` · `checksum` · `envelope` · `component` · `page` · `map` · `run` · `filter` · `segment` · `log` · `root` · `memory` ·
 //! `filesystem` · `acl`
 
 pub mod acl;
@@ -12,6 +12,7 @@ pub mod component;
 mod crc32c;
 pub mod envelope;
 pub mod filesystem;
+pub mod filter;
 pub mod layout;
 pub mod log;
 pub mod map;
@@ -29,6 +30,7 @@ pub fn layouts() -> impl Iterator<Item = &'static layout::Layout> {
         page::LAYOUTS,
         map::LAYOUTS,
         run::LAYOUTS,
+        filter::LAYOUTS,
         segment::LAYOUTS,
         log::LAYOUTS,
         root::LAYOUTS,

@@ -613,7 +613,7 @@ mod tests {
     fn mapped_blocks_take_a_few_bytes_each() {
         let mut builder = RunPageBuilder::default();
         let count = (0..)
-            .take_while(|index| builder.push(&map(index * 3, 1, 7, 1 << 40 | (index * 7919) % 65_521)))
+            .take_while(|index| builder.push(&map(index * 3, 1, 7, (1 << 40) + (index * 7919) % 65_521)))
             .count();
         // Two bytes of each of key and number.
         assert!(count > 4000, "{count}");

@@ -64,7 +64,7 @@ impl PageAllocator {
     }
 
     /// Takes `count` free pages, in ascending runs as long as the free space has them.
-    pub(super) fn allocate(&self, count: usize) -> Result<Vec<MetadataAddress>, StoreError> {
+    pub(crate) fn allocate(&self, count: usize) -> Result<Vec<MetadataAddress>, StoreError> {
         let mut state = self.state.borrow_mut();
         if state.free_count < count {
             return Err(StoreError::new(
@@ -99,7 +99,7 @@ impl PageAllocator {
     }
 
     /// Gives pages back that nothing durable names and no write is about to reach.
-    pub(super) fn free(&self, addresses: impl IntoIterator<Item = MetadataAddress>) {
+    pub(crate) fn free(&self, addresses: impl IntoIterator<Item = MetadataAddress>) {
         let mut state = self.state.borrow_mut();
         for address in addresses {
             let index = match self.index_of(address) {

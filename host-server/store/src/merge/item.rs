@@ -48,11 +48,6 @@ impl Item<'_> {
         let Self { hi, lo, last, epoch, kind, number, bytes } = self;
         Item { hi, lo, last, epoch, kind, number, bytes: Cow::Owned(bytes.into_owned()) }
     }
-
-    /// Keys of the item. Never asked of one that covers all there are.
-    pub fn len(&self) -> u64 {
-        self.last - self.lo + 1
-    }
 }
 
 /// A number that may be negative, as an item keeps it: small ones of both signs are short.

@@ -4,13 +4,20 @@
 //! what a meeting causes in other trees is *fired*, to be sent there as items, durably together with the merge that found it. Merging is associative: it does
 //! not matter which neighbours meet first.
 //!
-//! Modules, lowest first: `item` · `fold` · `memory` · `sweep`
+//! Modules, lowest first: `item` · `fold` · `memory` · `sweep` · `table` · `cache` · `read` · `levels` · `store`
 
+pub mod cache;
 pub mod fold;
 pub mod item;
+pub mod levels;
 pub mod memory;
+pub mod read;
+pub mod store;
 pub mod sweep;
+pub mod table;
 
+#[cfg(test)]
+mod store_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub struct Sweep {
     tree: TreeId,
     sources: Vec<Source>,
     is_bottom: bool,
+    /// See [`Sweep::passed`].
+    passed: Option<(u64, u64)>,
 }
 
 /// How a sweep went on.
@@ -37,7 +39,7 @@ impl Sweep {
     /// `is_bottom`: no other run has older items of these keys.
     pub fn new(tree: TreeId, source_count: usize, is_bottom: bool) -> Self {
         let sources = std::iter::repeat_with(Source::default).take(source_count).collect();
-        Self { tree, sources, is_bottom }
+        Self { tree, sources, is_bottom, passed: None }
     }
 
     /// Gives a source its next item.
@@ -77,7 +79,13 @@ impl Sweep {
             source.pass(hi, last);
         }
         fold(meaning, self.tree, &layers, self.is_bottom, left, fired);
+        self.passed = Some((hi, last));
         Step::Merged
+    }
+
+    /// The last key, hi and lo, up to which everything has merged.
+    pub fn passed(&self) -> Option<(u64, u64)> {
+        self.passed
     }
 
     /// The last key that all items which begin at `(hi, lo)` cover, and before which no other begins.

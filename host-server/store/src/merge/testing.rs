@@ -31,6 +31,13 @@ fn usage_of(physical: u64, blocks: u64, sign: i64, fired: &mut Fired) {
     }
 }
 
+/// What a birth adds to the usage of segments.
+pub fn fired_by_birth(physical: u64, blocks: u64) -> Fired {
+    let mut fired = Fired::new();
+    usage_of(physical, blocks, 1, &mut fired);
+    fired
+}
+
 /// What items mean in tests.
 #[derive(Clone, Debug, Default)]
 pub struct Maps {
@@ -58,7 +65,7 @@ impl Meaning for Maps {
         fired.push(match seen_until {
             None => (MIDDLE, Item::plain(ItemKind::Refer, 0, addresses, 0, encode_signed(-1))),
             Some(death) => {
-                let cell = u64::from(map.epoch) << 32 | u64::from(death);
+                let cell = (u64::from(map.epoch) << 32) | u64::from(death);
                 (DEAD, Item::plain(ItemKind::Add, cell, addresses, 0, encode_signed(1)))
             }
         });
@@ -99,9 +106,7 @@ impl Merging {
             (0..blocks).flat_map(|block| ((middle + block) as u32).to_le_bytes()).collect();
         let birth = Item::plain(ItemKind::Birth, 0, middle..=middle + blocks - 1, 0, physical);
         self.apply(MIDDLE, Item { bytes: checksums.into(), ..birth });
-        let mut fired = Fired::new();
-        usage_of(physical, blocks, 1, &mut fired);
-        fired.into_iter().for_each(|(tree, item)| self.apply(tree, item));
+        fired_by_birth(physical, blocks).into_iter().for_each(|(tree, item)| self.apply(tree, item));
         self.apply(
             LOGICAL,
             Item::plain(ItemKind::Map, object, start..=start + blocks - 1, self.epoch, middle),
