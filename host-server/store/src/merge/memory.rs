@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::fold::{Fired, Layer, Meaning, fold};
-use super::item::{OwnedItem, continues, cut, extend};
+use super::item::{Item, OwnedItem, continues, cut, extend};
 use crate::format::run::RunItem;
 use crate::volume::TreeId;
 
@@ -44,11 +44,34 @@ impl Memory {
         let items = self.trees.entry(tree).or_default();
         let before_count = items.len();
         let mut bytes_change = 0;
-        let met = take_covered(items, &item.as_run_item(), &mut bytes_change);
-        if met.is_empty() {
-            insert(items, item, &mut bytes_change);
-        } else {
-            merge_into(meaning, tree, items, &item, &met, fired, &mut bytes_change);
+        match meet(items, &item.as_run_item()) {
+            Meeting::Nobody => put(items, item, &mut bytes_change),
+            Meeting::Before(before) => {
+                bytes_change += item.bytes.len() as isize;
+                extend(before, &item.as_run_item());
+            }
+            Meeting::Same(old) => {
+                bytes_change -= old.bytes.len() as isize;
+                let layers = [Item::clone(&item), std::mem::replace(old, item)];
+                let layers = layers.map(|item| Layer { item, is_top: true });
+                let mut left = Vec::new();
+                fold(meaning, tree, &layers, false, &mut left, fired);
+                match left.pop() {
+                    Some(item) => {
+                        bytes_change += item.bytes.len() as isize;
+                        *old = item.into_owned();
+                    }
+                    None => {
+                        let key = (old.hi, old.lo);
+                        items.remove(&key);
+                    }
+                }
+                debug_assert!(left.is_empty(), "items of several epochs in one memory");
+            }
+            Meeting::Several => {
+                let met = take_covered(items, &item.as_run_item(), &mut bytes_change);
+                merge_into(meaning, tree, items, &item, &met, fired, &mut bytes_change);
+            }
         }
         self.item_count = self.item_count + items.len() - before_count;
         self.byte_count = self.byte_count.saturating_add_signed(bytes_change);
@@ -74,6 +97,31 @@ impl Memory {
     pub fn trees(&self) -> impl Iterator<Item = TreeId> {
         self.trees.iter().filter(|(_, items)| !items.is_empty()).map(|(tree, _)| *tree)
     }
+}
+
+/// Whom an item meets.
+enum Meeting<'a> {
+    Nobody,
+    /// Nobody; it continues the item before.
+    Before(&'a mut OwnedItem),
+    /// One item of the same keys.
+    Same(&'a mut OwnedItem),
+    Several,
+}
+
+/// One search, which says all for most items.
+fn meet<'a>(items: &'a mut Items, item: &RunItem<'_>) -> Meeting<'a> {
+    let Some((_, before)) = items.range_mut(..=(item.hi, item.last)).next_back() else {
+        return Meeting::Nobody;
+    };
+    if before.hi != item.hi || before.last < item.lo {
+        return if continues(&before.as_run_item(), item) {
+            Meeting::Before(before)
+        } else {
+            Meeting::Nobody
+        };
+    }
+    if (before.lo, before.last) == (item.lo, item.last) { Meeting::Same(before) } else { Meeting::Several }
 }
 
 /// The item that begins before `(hi, lo)` and covers it.
