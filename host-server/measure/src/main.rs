@@ -1,7 +1,7 @@
 //! `cargo measure TOPIC`: figures with the conditions under which they were taken.
 //!
 //! Modules, lowest first:
-//! `figures` · `load` · `volume` · `ringfort` · `files` · `btrfs` · `isal` · `virtiofsd` · `pace` · `mirrors` ·
+//! `figures` · `load` · `claims` · `volume` · `ringfort` · `files` · `btrfs` · `isal` · `virtiofsd` · `pace` · `mirrors` ·
 //! `code` · `instructions` ·
 //! `guest` · `ring` · `store`
 
@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod btrfs;
+mod claims;
 mod code;
 mod figures;
 mod files;
