@@ -2,11 +2,12 @@
 //!
 //! Modules, lowest first:
 //! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `map` ·
-//! `segment` · `log` · `state` · `ahead` · `cache` · `tasks` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` ·
+//! `segment` · `log` · `state` · `ahead` · `cache` · `tasks` · `core` · `commit` · `checkpoint` · `admit` · `recover` · `create` · `check` ·
 //! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
 
 pub mod address;
+pub(crate) mod admit;
 pub(crate) mod ahead;
 pub(crate) mod cache;
 pub mod check;

@@ -1,6 +1,5 @@
 //! The handle of an open volume.
 
-mod admit;
 mod read;
 mod stage;
 
@@ -183,7 +182,7 @@ impl Volume for Store {
     }
 
     async fn begin(&self, cost: Cost) -> Result<Transaction<Reservation>, StoreError> {
-        Ok(Transaction::new(self.begin_when_free(cost).await?))
+        Ok(Transaction::new(self.core.begin_when_free(cost).await?))
     }
 
     async fn stage(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ringfort_engine::buffer::BLOCK_BYTES;
 
-use super::Store;
+use crate::core::Core;
 use crate::error::{ErrorKind, StoreError};
 use crate::format::page::{PAGE_BYTES, PAGE_CAPACITY_BYTES};
 use crate::limits::{
@@ -19,7 +19,7 @@ use crate::volume::{Cost, FREEING_ENTRIES_MAX, SpaceReport, VALUE_BYTES_MAX};
 
 /// What keeps a transaction from beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Obstacle {
+pub enum Obstacle {
     /// Stripes are short.
     Data,
     /// Pages, or memory for them, are short.
@@ -128,7 +128,7 @@ impl State {
 
     /// What can still be written: the lesser of what the volume's size leaves and of what space that is free, or will be when waiting
     /// effects have taken place, has room for.
-    pub(super) fn space(&mut self, memory_bytes: u64) -> SpaceReport {
+    pub fn space(&mut self, memory_bytes: u64) -> SpaceReport {
         while self.maps.merge_pending(usize::MAX) {}
         let total_blocks = self.root.total_blocks;
         let unused_blocks = total_blocks.saturating_sub(self.maps.live_blocks_in_all());
@@ -154,11 +154,11 @@ struct Patience {
     crowded_since: Option<(Duration, u64)>,
 }
 
-impl Store {
+impl Core {
     /// Why a transaction of this cost must wait, or `None` where it may begin. `alone`: what others have been promised does
     /// not count.
     fn obstacle(&self, cost: &Cost, alone: bool) -> Option<Obstacle> {
-        let state = self.core.state();
+        let state = self.state();
         let own = Demand::from(cost);
         let others = Demand::promised(&state);
         let demand = if alone { own } else { own.and(others) };
@@ -170,7 +170,7 @@ impl Store {
         }
         let reserve = if cost.frees_space { 0 } else { state.page_reserve() };
         let needed = state.maps.checkpoint_page_bound() + state.pages_of(demand) + reserve;
-        let memory_is_full = state.maps.memory_bytes() as u64 >= self.core.memory_bytes && !cost.frees_space;
+        let memory_is_full = state.maps.memory_bytes() as u64 >= self.memory_bytes && !cost.frees_space;
         if needed > state.maps.allocator().free_count() || memory_is_full {
             let effects_wait = state.maps.pending_count() > 0;
             return Some(if effects_wait { Obstacle::Effects } else { Obstacle::Metadata });
@@ -205,27 +205,26 @@ impl Store {
         }
     }
 
-    pub(super) async fn begin_when_free(&self, cost: Cost) -> Result<Reservation, StoreError> {
-        let core = &self.core;
+    pub async fn begin_when_free(&self, cost: Cost) -> Result<Reservation, StoreError> {
         self.check_size(&cost)?;
         let mut patience = Patience::default();
         loop {
-            core.state().check_alive()?;
-            let progress = core.progress.notified();
+            self.state().check_alive()?;
+            let progress = self.progress.notified();
             let obstacle = self.obstacle(&cost, false);
             let is_short = matches!(obstacle, Some(Obstacle::Data | Obstacle::Metadata | Obstacle::Effects));
             if !is_short {
                 patience = Patience::default();
             }
             match obstacle {
-                None => return Ok(Reservation::new(&core.state().reserved, cost)),
+                None => return Ok(Reservation::new(&self.state().reserved, cost)),
                 Some(Obstacle::Effects) => {
-                    core.state_mut().maps.merge_pending(MERGE_SLICE);
-                    core.engine.yield_now().await;
+                    self.state_mut().maps.merge_pending(MERGE_SLICE);
+                    self.engine.yield_now().await;
                     continue;
                 }
-                Some(Obstacle::Commit | Obstacle::Banks) => core.commit_wanted.notify_one(),
-                Some(Obstacle::Log) => core.checkpoint_wanted.notify_one(),
+                Some(Obstacle::Commit | Obstacle::Banks) => self.commit_wanted.notify_one(),
+                Some(Obstacle::Log) => self.checkpoint_wanted.notify_one(),
                 Some(Obstacle::Promises) => {}
                 Some(obstacle @ (Obstacle::Data | Obstacle::Metadata)) => {
                     if !self.may_hope(&cost, &mut patience) {
@@ -239,11 +238,10 @@ impl Store {
 
     /// Whether waiting can help a transaction that lacks stripes or pages; sees to it that what would help takes place.
     fn may_hope(&self, cost: &Cost, patience: &mut Patience) -> bool {
-        let core = &self.core;
         let alone = self.obstacle(cost, true);
         if !matches!(alone, Some(Obstacle::Data | Obstacle::Metadata | Obstacle::Effects)) {
             // Promises alone are in the way. They are kept or given back soon, unless whoever holds one waits for this transaction.
-            let (now, applied) = (core.engine.monotonic(), core.state().last_transaction());
+            let (now, applied) = (self.engine.monotonic(), self.state().last_transaction());
             patience.last_checkpoint = None;
             return match patience.crowded_since {
                 Some((since, then)) if then == applied => now - since < PROMISES_WAIT,
@@ -255,11 +253,11 @@ impl Store {
         }
         // Freed space comes back with a checkpoint: once for what has died, once more for what the first one emptied. One that is
         // under way may have looked too early.
-        let done = core.state().counters.checkpoints;
-        let under_way = u64::from(core.checkpoint_turn.try_lock().is_none());
+        let done = self.state().counters.checkpoints;
+        let under_way = u64::from(self.checkpoint_turn.try_lock().is_none());
         if done >= *patience.last_checkpoint.get_or_insert(done + 2 + under_way) {
             let frees_wait = {
-                let state = core.state();
+                let state = self.state();
                 state.maps.pending_count() > 0 || state.reserved.freeing_count.get() > 0
             };
             if !frees_wait || patience.put_off == HOPEFUL_CHECKPOINTS_MAX {
@@ -268,14 +266,14 @@ impl Store {
             patience.put_off += 1;
             patience.last_checkpoint = Some(done + 1);
         }
-        core.maps_wanted.set(true);
-        core.checkpoint_wanted.notify_one();
+        self.maps_wanted.set(true);
+        self.checkpoint_wanted.notify_one();
         true
     }
 
     /// Refuses what no log of this length could take.
     fn check_size(&self, cost: &Cost) -> Result<(), StoreError> {
-        let log_blocks = self.core.state().ring.block_count();
+        let log_blocks = self.state().ring.block_count();
         let limit_bytes = log_blocks * BLOCK_BYTES as u64 / ASK_LOG_PART;
         let long_bytes = cost.long_entries().saturating_mul(ENTRY_BYTES_TYPICAL);
         let short_bytes = cost.short_entries().saturating_mul(ENTRY_BYTES_SHORT);
@@ -283,19 +281,19 @@ impl Store {
             return Ok(());
         }
         let found = format!("{} entries", cost.entries);
-        let place = format!("volume {}", self.core.volume);
+        let place = format!("volume {}", self.volume);
         let limit = limit_bytes / ENTRY_BYTES_TYPICAL;
         Err(StoreError::new(ErrorKind::Invalid, "begin a transaction on", place, found)
             .expected(format!("at most {limit} for a log of {log_blocks} blocks"))
             .advice("change less at a time"))
     }
 
-    pub(super) fn no_space(&self, obstacle: Obstacle) -> StoreError {
+    pub fn no_space(&self, obstacle: Obstacle) -> StoreError {
         let (found, advice) = match obstacle {
             Obstacle::Metadata => ("the metadata region or the memory for maps is full", "delete files"),
             _ => ("no segment is free", "delete files; space returns when whole segments become empty"),
         };
-        StoreError::new(ErrorKind::NoSpace, "write to", format!("volume {}", self.core.volume), found)
+        StoreError::new(ErrorKind::NoSpace, "write to", format!("volume {}", self.volume), found)
             .advice(advice)
     }
 }
