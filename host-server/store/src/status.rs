@@ -85,7 +85,7 @@ impl StatusReport {
         let spare_blocks = state.geometry.data_blocks().saturating_sub(total_blocks);
         let live_blocks = state.maps.live_blocks_in_all();
         let unused_blocks = total_blocks.saturating_sub(live_blocks);
-        let free_blocks = state.free_blocks().saturating_sub(spare_blocks).min(unused_blocks);
+        let free_blocks = state.unused_blocks().saturating_sub(spare_blocks).min(unused_blocks);
         let mut space = SpaceStatus {
             total_bytes: total_blocks * block,
             free_bytes: free_blocks * block,

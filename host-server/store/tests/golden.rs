@@ -120,6 +120,15 @@ fn entries() -> Vec<(&'static str, Entry)> {
                 len_blocks: 1 << 40,
             },
         ),
+        (
+            "move",
+            Entry::Move {
+                middle: MiddleAddress(9),
+                len_blocks: 3,
+                from: PhysicalBlock(10),
+                to: PhysicalBlock(20),
+            },
+        ),
     ]
 }
 

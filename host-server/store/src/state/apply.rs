@@ -31,6 +31,9 @@ impl State {
                 self.maps.apply(Message::Birth { middle, physical, checksums: run.checksums.clone() });
                 Message::MapRun { object, start, len_blocks, middle }
             }
+            Entry::Move { middle, len_blocks, from, to } => {
+                Message::Move { middle: *middle, len_blocks: *len_blocks, from: *from, to: *to }
+            }
             Entry::Stripe { segment, stripe, summary } => Message::Put {
                 tree: tree::SUMMARY,
                 key: tree::summary_key(*segment, StripeIndex(*stripe)),
