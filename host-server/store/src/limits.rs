@@ -108,3 +108,28 @@ pub const AHEAD_SLACK_BLOCKS: u64 = (1 << 20) / BLOCK_BYTES;
 
 /// Page area beyond two copies of the largest maps: what the smallest volume needs for its filesystem and for the reserves.
 pub const PAGE_AREA_SPARE_BYTES: u64 = 4 << 20;
+
+/// Of the segments beyond those that live data fills, this part is cleaned for one checkpoint. What waits for one is free or empty,
+/// and so not full of dead blocks: with a larger part more blocks move for each that is written, with a smaller one more pages.
+pub const CLEANING_BATCH_PART: u32 = 16;
+
+/// Segments cleaned for one checkpoint, at most: space returns in bounded time.
+pub const CLEANING_BATCH_MAX: u32 = 32;
+
+/// Live blocks that are read and written in one step: long requests, and short enough that others need not wait long.
+pub const CLEANING_STEP_BLOCKS: usize = (1 << 20) / BLOCK_BYTES as usize;
+
+/// The longest read of the cleaner.
+pub const CLEANING_READ_BLOCKS: u64 = (1 << 20) / BLOCK_BYTES;
+
+/// So many dead blocks between live ones are read along.
+pub const CLEANING_GAP_BLOCKS: u64 = (32 << 10) / BLOCK_BYTES;
+
+/// While there is time, the cleaner rests up to so many times as long as a step took,
+pub const CLEANING_REST_TIMES: u32 = 4;
+
+/// and at most this long.
+pub const CLEANING_REST_MAX: Duration = Duration::from_millis(100);
+
+/// After so many commit intervals without a change a volume counts as quiet.
+pub const IDLE_INTERVALS: u32 = 2;

@@ -12,9 +12,11 @@ use crate::core::Core;
 use crate::error::StoreError;
 use crate::limits::MEMORY_BYTES_DEFAULT;
 use crate::object::{Object, OpenOptions, OpenReport, TreeReport};
+pub use crate::pace::Activity;
 use crate::recover::{RecoveryReport, replay};
 use crate::segment::table::SegmentState;
-use crate::state::{PathCounters, State};
+use crate::state::State;
+pub use crate::state::{CleaningCounters, PathCounters};
 
 /// A volume at one moment.
 #[derive(Clone, Debug)]
@@ -28,6 +30,7 @@ pub struct StatusReport {
     pub log: LogStatus,
     pub memory: MemoryStatus,
     pub recovery: RecoveryReport,
+    pub cleaning: CleaningStatus,
     /// Since the volume was opened.
     pub counters: PathCounters,
     /// Reads of blocks that are not being written, since the volume was opened.
@@ -41,12 +44,22 @@ pub struct SpaceStatus {
     pub free_bytes: u64,
     /// Named by the maps.
     pub live_bytes: u64,
-    /// The rest: overwritten, deleted or padding; returns when a whole segment has become empty.
+    /// The rest: overwritten, deleted or padding; returns when what else lives in its segment has been moved or has died.
     pub dead_bytes: u64,
     pub segments: u32,
     pub free_segments: u32,
     pub open_segments: u32,
     pub closed_segments: u32,
+}
+
+/// What the cleaner is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CleaningStatus {
+    pub activity: Activity,
+    /// It begins when fewer segments are free,
+    pub start_below_segments: u32,
+    /// and rests no more when so few are.
+    pub urgent_at_segments: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +89,13 @@ pub struct MemoryStatus {
 impl StatusReport {
     pub(crate) fn of(core: &Core, recovery: RecoveryReport) -> Self {
         let report = Self::of_state(&core.object, &core.state(), core.memory_bytes, recovery);
-        Self { cache: core.cache.counters(), ..report }
+        let levels = core.pace.levels();
+        let cleaning = CleaningStatus {
+            activity: core.pace.activity(),
+            start_below_segments: levels.start,
+            urgent_at_segments: levels.urgent,
+        };
+        Self { cache: core.cache.counters(), cleaning, ..report }
     }
 
     fn of_state(object: &Object, state: &State, memory_bytes: u64, recovery: RecoveryReport) -> Self {
@@ -126,6 +145,7 @@ impl StatusReport {
                 free_pages: state.maps.allocator().free_count() as u64,
             },
             recovery,
+            cleaning: CleaningStatus::default(),
             counters: state.counters,
             cache: CacheCounters::default(),
         }

@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 
-pub use counters::PathCounters;
+pub use counters::{CleaningCounters, PathCounters};
 pub use reserve::Reservation;
 pub(crate) use reserve::Reserved;
 

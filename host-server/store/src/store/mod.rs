@@ -100,6 +100,7 @@ impl Store {
         core.tasks.spawn(Rc::clone(&core).run_commits());
         core.tasks.spawn(Rc::clone(&core).run_interval());
         core.tasks.spawn(Rc::clone(&core).run_checkpoints());
+        core.tasks.spawn(Rc::clone(&core).run_cleaning());
         Ok(Self { core, recovery })
     }
 
@@ -110,6 +111,7 @@ impl Store {
             self.core.tasks.ended().await;
             return Ok(());
         }
+        self.core.stop_cleaning().await;
         let result = async {
             self.sync().await?;
             self.checkpoint().await

@@ -47,6 +47,7 @@ impl Store {
             let wanted = (rest.len() / stripe_blocks) as u32;
             let range = self.core.state().segments.allocate(Class::Large, wanted);
             let Some(range) = range else { return Err(self.core.no_space(Obstacle::Data)) };
+            self.core.pace.note_free(self.core.state().segments.free_count());
             let (now, later) = rest.split_at(range.count as usize * stripe_blocks);
             reservation.use_blocks(now.len() as u64);
             pieces.push(StagedPiece::Written(self.write_large(range, now).await?));
