@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_quiet_volume_is_tidied() {
         let pace = Pace::default();
-        (0..=IDLE_INTERVALS).for_each(|_| pace.note_interval(5));
+        (0..IDLE_INTERVALS).for_each(|_| pace.note_interval(5));
         assert_eq!(pace.choose(50), Activity::Resting, "the first interval saw a change");
         pace.note_interval(5);
         assert_eq!(pace.choose(50), Activity::Tidying);
