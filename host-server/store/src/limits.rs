@@ -73,6 +73,9 @@ pub const SEGMENT_DATA_BYTES_MAX: u64 = 64 << 20;
 /// A volume has at least this many segments, so that freeing one gives back a small part only.
 pub const SEGMENTS_MIN: u64 = 16;
 
+/// As many as this where segments of a bank's length allow: what is open or free is lost to dead blocks, of which cleaning would find more.
+pub const SEGMENTS_AIM: u64 = 512;
+
 /// Segments beyond the volume's size: room for open segments and padding, so that the stated size can be used.
 pub const SPARE_SEGMENTS: u64 = 4;
 
@@ -111,7 +114,7 @@ pub const PAGE_AREA_SPARE_BYTES: u64 = 4 << 20;
 
 /// Of the segments beyond those that live data fills, this part is cleaned for one checkpoint. What waits for one is free or empty,
 /// and so not full of dead blocks: with a larger part more blocks move for each that is written, with a smaller one more pages.
-pub const CLEANING_BATCH_PART: u32 = 16;
+pub const CLEANING_BATCH_PART: u32 = 24;
 
 /// Segments cleaned for one checkpoint, at most: space returns in bounded time.
 pub const CLEANING_BATCH_MAX: u32 = 32;

@@ -174,12 +174,12 @@ mod tests {
     #[test]
     fn pace_rises_as_free_segments_fall() {
         let levels = Levels::of(100, 3);
-        assert_eq!(levels, Levels { urgent: 4, start: 11, batch: 6 });
+        assert_eq!(levels, Levels { urgent: 4, start: 9, batch: 4 });
         let took = Duration::from_millis(1);
-        let rests: Vec<Duration> = (0..14).map(|free| levels.rest(free, took)).collect();
+        let rests: Vec<Duration> = (0..12).map(|free| levels.rest(free, took)).collect();
         assert!(rests.is_sorted());
-        assert_eq!((rests[4], rests[11]), (Duration::ZERO, took * CLEANING_REST_TIMES));
-        assert_eq!(levels.rest(11, Duration::from_secs(60)), CLEANING_REST_MAX);
+        assert_eq!((rests[4], rests[9]), (Duration::ZERO, took * CLEANING_REST_TIMES));
+        assert_eq!(levels.rest(9, Duration::from_secs(60)), CLEANING_REST_MAX);
         assert_eq!(Levels::of(0, 2).batch, 1);
     }
 
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!((pace.fruitless_rounds(), pace.activity()), (1, Activity::Exhausted));
         assert_eq!(pace.choose(1), Activity::Exhausted, "nothing has changed");
         pace.note_interval(1);
-        assert_eq!([1, 10].map(|free| pace.choose(free)), [Activity::Urgent, Activity::Ahead]);
+        assert_eq!([1, 8].map(|free| pace.choose(free)), [Activity::Urgent, Activity::Ahead]);
     }
 
     #[test]
