@@ -333,6 +333,7 @@ fn state(page: &mut Exposition, status: &Status) {
     if let Some(space) = &status.space {
         ones.extend([
             ("ringfort_space_total_bytes", Gauge, "Usable size of the volume.", space.total_bytes),
+            ("ringfort_space_capacity_bytes", Gauge, "Of all segments together.", space.capacity_bytes),
             ("ringfort_space_free_bytes", Gauge, "Of it, space handed out to nobody.", space.free_bytes),
             ("ringfort_space_live_bytes", Gauge, "Data that the maps name.", space.live_bytes),
             ("ringfort_space_dead_bytes", Gauge, "The rest, not free yet.", space.dead_bytes),

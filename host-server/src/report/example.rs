@@ -25,6 +25,7 @@ pub fn served() -> Status {
         inodes: Some(Inodes { cached: 9, held: 4, unlinked: 1, unreclaimed: 0, reclaim_failures: 2 }),
         space: Some(Space {
             total_bytes: 1 << 30,
+            capacity_bytes: 5 << 28,
             free_bytes: 1 << 29,
             live_bytes: 1 << 28,
             dead_bytes: 1 << 28,

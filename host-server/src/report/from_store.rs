@@ -45,6 +45,7 @@ impl Status {
         let space = &report.space;
         status.space = Some(Space {
             total_bytes: space.total_bytes,
+            capacity_bytes: space.capacity_bytes,
             free_bytes: space.free_bytes,
             live_bytes: space.live_bytes,
             dead_bytes: space.dead_bytes,

@@ -279,6 +279,9 @@ impl ComponentState {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Space {
     pub total_bytes: u64,
+    /// Of all segments together, those beyond the size included.
+    #[serde(default)]
+    pub capacity_bytes: u64,
     pub free_bytes: u64,
     pub live_bytes: u64,
     /// Overwritten, deleted or padding; returns when what else lives in its segment has moved or died.

@@ -40,7 +40,9 @@ pub struct StatusReport {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpaceStatus {
     pub total_bytes: u64,
-    /// Of it, handed out to nobody. The spare segments, which the volume has beyond its size, come into it when all else is in use.
+    /// Of all segments together: what lives is to be seen beside it where the cost of cleaning matters.
+    pub capacity_bytes: u64,
+    /// Of the total, handed out to nobody. The spare segments, which the volume has beyond its size, come into it when all else is in use.
     pub free_bytes: u64,
     /// Named by the maps.
     pub live_bytes: u64,
@@ -107,6 +109,7 @@ impl StatusReport {
         let free_blocks = state.unused_blocks().saturating_sub(spare_blocks).min(unused_blocks);
         let mut space = SpaceStatus {
             total_bytes: total_blocks * block,
+            capacity_bytes: state.geometry.data_blocks() * block,
             free_bytes: free_blocks * block,
             live_bytes: live_blocks * block,
             dead_bytes: (unused_blocks - free_blocks) * block,
