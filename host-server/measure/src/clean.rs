@@ -23,10 +23,9 @@ const FILLS: [(u64, f64); 3] = [(50, 0.26), (80, 1.7), (90, 4.2)];
 const ABOVE_LIMIT: f64 = 1.2;
 /// Skewed load is to cost so many times what even load costs.
 const SKEWED_BELOW: f64 = 0.9;
-/// Even load goes on for so many tenths of the live blocks before it is counted, and is counted for so many: every segment has been
-/// cleaned by then.
-const SETTLE_TENTHS: u64 = 8;
-const COUNT_TENTHS: u64 = 4;
+/// Writes before counting begins, and while it lasts, in tenths of the capacity's blocks: by then every segment has been cleaned.
+const SETTLE_TENTHS: u64 = 15;
+const COUNT_TENTHS: u64 = 5;
 /// Fill at which latencies are taken.
 const LATENCY_FILL: u64 = 80;
 /// Synced writes for latencies, and their distance.
@@ -94,7 +93,7 @@ fn describe(figures: &mut Figures, rounds: u32) {
     figures.condition(
         "counted",
         format!(
-            "{COUNT_TENTHS} tenths of the live blocks, after {SETTLE_TENTHS} tenths; then a checkpoint, whose bytes count as well"
+            "as many blocks as {COUNT_TENTHS} tenths of the capacity, after {SETTLE_TENTHS} tenths; then a checkpoint, whose bytes count as well"
         ),
     );
     figures.condition(
@@ -137,7 +136,8 @@ fn overwrite(
     figures: &mut Figures,
 ) -> Result<()> {
     let capacity_bytes = number(&volume.status()?, "space", "capacity_bytes")?;
-    let blocks = capacity_bytes * fill / 100 / BLOCK_BYTES as u64;
+    let capacity_blocks = capacity_bytes / BLOCK_BYTES as u64;
+    let blocks = capacity_blocks * fill / 100;
     let file = served.create_file(FILE)?;
     write_in_sequence(served, &file, blocks)?;
     let mut random = Random::new(round * 10 + fill);
@@ -147,10 +147,10 @@ fn overwrite(
         ensure!(cleaned == 0, "{cleaned} segments were cleaned when none had to be");
         figures.note(RINGFORT, "write_4k_fsync_us_p99", "µs", p99_us);
     }
-    write_at_random(served, &file, blocks, blocks * SETTLE_TENTHS / 10, load, &mut random)?;
+    write_at_random(served, &file, blocks, capacity_blocks * SETTLE_TENTHS / 10, load, &mut random)?;
     served.checkpoint()?;
     let (before, before_status) = (served.counts()?, volume.status()?);
-    let count = blocks * COUNT_TENTHS / 10;
+    let count = capacity_blocks * COUNT_TENTHS / 10;
     let began = Instant::now();
     write_at_random(served, &file, blocks, count, load, &mut random)?;
     let elapsed = began.elapsed();

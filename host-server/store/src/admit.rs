@@ -91,7 +91,7 @@ impl State {
     /// can be emptied.
     pub fn data_margin_blocks(&self, frees_space: bool) -> u64 {
         let bank_blocks = u64::from(bank_stripes(&self.geometry)) * self.geometry.blocks_per_stripe();
-        if frees_space { bank_blocks } else { 2 * bank_blocks + self.geometry.blocks_per_segment() }
+        if frees_space { 2 * bank_blocks } else { 3 * bank_blocks + self.geometry.blocks_per_segment() / 2 }
     }
 
     /// Blocks of the log that this may take, if all its data went through it.

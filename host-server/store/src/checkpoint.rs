@@ -33,6 +33,7 @@ use crate::limits::{MERGE_SLICE, MIDDLE_RESERVE};
 use crate::log::ring::{RecordContent, ReplayPoint, body_blocks};
 use crate::map::{Fate, Message, tree};
 use crate::object::Object;
+use crate::segment::heat::Heat;
 use crate::segment::table::{Class, Segment, SegmentState};
 use crate::state::{BankId, RetainedBody, State, begun_key, segment_key};
 use crate::volume::Key;
@@ -72,9 +73,9 @@ struct Seal {
 fn encode_segment(segment: &Segment) -> [u8; size_of::<SegmentEntry>()] {
     let state = match segment.state {
         SegmentState::Free | SegmentState::Freeing => 0,
-        SegmentState::Open(Class::Bank) => 1,
+        SegmentState::Open(Class::Bank(_)) => 1,
         // Told apart by recovery, as well as matters.
-        SegmentState::Open(Class::Large | Class::Relocated) => 2,
+        SegmentState::Open(Class::Large | Class::Relocated(_)) => 2,
         SegmentState::Closed => 3,
     };
     let next_stripe = if state == 0 { 0 } else { segment.next_stripe };
@@ -90,7 +91,7 @@ pub(crate) fn decode_segment(bytes: &[u8]) -> Option<(SegmentState, u32)> {
     }
     let state = match entry.state {
         0 => SegmentState::Free,
-        1 => SegmentState::Open(Class::Bank),
+        1 => SegmentState::Open(Class::Bank(Heat::default())),
         2 => SegmentState::Open(Class::Large),
         3 => SegmentState::Closed,
         _ => return None,

@@ -136,3 +136,9 @@ pub const CLEANING_REST_MAX: Duration = Duration::from_millis(100);
 
 /// After so many commit intervals without a change a volume counts as quiet.
 pub const IDLE_INTERVALS: u32 = 2;
+
+/// Bits for each block by which recent writes are remembered, in each of two filters: one in six of the others is mistaken for recent.
+pub const HEAT_BITS_PER_BLOCK: u64 = 4;
+
+/// 8 MiB for each filter: beyond, less far back is remembered.
+pub const HEAT_BITS_MAX: u64 = 64 << 20;

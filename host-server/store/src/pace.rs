@@ -46,7 +46,7 @@ impl Levels {
     /// is lost to dead blocks, of which cleaning would find more for longer: so both follow from what is spare.
     pub fn of(spare: u32, kept: u32) -> Self {
         let batch = (spare / CLEANING_BATCH_PART).clamp(1, CLEANING_BATCH_MAX);
-        Self { urgent: kept + 1, start: kept + 2 + batch, batch }
+        Self { urgent: kept, start: kept + 1 + batch, batch }
     }
 
     /// How long to rest after a step that took so long.
@@ -174,12 +174,12 @@ mod tests {
     #[test]
     fn pace_rises_as_free_segments_fall() {
         let levels = Levels::of(100, 3);
-        assert_eq!(levels, Levels { urgent: 4, start: 9, batch: 4 });
+        assert_eq!(levels, Levels { urgent: 3, start: 8, batch: 4 });
         let took = Duration::from_millis(1);
         let rests: Vec<Duration> = (0..12).map(|free| levels.rest(free, took)).collect();
         assert!(rests.is_sorted());
-        assert_eq!((rests[4], rests[9]), (Duration::ZERO, took * CLEANING_REST_TIMES));
-        assert_eq!(levels.rest(9, Duration::from_secs(60)), CLEANING_REST_MAX);
+        assert_eq!((rests[3], rests[8]), (Duration::ZERO, took * CLEANING_REST_TIMES));
+        assert_eq!(levels.rest(8, Duration::from_secs(60)), CLEANING_REST_MAX);
         assert_eq!(Levels::of(0, 2).batch, 1);
     }
 
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!((pace.fruitless_rounds(), pace.activity()), (1, Activity::Exhausted));
         assert_eq!(pace.choose(1), Activity::Exhausted, "nothing has changed");
         pace.note_interval(1);
-        assert_eq!([1, 8].map(|free| pace.choose(free)), [Activity::Urgent, Activity::Ahead]);
+        assert_eq!([1, 7].map(|free| pace.choose(free)), [Activity::Urgent, Activity::Ahead]);
     }
 
     #[test]

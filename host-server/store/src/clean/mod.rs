@@ -20,11 +20,12 @@ use std::time::Duration;
 use ringfort_engine::buffer::BLOCK_BYTES;
 use ringfort_engine::sync::join_all;
 
-use crate::address::{PhysicalBlock, SegmentId, StripeIndex};
+use crate::address::{MiddleAddress, PhysicalBlock, SegmentId, StripeIndex};
 use crate::core::Core;
 use crate::error::{ErrorKind, StoreError};
 use crate::limits::{CLEANING_GAP_BLOCKS, CLEANING_READ_BLOCKS, CLEANING_STEP_BLOCKS, MERGE_SLICE};
 use crate::pace::{Activity, Levels};
+use crate::segment::heat::Heat;
 use crate::segment::table::SegmentState;
 use relocate::{Batch, Relocation};
 use survey::{ReadRun, Surveyed, read_runs};
@@ -70,9 +71,11 @@ impl Core {
 
     /// What is spare, and with it when to begin, changes slowly.
     fn reconsider_levels(&self) {
-        let state = self.state();
+        let mut state = self.state_mut();
         let segment_blocks = state.geometry.blocks_per_segment();
-        let live_segments = state.maps.live_blocks_in_all().div_ceil(segment_blocks);
+        let live_blocks = state.maps.live_blocks_in_all();
+        state.recent.set_live_blocks(live_blocks);
+        let live_segments = live_blocks.div_ceil(segment_blocks);
         let spare = u64::from(state.geometry.segment_count).saturating_sub(live_segments);
         let kept_blocks = state.data_margin_blocks(false);
         let kept = u64::from(state.segments.reserve()) + kept_blocks.div_ceil(segment_blocks);
@@ -110,14 +113,15 @@ impl Core {
             }
             cleaned += u32::from(self.clean_segment(&mut batch, &victim, activity).await?);
         }
-        self.write_relocations(&mut batch, true).await?;
+        self.write_rest(&mut batch).await?;
         Ok(cleaned)
     }
 
     fn has_room_for(&self, batch: &Batch, victim: &Candidate) -> bool {
         let state = self.state();
         let room_blocks = state.segments.relocation_stripes() * state.geometry.blocks_per_stripe();
-        batch.waiting.len() as u64 + victim.live_blocks <= room_blocks
+        batch.waiting.iter().map(|waiting| waiting.len() as u64).sum::<u64>() + victim.live_blocks
+            <= room_blocks
     }
 
     /// Moves everything that lives in a segment, or leaves it where something cannot be read. Whether it is empty now, but for what
@@ -150,7 +154,7 @@ impl Core {
                 self.leave_unreadable(segment, victim.live_blocks, &error);
                 return Ok(false);
             }
-            self.write_relocations(batch, false).await?;
+            self.write_relocations(batch).await?;
             self.rest(activity, self.engine.monotonic() - began).await;
         }
         self.state_mut().counters.cleaning.cleaned_segments += 1;
@@ -173,7 +177,9 @@ impl Core {
             // Dead blocks are nobody's loss: without them it may do.
             found = self.read_all(&read_runs(&surveyed, 0, CLEANING_READ_BLOCKS)).await;
         }
-        batch.waiting.extend(found?);
+        for block in found? {
+            batch.waiting[block.heat as usize].push(block);
+        }
         Ok(())
     }
 
@@ -194,7 +200,16 @@ impl Core {
                 (0..slice.len()).step_by(BLOCK_BYTES).map(|at| slice.slice(at..at + BLOCK_BYTES))
             })
             .collect();
-        let relocation = |(index, middle): &(usize, _)| Relocation {
+        let (next, old) = {
+            let state = self.state();
+            (state.next_middle, state.recent.live_blocks())
+        };
+        let heat = |middle: MiddleAddress| match next.saturating_sub(middle.0) < old {
+            true => Heat::Warm,
+            false => Heat::Cold,
+        };
+        let relocation = |(index, middle): &(usize, MiddleAddress)| Relocation {
+            heat: heat(*middle),
             middle: *middle,
             from: PhysicalBlock(run.first.0 + *index as u64),
             checksum: run.checksums[*index],

@@ -12,6 +12,7 @@ use crate::format::checksum::block_checksum;
 use crate::format::log::{Entry, WRITE_BLOCKS_MAX};
 use crate::format::segment::StripeSummary;
 use crate::geometry::Geometry;
+use crate::segment::heat::Heat;
 use crate::segment::table::{Class, SegmentPin, StripeRange};
 
 /// A block on its way.
@@ -21,13 +22,14 @@ pub struct Relocation {
     pub from: PhysicalBlock,
     pub checksum: BlockChecksum,
     pub data: Slice,
+    pub heat: Heat,
 }
 
 /// What one round moves.
 #[derive(Default)]
 pub struct Batch {
-    /// Read, not yet written: less than a step.
-    pub waiting: Vec<Relocation>,
+    /// Read, not yet written: less than a step. Cold blocks, and warm ones.
+    pub waiting: [Vec<Relocation>; 2],
     /// Victims must not be freed, and so not reused, before their last block has moved.
     pub pins: Vec<SegmentPin>,
 }
@@ -80,31 +82,42 @@ fn stripe_entries(
 }
 
 impl Core {
-    /// Writes what waits as long as it fills stripes; with `everything` also the rest, padded.
-    pub async fn write_relocations(&self, batch: &mut Batch, everything: bool) -> Result<(), StoreError> {
+    /// Writes what waits as long as it fills stripes, cold and warm blocks apart.
+    pub async fn write_relocations(&self, batch: &mut Batch) -> Result<(), StoreError> {
         let stripe_blocks = self.object.geometry().blocks_per_stripe() as usize;
-        // Neighbours of old stay neighbours: maps keep long runs, and what was written at one time lies together.
-        batch.waiting.sort_by_key(|block| block.middle);
-        loop {
-            let stripes = match batch.waiting.len() {
-                0 => return Ok(()),
-                waiting if everything => waiting.div_ceil(stripe_blocks),
-                waiting => waiting / stripe_blocks,
-            };
-            if stripes == 0 {
-                return Ok(());
-            }
-            let (range, pin) = self.take_stripes(stripes as u32)?;
-            let count = (range.count as usize * stripe_blocks).min(batch.waiting.len());
-            let blocks: Vec<Relocation> = batch.waiting.drain(..count).collect();
-            self.write_relocated(range, &blocks).await?;
-            drop(pin);
+        for (heat, waiting) in [Heat::Cold, Heat::Warm].into_iter().zip(&mut batch.waiting) {
+            let full = waiting.len() / stripe_blocks * stripe_blocks;
+            // Neighbours of old stay neighbours: maps keep long runs, and what was written at one time lies together.
+            waiting.sort_by_key(|block| block.middle);
+            self.write_blocks(heat, waiting.drain(..full).collect()).await?;
         }
+        Ok(())
     }
 
-    fn take_stripes(&self, count: u32) -> Result<(StripeRange, SegmentPin), StoreError> {
+    /// Writes the rest of a batch together, padded.
+    pub async fn write_rest(&self, batch: &mut Batch) -> Result<(), StoreError> {
+        let [cold, warm] = &mut batch.waiting;
+        let heat = if cold.len() > warm.len() { Heat::Cold } else { Heat::Warm };
+        let mut rest = std::mem::take(cold);
+        rest.append(warm);
+        self.write_blocks(heat, rest).await
+    }
+
+    async fn write_blocks(&self, heat: Heat, mut blocks: Vec<Relocation>) -> Result<(), StoreError> {
+        let stripe_blocks = self.object.geometry().blocks_per_stripe() as usize;
+        while !blocks.is_empty() {
+            let (range, pin) = self.take_stripes(heat, blocks.len().div_ceil(stripe_blocks) as u32)?;
+            let later = blocks.split_off((range.count as usize * stripe_blocks).min(blocks.len()));
+            self.write_relocated(range, &blocks).await?;
+            drop(pin);
+            blocks = later;
+        }
+        Ok(())
+    }
+
+    fn take_stripes(&self, heat: Heat, count: u32) -> Result<(StripeRange, SegmentPin), StoreError> {
         let state = self.state();
-        match state.segments.allocate(Class::Relocated, count) {
+        match state.segments.allocate(Class::Relocated(heat), count) {
             Some(range) => Ok((range, state.segments.pin(range.segment))),
             None => {
                 let place = format!("volume {}", self.volume);
@@ -156,6 +169,7 @@ mod tests {
             from: PhysicalBlock(from),
             checksum: BlockChecksum(0),
             data,
+            heat: Heat::Cold,
         }
     }
 

@@ -6,7 +6,9 @@
 use ringfort_engine::sim::Random;
 
 use super::victims::benefit;
+use crate::address::{LogicalBlock, ObjectId};
 use crate::pace::Levels;
+use crate::segment::heat::RecentWrites;
 
 const SEGMENT_BLOCKS: usize = 512;
 const SEGMENTS: usize = 512;
@@ -26,14 +28,19 @@ struct Simulation {
     segments: Vec<Segment>,
     places: Vec<Option<(usize, usize)>>,
     free: Vec<usize>,
-    /// For fresh and for relocated blocks.
-    open: [Option<usize>; 2],
+    /// By class.
+    open: [Option<usize>; 4],
     clock: u64,
+    recent: RecentWrites,
+    /// When each block was written, in writes.
+    written_at: Vec<u64>,
+    writes: u64,
     relocated: u64,
 }
 
+/// Fresh blocks: cold and warm ones; then relocated ones.
 const FRESH: usize = 0;
-const RELOCATED: usize = 1;
+const RELOCATED: usize = 2;
 
 impl Simulation {
     fn filled(blocks: usize) -> Self {
@@ -41,12 +48,28 @@ impl Simulation {
             segments: vec![Segment::default(); SEGMENTS],
             places: vec![None; blocks],
             free: (0..SEGMENTS).collect(),
-            open: [None; 2],
+            open: [None; 4],
             clock: 0,
+            recent: RecentWrites::new(blocks as u64),
+            written_at: vec![0; blocks],
+            writes: 0,
             relocated: 0,
         };
-        (0..blocks).for_each(|block| simulation.put(FRESH, block));
+        (0..blocks).for_each(|block| simulation.write(block));
         simulation
+    }
+
+    fn write(&mut self, block: usize) {
+        self.writes += 1;
+        self.written_at[block] = self.writes;
+        let heat = self.recent.note(ObjectId(1), LogicalBlock(block as u64), 1);
+        self.put(FRESH + heat as usize, block);
+    }
+
+    fn relocate(&mut self, block: usize) {
+        let is_warm = self.writes - self.written_at[block] < self.places.len() as u64;
+        self.put(RELOCATED + usize::from(is_warm), block);
+        self.relocated += 1;
     }
 
     fn put(&mut self, class: usize, block: usize) {
@@ -55,7 +78,7 @@ impl Simulation {
         }
         let index = self.open[class].unwrap_or_else(|| {
             let index = self.free.pop().expect("a free segment");
-            self.clock += u64::from(class == FRESH);
+            self.clock += u64::from(class < RELOCATED);
             self.segments[index] = Segment { begun_at: self.clock, ..Segment::default() };
             index
         });
@@ -75,8 +98,7 @@ impl Simulation {
         for (_, victim) in ranked.into_iter().take(count) {
             for (slot, block) in std::mem::take(&mut self.segments[victim].slots).into_iter().enumerate() {
                 if self.places[block] == Some((victim, slot)) {
-                    self.put(RELOCATED, block);
-                    self.relocated += 1;
+                    self.relocate(block);
                 }
             }
             self.segments[victim] = Segment::default();
@@ -101,7 +123,7 @@ fn relocated_per_write(utilisation: f64, hot: bool, score: fn(usize, u64) -> f64
             true => blocks as u64 / 5 + random.below(blocks as u64 * 4 / 5),
             false => random.below(blocks as u64),
         };
-        simulation.put(FRESH, block as usize);
+        simulation.write(block as usize);
         if simulation.free.len() < levels.start as usize {
             simulation.clean(levels.batch as usize, score);
         }
@@ -127,7 +149,7 @@ fn even_load_costs_little_more_than_the_limit_and_skewed_load_much_less() {
         let skewed = relocated_per_write(utilisation, true, by_benefit);
         println!("{utilisation}: {even:.2} even, {skewed:.2} skewed");
         assert!(even <= 1.2 * limit, "{even} at {utilisation}");
-        assert!(skewed < 0.95 * even || utilisation == 0.5, "{skewed} of {even} at {utilisation}");
+        assert!(skewed < 0.9 * even, "{skewed} of {even} at {utilisation}");
         // Emptiest first is as good for even load, and no better for it than for skewed load.
         let greedy_skewed = relocated_per_write(utilisation, true, greedy);
         println!("    emptiest first: {greedy_skewed:.2} skewed");

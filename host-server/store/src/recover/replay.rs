@@ -21,6 +21,7 @@ use crate::log::ring::Ring;
 use crate::map::{Maps, tree};
 use crate::object::Object;
 use crate::segment::bank::Slot;
+use crate::segment::heat::Heat;
 use crate::segment::table::{Class, SegmentState, SegmentTable};
 use crate::state::{State, begun_key, cleaning_reserve, segment_key};
 use crate::volume::TreeId;
@@ -217,7 +218,7 @@ impl State {
             Entry::Bank { segment, first_stripe, stripe_count } => {
                 let end = u64::from(*first_stripe) + u64::from(*stripe_count);
                 check(*segment, end)?;
-                self.segments.restore_handed_out(*segment, end as u32, Class::Bank);
+                self.segments.restore_handed_out(*segment, end as u32, Class::Bank(Heat::default()));
             }
             Entry::Stripe { segment, stripe, summary } => {
                 check(*segment, u64::from(*stripe) + 1)?;

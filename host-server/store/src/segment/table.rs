@@ -6,17 +6,25 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::heat::Heat;
 use crate::address::{SegmentId, StripeIndex};
 
 /// What an open segment is filled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Banks of small writes.
-    Bank,
+    Bank(Heat),
     /// Large writes, straight as full stripes.
     Large,
     /// Blocks that cleaning moves, apart from fresh ones: what has lived longer will live longer.
-    Relocated,
+    Relocated(Heat),
+}
+
+impl Class {
+    /// Whether it is for writes, rather than for what cleaning moves.
+    fn is_fresh(self) -> bool {
+        !matches!(self, Class::Relocated(_))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +74,9 @@ impl Table {
         u64::from(self.free_count.saturating_sub(reserve)) * u64::from(self.stripes_per_segment)
     }
 
-    fn stripes_of_open(&self, classes: &[Class]) -> u64 {
+    fn stripes_of_open(&self, wanted: impl Fn(Class) -> bool) -> u64 {
         let left = |segment: &Segment| match segment.state {
-            SegmentState::Open(class) if classes.contains(&class) => {
+            SegmentState::Open(class) if wanted(class) => {
                 u64::from(self.stripes_per_segment - segment.next_stripe)
             }
             _ => 0,
@@ -92,7 +100,7 @@ impl Table {
             .find(|&index| self.segments[index].state == SegmentState::Free)?;
         self.cursor = ((index + 1) % segment_count) as u32;
         self.free_count -= 1;
-        self.clock += u64::from(class != Class::Relocated);
+        self.clock += u64::from(class.is_fresh());
         let clock = self.clock;
         let segment = &mut self.segments[index];
         segment.state = SegmentState::Open(class);
@@ -193,18 +201,16 @@ impl SegmentTable {
         self.restore(segment, state, next_stripe, begun_at);
     }
 
-    /// What is open for whole stripes bears one mark on the devices: recovery leaves one segment to large writes, one to what
-    /// cleaning moves, and closes others, whose rest returns with the segment.
+    /// What is open for banks bears one mark on the devices, what is open for whole stripes another: recovery leaves one segment to each
+    /// class and closes others, whose rest returns with the segment.
     pub fn tell_open_apart(&self) {
-        let mut table = self.0.borrow_mut();
-        let open =
-            table.segments.iter_mut().filter(|segment| segment.state == SegmentState::Open(Class::Large));
-        for (index, segment) in open.enumerate() {
-            segment.state = match index {
-                0 => SegmentState::Open(Class::Large),
-                1 => SegmentState::Open(Class::Relocated),
-                _ => SegmentState::Closed,
-            };
+        let mut banks = [Heat::Warm, Heat::Cold].map(Class::Bank).into_iter();
+        let mut whole =
+            [Class::Large, Class::Relocated(Heat::Cold), Class::Relocated(Heat::Warm)].into_iter();
+        for segment in &mut self.0.borrow_mut().segments {
+            let SegmentState::Open(class) = segment.state else { continue };
+            let class = if matches!(class, Class::Bank(_)) { banks.next() } else { whole.next() };
+            segment.state = class.map_or(SegmentState::Closed, SegmentState::Open);
             segment.dirty = true;
         }
     }
@@ -212,32 +218,33 @@ impl SegmentTable {
     /// Stripes that can still be handed out, for whatever purpose.
     pub fn unused_stripes(&self) -> u64 {
         let table = self.0.borrow();
-        table.stripes_of_free(0) + table.stripes_of_open(&[Class::Bank, Class::Large, Class::Relocated])
+        table.stripes_of_free(0) + table.stripes_of_open(|_| true)
     }
 
     /// Stripes that can still be handed out to writes.
     pub fn available_stripes(&self) -> u64 {
         let table = self.0.borrow();
-        table.stripes_of_free(table.reserve) + table.stripes_of_open(&[Class::Bank, Class::Large])
+        table.stripes_of_free(table.reserve) + table.stripes_of_open(Class::is_fresh)
     }
 
     /// Stripes that can still be handed out to cleaning.
     pub fn relocation_stripes(&self) -> u64 {
         let table = self.0.borrow();
-        table.stripes_of_free(0) + table.stripes_of_open(&[Class::Relocated])
+        table.stripes_of_free(0) + table.stripes_of_open(|class| !class.is_fresh())
     }
 
-    /// Hands out up to `count` contiguous stripes: from the class's open segment, else from a free one. Writes for which neither is
-    /// left take what is open for other writes; and what is kept for cleaning before they fail, though nobody was promised that.
+    /// Hands out up to `count` contiguous stripes: from the class's open segment, else from a free one, else from what is open for like
+    /// purposes. Writes for which nothing of that is left take what is kept for cleaning before they fail, though nobody was
+    /// promised that.
     pub fn allocate(&self, class: Class, count: u32) -> Option<StripeRange> {
         assert!(count > 0);
         let mut table = self.0.borrow_mut();
-        let is_fresh = class != Class::Relocated;
+        let is_fresh = class.is_fresh();
         let reserve = if is_fresh { table.reserve } else { 0 };
-        let open_class = |table: &Table, wanted| table.open(|open| open == wanted);
-        let index = open_class(&table, class)
+        let index = table
+            .open(|open| open == class)
             .or_else(|| (table.free_count > reserve).then(|| table.begin(class)).flatten())
-            .or_else(|| if is_fresh { table.open(|open| open != Class::Relocated) } else { None })
+            .or_else(|| table.open(|open| open.is_fresh() == is_fresh))
             .or_else(|| if is_fresh { table.begin(class) } else { None })
             .or_else(|| if is_fresh { table.open(|_| true) } else { None })?;
         let stripes_per_segment = table.stripes_per_segment;
@@ -310,12 +317,12 @@ mod tests {
     #[test]
     fn stripes_are_handed_out_once_and_classes_keep_apart() {
         let table = SegmentTable::new(3, 4, 0);
-        let bank = table.allocate(Class::Bank, 3).unwrap();
+        let bank = table.allocate(Class::Bank(Heat::Warm), 3).unwrap();
         let large = table.allocate(Class::Large, 8).unwrap();
         assert_eq!((bank.segment, bank.first, bank.count), (SegmentId(0), StripeIndex(0), 3));
         assert_eq!((large.segment, large.count), (SegmentId(1), 4));
         assert_eq!(table.available_stripes(), 5);
-        assert_eq!(table.allocate(Class::Bank, 3).unwrap().count, 1);
+        assert_eq!(table.allocate(Class::Bank(Heat::Warm), 3).unwrap().count, 1);
         assert_eq!(table.get(SegmentId(0)).state, SegmentState::Closed);
     }
 
@@ -323,9 +330,9 @@ mod tests {
     fn the_last_open_segment_serves_both_classes() {
         let table = SegmentTable::new(1, 4, 0);
         assert_eq!(table.allocate(Class::Large, 1).unwrap().count, 1);
-        assert_eq!(table.allocate(Class::Bank, 2).unwrap().first, StripeIndex(1));
+        assert_eq!(table.allocate(Class::Bank(Heat::Warm), 2).unwrap().first, StripeIndex(1));
         assert_eq!(table.allocate(Class::Large, 2).unwrap().count, 1);
-        assert_eq!(table.allocate(Class::Bank, 1), None);
+        assert_eq!(table.allocate(Class::Bank(Heat::Warm), 1), None);
     }
 
     #[test]
@@ -347,22 +354,23 @@ mod tests {
         assert_eq!((table.available_stripes(), table.relocation_stripes()), (4, 6));
         let taken = |class| table.allocate(class, 1).map(|range| range.segment.0);
         assert_eq!(
-            [taken(Class::Large), taken(Class::Bank), taken(Class::Bank)],
+            [taken(Class::Large), taken(Class::Bank(Heat::Warm)), taken(Class::Bank(Heat::Warm))],
             [Some(0), Some(1), Some(1)]
         );
         assert_eq!((table.available_stripes(), table.unused_stripes()), (1, 3));
-        assert_eq!(taken(Class::Bank), Some(0), "the last stripe that is open for writes");
+        assert_eq!(taken(Class::Bank(Heat::Warm)), Some(0), "the last stripe that is open for writes");
         assert_eq!(table.available_stripes(), 0);
-        assert_eq!(taken(Class::Relocated), Some(2));
-        assert_eq!(taken(Class::Bank), Some(2), "rather than fail");
-        assert_eq!([taken(Class::Relocated), taken(Class::Bank)], [None, None]);
+        assert_eq!(taken(Class::Relocated(Heat::Cold)), Some(2));
+        assert_eq!(taken(Class::Bank(Heat::Warm)), Some(2), "rather than fail");
+        assert_eq!([taken(Class::Relocated(Heat::Cold)), taken(Class::Bank(Heat::Warm))], [None, None]);
     }
 
     #[test]
     fn age_counts_segments_of_fresh_data_and_survives_a_restart() {
         let table = SegmentTable::new(8, 1, 0);
-        let begun = [Class::Bank, Class::Relocated, Class::Bank, Class::Large]
-            .map(|class| table.allocate(class, 1).unwrap().segment);
+        let begun =
+            [Class::Bank(Heat::Warm), Class::Relocated(Heat::Cold), Class::Bank(Heat::Warm), Class::Large]
+                .map(|class| table.allocate(class, 1).unwrap().segment);
         assert_eq!(begun.map(|segment| table.age(segment)), [2, 2, 1, 0]);
         let restored = SegmentTable::new(8, 1, 0);
         for segment in begun {
@@ -370,18 +378,31 @@ mod tests {
             restored.restore(segment, state, next_stripe, begun_at);
         }
         assert_eq!(begun.map(|segment| restored.age(segment)), [2, 2, 1, 0]);
-        restored.restore_handed_out(SegmentId(7), 1, Class::Bank);
+        restored.restore_handed_out(SegmentId(7), 1, Class::Bank(Heat::Warm));
         assert_eq!(restored.age(begun[0]), 3);
     }
 
     #[test]
     fn what_is_open_for_whole_stripes_is_told_apart_again() {
-        let table = SegmentTable::new(4, 4, 0);
-        (0..3).for_each(|segment| table.restore(SegmentId(segment), SegmentState::Open(Class::Large), 1, 0));
+        let table = SegmentTable::new(8, 4, 0);
+        let restore = |segment, class| table.restore(SegmentId(segment), SegmentState::Open(class), 1, 0);
+        (0..4).for_each(|segment| restore(segment, Class::Large));
+        (4..7).for_each(|segment| restore(segment, Class::Bank(Heat::Cold)));
         table.tell_open_apart();
-        let states = [0, 1, 2].map(|segment| table.get(SegmentId(segment)).state);
-        let expected =
-            [SegmentState::Open(Class::Large), SegmentState::Open(Class::Relocated), SegmentState::Closed];
+        let states: Vec<_> = (0..8).map(|segment| table.get(SegmentId(segment)).state).collect();
+        let [large, cold, warm] = [Class::Large, Class::Relocated(Heat::Cold), Class::Relocated(Heat::Warm)];
+        let banks = [Heat::Warm, Heat::Cold].map(Class::Bank);
+        let mut expected: Vec<_> =
+            [large, cold, warm, large, banks[0], banks[1], large, large].map(SegmentState::Open).into();
+        (expected[3], expected[6], expected[7]) =
+            (SegmentState::Closed, SegmentState::Closed, SegmentState::Free);
         assert_eq!(states, expected);
+    }
+
+    #[test]
+    fn what_is_moved_goes_to_the_other_heat_where_no_segment_is_free() {
+        let table = SegmentTable::new(1, 4, 1);
+        let taken = |heat| table.allocate(Class::Relocated(heat), 1).map(|range| range.first.0);
+        assert_eq!([taken(Heat::Cold), taken(Heat::Warm), taken(Heat::Cold)], [Some(0), Some(1), Some(2)]);
     }
 }

@@ -30,6 +30,7 @@ use crate::limits::{BANK_STRIPES, KEEP_AREAS, KEEP_HALF_BYTES, SPARE_SEGMENTS};
 use crate::log::ring::{Ring, body_blocks};
 use crate::map::Maps;
 use crate::segment::bank::{Bank, Slot, StripeState};
+use crate::segment::heat::RecentWrites;
 use crate::segment::table::SegmentTable;
 use crate::volume::Key;
 
@@ -72,8 +73,9 @@ pub(crate) struct State {
     pub root: Root,
     pub segments: SegmentTable,
     pub banks: BTreeMap<BankId, Bank>,
-    /// The bank that takes the next block.
-    current_bank: Option<BankId>,
+    /// The banks that take the next block, warm and cold.
+    current_banks: [Option<BankId>; 2],
+    pub recent: RecentWrites,
     next_bank: BankId,
     /// Applied, not committed; the first is transaction `next_transaction - frames.len()`.
     pub frames: VecDeque<Frame>,
@@ -110,7 +112,8 @@ impl State {
             root,
             segments,
             banks: BTreeMap::new(),
-            current_bank: None,
+            current_banks: [None; 2],
+            recent: RecentWrites::new(geometry.data_blocks()),
             next_bank: 0,
             frames: VecDeque::new(),
             frames_body_bytes: 0,
@@ -158,9 +161,10 @@ impl State {
         first
     }
 
-    /// Free slots of the open bank.
+    /// Free slots of the open banks.
     pub fn bank_room(&self) -> u64 {
-        self.current_bank.and_then(|bank| self.banks.get(&bank)).map_or(0, |bank| bank.free_slots() as u64)
+        let open = self.current_banks.iter().flatten().filter_map(|bank| self.banks.get(bank));
+        open.map(|bank| bank.free_slots() as u64).sum()
     }
 
     /// Data blocks that can still be handed out to writes.
