@@ -3,13 +3,14 @@
 //! Modules, lowest first:
 //! `figures` · `load` · `claims` · `volume` · `ringfort` · `files` · `btrfs` · `isal` · `virtiofsd` · `pace` · `mirrors` ·
 //! `code` · `instructions` ·
-//! `guest` · `ring` · `store`
+//! `guest` · `ring` · `store` · `clean`
 
 // ISA-L is called through C: `isal.rs` alone may.
 #![deny(unsafe_code)]
 
 mod btrfs;
 mod claims;
+mod clean;
 mod code;
 mod figures;
 mod files;
@@ -37,6 +38,7 @@ Examples:
   cargo measure store            a table
   cargo measure store --json     one JSON object: {\"ringfort\":{FIGURE:MEDIAN,…},\"btrfs_raid6\":…,\"raw\":…,\"spread\":…,…}
   cargo measure store --rounds 1 a quick look
+  cargo measure clean            blocks moved for each block written at 50, 80 and 90 %; --rounds 1: ten minutes
   cargo measure code             parity, reconstruction and checksums beside ISA-L and memcpy
   cargo measure guest            operations in a guest: virtio-fs beside virtiofsd, both in one machine
   cargo measure guest --rounds 1 what a change to the data plane did, roughly
@@ -62,6 +64,8 @@ enum Topic {
     /// Bytes, requests and rates of the store under small and large writes, reads, lost components and recovery, beside btrfs
     /// raid6 and the file system underneath.
     Store(Common),
+    /// What it costs to free segments under random overwrites, even and skewed, at three fills; and what others notice of it.
+    Clean(Common),
     /// Erasure code, reconstruction and checksum, in GB/s of data on one core, beside ISA-L and memcpy.
     Code(Common),
     /// What operations cost a program in a guest: Ringfort's virtio-fs beside virtiofsd, with no caching in the guest.
@@ -91,6 +95,7 @@ fn main() -> ExitCode {
         .init();
     let (result, common) = match Cli::parse().topic {
         Topic::Store(common) => (store::measure(common.rounds), common),
+        Topic::Clean(common) => (clean::measure(common.rounds), common),
         Topic::Code(common) => (code::measure(common.rounds), common),
         Topic::Guest(common) => (guest::measure(common.rounds), common),
         Topic::Ring(common) => (ring::measure(common.rounds), common),

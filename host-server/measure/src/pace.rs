@@ -21,6 +21,10 @@ pub const PAUSE: Duration = Duration::from_micros(500);
 pub struct Samples(Vec<u64>);
 
 impl Samples {
+    pub fn of(samples: impl IntoIterator<Item = Duration>) -> Self {
+        Self(samples.into_iter().map(|sample| sample.as_nanos() as u64).collect())
+    }
+
     /// Times `act` so often.
     pub fn take(count: usize, mut act: impl FnMut() -> Result<()>) -> Result<Self> {
         let mut samples = Vec::with_capacity(count);

@@ -4,7 +4,8 @@
 use super::exposition::Kind::{self, Counter, Gauge, Histogram};
 use super::exposition::{Exposition, Labels};
 use crate::report::{
-    Channel, Component, ComponentState, Counters, Guest, HealthStatus, Latencies, Queue, Status,
+    Channel, Cleaning, CleaningActivity, Component, ComponentState, Counters, Guest, HealthStatus, Latencies,
+    Queue, Status,
 };
 
 /// A family with one sample for each guest or component: name, kind, help, value.
@@ -39,6 +40,9 @@ pub fn page(status: &Status) -> String {
     channels(&mut page, &served);
     components(&mut page, &status.tree.components);
     state(&mut page, status);
+    if let Some(of) = &status.cleaning {
+        cleaning(&mut page, of);
+    }
     if let Some(counters) = &status.counters {
         paths(&mut page, counters);
     }
@@ -329,6 +333,7 @@ fn state(page: &mut Exposition, status: &Status) {
     if let Some(space) = &status.space {
         ones.extend([
             ("ringfort_space_total_bytes", Gauge, "Usable size of the volume.", space.total_bytes),
+            ("ringfort_space_capacity_bytes", Gauge, "Of all segments together.", space.capacity_bytes),
             ("ringfort_space_free_bytes", Gauge, "Of it, space handed out to nobody.", space.free_bytes),
             ("ringfort_space_live_bytes", Gauge, "Data that the maps name.", space.live_bytes),
             ("ringfort_space_dead_bytes", Gauge, "The rest, not free yet.", space.dead_bytes),
@@ -411,6 +416,53 @@ fn state(page: &mut Exposition, status: &Status) {
             ),
         ]);
     }
+    for (name, kind, help, value) in ones {
+        page.family(name, kind, help).sample(&[], value);
+    }
+}
+
+/// What freeing segments takes.
+fn cleaning(page: &mut Exposition, cleaning: &Cleaning) {
+    let mut state =
+        page.family("ringfort_cleaning_activity", Gauge, "1 for what the cleaner does, 0 for the others.");
+    for activity in CleaningActivity::ALL {
+        let is_it = u64::from(activity == cleaning.activity);
+        state.sample(&[("activity", activity.name())], is_it);
+    }
+    let ones: [One; 7] = [
+        (
+            "ringfort_cleaning_start_segments",
+            Gauge,
+            "Cleaning begins when fewer segments are free.",
+            cleaning.start_below_segments.into(),
+        ),
+        (
+            "ringfort_cleaned_segments_total",
+            Counter,
+            "Segments emptied by moving.",
+            cleaning.cleaned_segments,
+        ),
+        ("ringfort_cleaning_relocated_bytes_total", Counter, "Data moved, once.", cleaning.relocated_bytes),
+        ("ringfort_cleaning_read_bytes_total", Counter, "Data read by the cleaner.", cleaning.read_bytes),
+        (
+            "ringfort_cleaning_written_bytes_total",
+            Counter,
+            "Of what went to stripes, what the cleaner wrote.",
+            cleaning.written_bytes,
+        ),
+        (
+            "ringfort_cleaning_padding_bytes_total",
+            Counter,
+            "Zeros in the cleaner's last stripes.",
+            cleaning.padding_bytes,
+        ),
+        (
+            "ringfort_cleaning_unreadable_segments_total",
+            Counter,
+            "Times that a segment was left because a block in it could not be read.",
+            cleaning.unreadable_segments,
+        ),
+    ];
     for (name, kind, help, value) in ones {
         page.family(name, kind, help).sample(&[], value);
     }

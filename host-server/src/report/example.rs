@@ -1,8 +1,8 @@
 //! A report for tests: a served volume with every part filled in.
 
 use super::{
-    Channel, Component, ComponentState, Counters, Guest, HealthStatus, Inodes, Latencies, Log, Memory,
-    Operation, Queue, Recovery, Served, Space, Status, Tree,
+    Channel, Cleaning, CleaningActivity, Component, ComponentState, Counters, Guest, HealthStatus, Inodes,
+    Latencies, Log, Memory, Operation, Queue, Recovery, Served, Space, Status, Tree,
 };
 
 pub fn served() -> Status {
@@ -25,6 +25,7 @@ pub fn served() -> Status {
         inodes: Some(Inodes { cached: 9, held: 4, unlinked: 1, unreclaimed: 0, reclaim_failures: 2 }),
         space: Some(Space {
             total_bytes: 1 << 30,
+            capacity_bytes: 5 << 28,
             free_bytes: 1 << 29,
             live_bytes: 1 << 28,
             dead_bytes: 1 << 28,
@@ -51,6 +52,17 @@ pub fn served() -> Status {
             replayed_log_bytes: 4096,
             rewritten_stripes: 2,
             elapsed_ms: 250,
+        }),
+        cleaning: Some(Cleaning {
+            activity: CleaningActivity::Ahead,
+            start_below_segments: 7,
+            urgent_at_segments: 4,
+            cleaned_segments: 3,
+            relocated_bytes: 4096,
+            read_bytes: 8192,
+            written_bytes: 6144,
+            padding_bytes: 512,
+            unreadable_segments: 1,
         }),
         counters: Some(counters()),
     }

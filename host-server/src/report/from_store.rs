@@ -1,12 +1,37 @@
 //! The store's report in the words of this crate's.
 
+use ringfort_engine::buffer::BLOCK_BYTES;
 use ringfort_store::format::component::MemberState;
 use ringfort_store::object::{ComponentReport, Finding, FindingKind, Health, TreeReport};
-use ringfort_store::status::StatusReport;
+use ringfort_store::status::{Activity, StatusReport};
 
 use super::{
-    Component, ComponentState, Counters, HealthStatus, Log, Memory, Recovery, Served, Space, Status, Tree,
+    Cleaning, CleaningActivity, Component, ComponentState, Counters, HealthStatus, Log, Memory, Recovery,
+    Served, Space, Status, Tree,
 };
+
+impl Cleaning {
+    fn of(report: &StatusReport) -> Self {
+        let (status, counters) = (&report.cleaning, &report.counters.cleaning);
+        Self {
+            activity: match status.activity {
+                Activity::Resting => CleaningActivity::Resting,
+                Activity::Tidying => CleaningActivity::Tidying,
+                Activity::Ahead => CleaningActivity::Ahead,
+                Activity::Urgent => CleaningActivity::Urgent,
+                Activity::Exhausted => CleaningActivity::Exhausted,
+            },
+            start_below_segments: status.start_below_segments,
+            urgent_at_segments: status.urgent_at_segments,
+            cleaned_segments: counters.cleaned_segments,
+            relocated_bytes: counters.relocated_blocks * BLOCK_BYTES as u64,
+            read_bytes: counters.read_bytes,
+            written_bytes: counters.written_bytes,
+            padding_bytes: counters.padding_bytes,
+            unreadable_segments: counters.unreadable_segments,
+        }
+    }
+}
 
 impl Status {
     /// Of a volume that is open for writing.
@@ -20,6 +45,7 @@ impl Status {
         let space = &report.space;
         status.space = Some(Space {
             total_bytes: space.total_bytes,
+            capacity_bytes: space.capacity_bytes,
             free_bytes: space.free_bytes,
             live_bytes: space.live_bytes,
             dead_bytes: space.dead_bytes,
@@ -55,6 +81,7 @@ impl Status {
             rewritten_stripes: recovery.rewritten_stripes,
             elapsed_ms: u64::try_from(recovery.elapsed.as_millis()).unwrap_or(u64::MAX),
         });
+        status.cleaning = Some(Cleaning::of(report));
         let counters = &report.counters;
         status.counters = Some(Counters {
             user_bytes: counters.user_bytes,
@@ -78,7 +105,13 @@ impl Status {
 
     /// Of a volume that nobody serves: nothing has been counted, and no memory setting is in force.
     pub fn of_closed(report: &StatusReport, findings: &[Finding]) -> Self {
-        Self { memory: None, recovery: None, counters: None, ..Self::of_open(report, findings, None) }
+        Self {
+            memory: None,
+            recovery: None,
+            cleaning: None,
+            counters: None,
+            ..Self::of_open(report, findings, None)
+        }
     }
 
     /// What the labels tell, of a volume that cannot be opened.
@@ -114,6 +147,7 @@ impl Status {
             log: None,
             memory: None,
             recovery: None,
+            cleaning: None,
             counters: None,
         }
     }

@@ -33,6 +33,8 @@ pub struct Status {
     pub log: Option<Log>,
     pub memory: Option<Memory>,
     pub recovery: Option<Recovery>,
+    #[serde(default)]
+    pub cleaning: Option<Cleaning>,
     pub counters: Option<Counters>,
 }
 
@@ -277,9 +279,12 @@ impl ComponentState {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Space {
     pub total_bytes: u64,
+    /// Of all segments together, those beyond the size included.
+    #[serde(default)]
+    pub capacity_bytes: u64,
     pub free_bytes: u64,
     pub live_bytes: u64,
-    /// Overwritten, deleted or padding; returns when its whole segment is empty.
+    /// Overwritten, deleted or padding; returns when what else lives in its segment has moved or died.
     pub dead_bytes: u64,
     pub segments: u32,
     pub free_segments: u32,
@@ -319,6 +324,55 @@ pub struct Recovery {
     pub replayed_log_bytes: u64,
     pub rewritten_stripes: u64,
     pub elapsed_ms: u64,
+}
+
+/// Moving what lives in sparse segments, so that whole segments become free. Counted since the volume was opened.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Cleaning {
+    pub activity: CleaningActivity,
+    /// It begins when fewer segments are free,
+    pub start_below_segments: u32,
+    /// and rests no more when so few are.
+    pub urgent_at_segments: u32,
+    pub cleaned_segments: u64,
+    /// Data that was written once more, once.
+    pub relocated_bytes: u64,
+    /// By the cleaner, parity not counted.
+    pub read_bytes: u64,
+    /// By the cleaner, parity and padding included.
+    pub written_bytes: u64,
+    pub padding_bytes: u64,
+    /// Times that a segment was left because a block in it could not be read.
+    pub unreadable_segments: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CleaningActivity {
+    /// Enough segments are free.
+    Resting,
+    /// Nobody writes.
+    Tidying,
+    /// Few segments are free.
+    Ahead,
+    /// Writers wait, or soon would.
+    Urgent,
+    /// Few segments are free, and cleaning more would gain nothing.
+    Exhausted,
+}
+
+impl CleaningActivity {
+    pub const ALL: [Self; 5] = [Self::Resting, Self::Tidying, Self::Ahead, Self::Urgent, Self::Exhausted];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Resting => "resting",
+            Self::Tidying => "tidying",
+            Self::Ahead => "ahead",
+            Self::Urgent => "urgent",
+            Self::Exhausted => "exhausted",
+        }
+    }
 }
 
 /// Since the volume was opened. Bytes written to devices are counted with all copies and parity.

@@ -2,7 +2,10 @@
 
 use std::fmt::{Result, Write as _};
 
-use super::{Channel, Component, ComponentState, Counters, Guest, HealthStatus, Rates, Space, Status, Tree};
+use super::{
+    Channel, Cleaning, CleaningActivity, Component, ComponentState, Counters, Guest, HealthStatus, Rates,
+    Space, Status, Tree,
+};
 use crate::size::ByteSize;
 
 /// Kinds of requests in the picture: the most frequent ones.
@@ -23,6 +26,7 @@ impl Status {
             }
             self.write_findings(text)?;
             self.write_space(text)?;
+            self.write_cleaning(text)?;
             self.write_counters(text)
         })
     }
@@ -32,6 +36,7 @@ impl Status {
         written(|text| {
             self.write_head(text)?;
             self.write_space(text)?;
+            self.write_cleaning(text)?;
             let Some(rates) = rates else {
                 let why = if self.served.is_some() { "at the next look" } else { "of a served volume only" };
                 writeln!(text, "rates     {why}")?;
@@ -131,6 +136,17 @@ impl Status {
             let [used, limit] = [memory.maps_bytes, memory.maps_limit_bytes].map(ByteSize);
             let (pages, free) = (memory.pages, memory.free_pages);
             writeln!(text, "maps      {used} of {limit}, {pages} pages in use, {free} free")?;
+        }
+        Ok(())
+    }
+
+    fn write_cleaning(&self, text: &mut String) -> Result {
+        let Some(cleaning) = &self.cleaning else { return Ok(()) };
+        cleaning.write(text)?;
+        let user_bytes = self.counters.as_ref().map_or(0, |counters| counters.user_bytes);
+        if user_bytes > 0 {
+            let per_user_byte = cleaning.relocated_bytes as f64 / user_bytes as f64;
+            writeln!(text, "          {per_user_byte:.2} bytes moved for each byte written by users")?;
         }
         Ok(())
     }
@@ -239,6 +255,28 @@ impl Space {
     }
 }
 
+impl Cleaning {
+    fn write(&self, text: &mut String) -> Result {
+        let doing = match self.activity {
+            CleaningActivity::Resting => "resting: enough segments are free",
+            CleaningActivity::Tidying => "tidying while nobody writes",
+            CleaningActivity::Ahead => "at work: few segments are free",
+            CleaningActivity::Urgent => "URGENT: writers wait, or soon would",
+            CleaningActivity::Exhausted => "exhausted: nothing more to be gained",
+        };
+        let Self { start_below_segments, cleaned_segments, unreadable_segments, .. } = self;
+        let moved = ByteSize(self.relocated_bytes);
+        writeln!(
+            text,
+            "cleaning  {doing}; begins below {start_below_segments} free; {cleaned_segments} cleaned, {moved} moved"
+        )?;
+        if *unreadable_segments > 0 {
+            writeln!(text, "          {unreadable_segments} left UNREADABLE: see the server's log")?;
+        }
+        Ok(())
+    }
+}
+
 impl Counters {
     fn write(&self, text: &mut String) -> Result {
         let [user, log, metadata_log, stripes, pages] =
@@ -292,6 +330,16 @@ mod tests {
         let line = text.lines().find(|line| line.contains("channel unix:/run/data.ctl")).unwrap();
         for part in ["1 connections", "2 rings", "9 commands", "4 KiB read", "3 errors, of these 2"] {
             assert!(line.contains(part), "{part} is not in {line}");
+        }
+    }
+
+    #[test]
+    fn both_views_say_what_the_cleaner_does_and_what_it_costs() {
+        let status = served();
+        for text in [status.to_text(), status.to_picture(None)] {
+            for part in ["at work", "below 7 free", "3 cleaned", "0.50 bytes moved", "1 left UNREADABLE"] {
+                assert!(text.contains(part), "{part} is not in {text}");
+            }
         }
     }
 

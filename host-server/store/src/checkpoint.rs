@@ -24,6 +24,7 @@ use crate::address::{MetadataAddress, MiddleAddress, PhysicalBlock, SegmentId, S
 use crate::core::Core;
 use crate::error::StoreError;
 use crate::format::log::KIND_MOVED;
+use crate::format::map::encode_counter;
 use crate::format::page::{PAGE_BYTES, Roots};
 use crate::format::root::{ROOT_SLOT_BYTES, Root};
 use crate::format::segment::{SegmentEntry, StripeSummary};
@@ -32,8 +33,9 @@ use crate::limits::{MERGE_SLICE, MIDDLE_RESERVE};
 use crate::log::ring::{RecordContent, ReplayPoint, body_blocks};
 use crate::map::{Fate, Message, tree};
 use crate::object::Object;
+use crate::segment::heat::Heat;
 use crate::segment::table::{Class, Segment, SegmentState};
-use crate::state::{BankId, RetainedBody, State, segment_key};
+use crate::state::{BankId, RetainedBody, State, begun_key, segment_key};
 use crate::volume::Key;
 
 /// Pages on the metadata mirrors.
@@ -71,8 +73,9 @@ struct Seal {
 fn encode_segment(segment: &Segment) -> [u8; size_of::<SegmentEntry>()] {
     let state = match segment.state {
         SegmentState::Free | SegmentState::Freeing => 0,
-        SegmentState::Open(Class::Bank) => 1,
-        SegmentState::Open(Class::Large) => 2,
+        SegmentState::Open(Class::Bank(_)) => 1,
+        // Told apart by recovery, as well as matters.
+        SegmentState::Open(Class::Large | Class::Relocated(_)) => 2,
         SegmentState::Closed => 3,
     };
     let next_stripe = if state == 0 { 0 } else { segment.next_stripe };
@@ -88,7 +91,7 @@ pub(crate) fn decode_segment(bytes: &[u8]) -> Option<(SegmentState, u32)> {
     }
     let state = match entry.state {
         0 => SegmentState::Free,
-        1 => SegmentState::Open(Class::Bank),
+        1 => SegmentState::Open(Class::Bank(Heat::default())),
         2 => SegmentState::Open(Class::Large),
         3 => SegmentState::Closed,
         _ => return None,
@@ -177,6 +180,8 @@ impl State {
         for (segment, entry) in self.segments.take_dirty() {
             let value = encode_segment(&entry).to_vec();
             self.maps.apply(Message::Put { tree: tree::PROPERTIES, key: segment_key(segment), value });
+            let value = encode_counter(entry.begun_at as i64).to_vec();
+            self.maps.apply(Message::Put { tree: tree::PROPERTIES, key: begun_key(segment), value });
         }
         Seal {
             snapshot: self.maps.snapshot(),

@@ -220,6 +220,7 @@ impl Core {
         let mut state = self.state_mut();
         state.durable_transaction = last_transaction;
         state.retire_banks();
+        self.pace.note_free(state.segments.free_count());
         let used_blocks = state.ring.used_blocks();
         let retained_limit = state.moved_ring.block_count() * BLOCK_BYTES as u64 / 2;
         if used_blocks * 4 >= state.ring.block_count() * CHECKPOINT_AT_QUARTERS
@@ -307,6 +308,7 @@ impl Core {
         while !self.closing.is_set() {
             race(self.engine.sleep(self.commit_interval), self.closing.wait()).await;
             self.ahead.age();
+            self.pace.note_interval(self.state().counters.transactions);
             // Those who wait for room reconsider how long they have waited.
             self.progress.notify_all();
             if !self.state().frames.is_empty() {

@@ -13,6 +13,7 @@ use crate::ahead::ReadAhead;
 use crate::cache::BlockCache;
 use crate::error::{ErrorKind, StoreError};
 use crate::object::Object;
+use crate::pace::Pace;
 use crate::state::{SharedState, State};
 use crate::tasks::Tasks;
 
@@ -36,6 +37,10 @@ pub(crate) struct Core {
     /// A commit or bank flush has ended or a reservation was given back: durable transaction, log, banks, room or failure
     /// have changed.
     pub progress: Rc<Notify>,
+    /// Held while segments are being cleaned: one mover.
+    pub clean_turn: Mutex<()>,
+    /// When and how hard segments are cleaned.
+    pub pace: Pace,
     /// Sequential readers.
     pub ahead: ReadAhead,
     pub cache: BlockCache,
@@ -67,6 +72,8 @@ impl Core {
             checkpoint_turn: Mutex::new(()),
             commit_wanted: Notify::new(),
             checkpoint_wanted: Notify::new(),
+            clean_turn: Mutex::new(()),
+            pace: Pace::default(),
             ahead: ReadAhead::default(),
             cache: BlockCache::default(),
             closing: Event::new(),

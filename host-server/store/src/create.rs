@@ -14,7 +14,7 @@ use crate::format::segment::summary_bytes_max;
 use crate::geometry::{Geometry, UNIT_BYTES_DEFAULT};
 use crate::limits::{
     BANK_STRIPES, LOG_BYTES_DEFAULT_MAX, LOG_BYTES_MIN, MEMORY_BYTES_DEFAULT, MIDDLE_RESERVE,
-    PAGE_AREA_SPARE_BYTES, SEGMENT_DATA_BYTES_MAX, SEGMENTS_MIN, SPARE_SEGMENTS,
+    PAGE_AREA_SPARE_BYTES, SEGMENT_DATA_BYTES_MAX, SEGMENTS_AIM, SEGMENTS_MIN, SPARE_SEGMENTS,
 };
 use crate::map::worst_case_pages;
 use crate::object::{ComponentSpec, Object};
@@ -113,8 +113,10 @@ pub fn plan(options: &CreateOptions) -> Result<Plan, StoreError> {
 
     let stripe_bytes = geometry.stripe_data_bytes();
     let size_stripes = options.size_bytes.div_ceil(stripe_bytes).max(1);
-    let segment_stripes =
-        (SEGMENT_DATA_BYTES_MAX / stripe_bytes).max(1).min(size_stripes.div_ceil(SEGMENTS_MIN));
+    let segment_stripes = (SEGMENT_DATA_BYTES_MAX / stripe_bytes)
+        .max(1)
+        .min(size_stripes.div_ceil(SEGMENTS_AIM).max(u64::from(BANK_STRIPES)))
+        .min(size_stripes.div_ceil(SEGMENTS_MIN));
     // Banks fill segments without a remainder where the segment is large enough.
     let segment_stripes = match u64::from(BANK_STRIPES) {
         bank if segment_stripes >= bank => segment_stripes / bank * bank,
@@ -176,8 +178,8 @@ fn metadata_log_bytes(log_bytes: u64) -> u64 {
 fn summary_pages(geometry: &Geometry) -> u64 {
     let blocks = geometry.blocks_per_stripe();
     let parity_blocks = u64::from(geometry.parity_columns) * u64::from(geometry.blocks_per_unit());
-    // Runs of a few blocks each, as banks of small writes leave them, plus slot and header.
-    let bytes = 40 + (blocks + parity_blocks) * 4 + blocks.div_ceil(2) * 10;
+    // A run each, as cleaning may leave them, plus slot and header.
+    let bytes = 40 + (blocks + parity_blocks) * 4 + blocks * 10;
     let stripes = u64::from(geometry.segment_count) * u64::from(geometry.stripes_per_segment);
     (stripes * bytes).div_ceil(PAGE_CAPACITY_BYTES as u64 / 2)
 }

@@ -2,19 +2,22 @@
 //!
 //! Modules, lowest first:
 //! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `merge` · `map` ·
-//! `segment` · `log` · `state` · `ahead` · `cache` · `tasks` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` ·
+//! `segment` · `log` · `state` · `pace` · `ahead` · `cache` · `tasks` · `core` · `fetch` · `commit` · `checkpoint` · `admit` · `clean` · `recover` · `create` · `check` ·
 //! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
 
 pub mod address;
+pub(crate) mod admit;
 pub(crate) mod ahead;
 pub(crate) mod cache;
 pub mod check;
 pub(crate) mod checkpoint;
+pub(crate) mod clean;
 pub(crate) mod commit;
 pub(crate) mod core;
 pub mod create;
 pub mod error;
+pub(crate) mod fetch;
 pub mod format;
 pub mod geometry;
 pub mod grow;
@@ -26,6 +29,7 @@ pub mod map;
 pub mod merge;
 pub mod model;
 pub mod object;
+pub(crate) mod pace;
 pub mod recover;
 pub mod replace;
 pub(crate) mod segment;

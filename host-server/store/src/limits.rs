@@ -73,6 +73,9 @@ pub const SEGMENT_DATA_BYTES_MAX: u64 = 64 << 20;
 /// A volume has at least this many segments, so that freeing one gives back a small part only.
 pub const SEGMENTS_MIN: u64 = 16;
 
+/// As many as this where segments of a bank's length allow: what is open or free is lost to dead blocks, of which cleaning would find more.
+pub const SEGMENTS_AIM: u64 = 512;
+
 /// Segments beyond the volume's size: room for open segments and padding, so that the stated size can be used.
 pub const SPARE_SEGMENTS: u64 = 4;
 
@@ -108,3 +111,34 @@ pub const AHEAD_SLACK_BLOCKS: u64 = (1 << 20) / BLOCK_BYTES;
 
 /// Page area beyond two copies of the largest maps: what the smallest volume needs for its filesystem and for the reserves.
 pub const PAGE_AREA_SPARE_BYTES: u64 = 4 << 20;
+
+/// Of the segments beyond those that live data fills, this part is cleaned for one checkpoint. What waits for one is free or empty,
+/// and so not full of dead blocks: with a larger part more blocks move for each that is written, with a smaller one more pages.
+pub const CLEANING_BATCH_PART: u32 = 24;
+
+/// Segments cleaned for one checkpoint, at most: space returns in bounded time.
+pub const CLEANING_BATCH_MAX: u32 = 32;
+
+/// Live blocks that are read and written in one step: long requests, and short enough that others need not wait long.
+pub const CLEANING_STEP_BLOCKS: usize = (1 << 20) / BLOCK_BYTES as usize;
+
+/// The longest read of the cleaner.
+pub const CLEANING_READ_BLOCKS: u64 = (1 << 20) / BLOCK_BYTES;
+
+/// So many dead blocks between live ones are read along.
+pub const CLEANING_GAP_BLOCKS: u64 = (32 << 10) / BLOCK_BYTES;
+
+/// While there is time, the cleaner rests up to so many times as long as a step took,
+pub const CLEANING_REST_TIMES: u32 = 4;
+
+/// and at most this long.
+pub const CLEANING_REST_MAX: Duration = Duration::from_millis(100);
+
+/// After so many commit intervals without a change a volume counts as quiet.
+pub const IDLE_INTERVALS: u32 = 2;
+
+/// Bits for each block by which recent writes are remembered, in each of two filters: one in six of the others is mistaken for recent.
+pub const HEAT_BITS_PER_BLOCK: u64 = 4;
+
+/// 8 MiB for each filter: beyond, less far back is remembered.
+pub const HEAT_BITS_MAX: u64 = 64 << 20;

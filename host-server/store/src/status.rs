@@ -12,9 +12,11 @@ use crate::core::Core;
 use crate::error::StoreError;
 use crate::limits::MEMORY_BYTES_DEFAULT;
 use crate::object::{Object, OpenOptions, OpenReport, TreeReport};
+pub use crate::pace::Activity;
 use crate::recover::{RecoveryReport, replay};
 use crate::segment::table::SegmentState;
-use crate::state::{PathCounters, State};
+use crate::state::State;
+pub use crate::state::{CleaningCounters, PathCounters};
 
 /// A volume at one moment.
 #[derive(Clone, Debug)]
@@ -28,6 +30,7 @@ pub struct StatusReport {
     pub log: LogStatus,
     pub memory: MemoryStatus,
     pub recovery: RecoveryReport,
+    pub cleaning: CleaningStatus,
     /// Since the volume was opened.
     pub counters: PathCounters,
     /// Reads of blocks that are not being written, since the volume was opened.
@@ -37,16 +40,28 @@ pub struct StatusReport {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpaceStatus {
     pub total_bytes: u64,
-    /// Of it, handed out to nobody. The spare segments, which the volume has beyond its size, come into it when all else is in use.
+    /// Of all segments together: what lives is to be seen beside it where the cost of cleaning matters.
+    pub capacity_bytes: u64,
+    /// Of the total, handed out to nobody. The spare segments, which the volume has beyond its size, come into it when all else is in use.
     pub free_bytes: u64,
     /// Named by the maps.
     pub live_bytes: u64,
-    /// The rest: overwritten, deleted or padding; returns when a whole segment has become empty.
+    /// The rest: overwritten, deleted or padding; returns when what else lives in its segment has been moved or has died.
     pub dead_bytes: u64,
     pub segments: u32,
     pub free_segments: u32,
     pub open_segments: u32,
     pub closed_segments: u32,
+}
+
+/// What the cleaner is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CleaningStatus {
+    pub activity: Activity,
+    /// It begins when fewer segments are free,
+    pub start_below_segments: u32,
+    /// and rests no more when so few are.
+    pub urgent_at_segments: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +91,13 @@ pub struct MemoryStatus {
 impl StatusReport {
     pub(crate) fn of(core: &Core, recovery: RecoveryReport) -> Self {
         let report = Self::of_state(&core.object, &core.state(), core.memory_bytes, recovery);
-        Self { cache: core.cache.counters(), ..report }
+        let levels = core.pace.levels();
+        let cleaning = CleaningStatus {
+            activity: core.pace.activity(),
+            start_below_segments: levels.start,
+            urgent_at_segments: levels.urgent,
+        };
+        Self { cache: core.cache.counters(), cleaning, ..report }
     }
 
     fn of_state(object: &Object, state: &State, memory_bytes: u64, recovery: RecoveryReport) -> Self {
@@ -85,9 +106,10 @@ impl StatusReport {
         let spare_blocks = state.geometry.data_blocks().saturating_sub(total_blocks);
         let live_blocks = state.maps.live_blocks_in_all();
         let unused_blocks = total_blocks.saturating_sub(live_blocks);
-        let free_blocks = state.free_blocks().saturating_sub(spare_blocks).min(unused_blocks);
+        let free_blocks = state.unused_blocks().saturating_sub(spare_blocks).min(unused_blocks);
         let mut space = SpaceStatus {
             total_bytes: total_blocks * block,
+            capacity_bytes: state.geometry.data_blocks() * block,
             free_bytes: free_blocks * block,
             live_bytes: live_blocks * block,
             dead_bytes: (unused_blocks - free_blocks) * block,
@@ -126,6 +148,7 @@ impl StatusReport {
                 free_pages: state.maps.allocator().free_count() as u64,
             },
             recovery,
+            cleaning: CleaningStatus::default(),
             counters: state.counters,
             cache: CacheCounters::default(),
         }

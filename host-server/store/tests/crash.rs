@@ -333,7 +333,12 @@ fn crash_everywhere(name: &str, steps: &[Step], mode: CrashMode) {
                 store.close().await.unwrap();
                 if crash_at.is_none() {
                     let counters = store.status().counters;
-                    println!("{name}: {} moves, {} checkpoints", counters.moves, counters.checkpoints);
+                    let cleaned = counters.cleaning.cleaned_segments;
+                    println!(
+                        "{name}: {} moves, {} checkpoints, {cleaned} segments cleaned",
+                        counters.moves, counters.checkpoints
+                    );
+                    assert!(cleaned > 1 || !name.contains("cleaned"), "{cleaned} segments were cleaned");
                 }
             }
         });
@@ -569,6 +574,33 @@ workload!(a_full_volume_is_rewritten_in_small_pieces, PowerLoss, {
     });
     fill.chain(rewrite).collect::<Vec<_>>()
 });
+
+workload!(segments_are_cleaned_while_nobody_writes, PowerLoss, sparse_segments(23));
+workload!(the_process_dies_while_segments_are_cleaned, ProcessDeath, sparse_segments(24));
+workload!(segments_are_cleaned_without_two_components, PowerLoss, {
+    let lost = [2, 5].map(|component| Step::Fault { component, fault: Fault::Vanish });
+    lost.into_iter().chain(sparse_segments(25)).collect::<Vec<_>>()
+});
+workload!(segments_are_cleaned_under_writes, PowerLoss, {
+    let fill = (0..27).map(|at: u64| Step::Write { object: at % 2, start: at / 2 * 64, len: 64 });
+    let overwrite = random_steps(26, 700, |random| {
+        let (object, start) = (random.below(2), random.below(13 * 64));
+        if random.one_in(12) { Step::Sync } else { Step::Write { object, start, len: 1 + random.below(3) } }
+    });
+    fill.chain(overwrite).collect::<Vec<_>>()
+});
+
+/// Segments of which little lives; then nobody writes for a while, and then somebody does.
+fn sparse_segments(seed: u64) -> Vec<Step> {
+    let fill = (0..10).map(|at: u64| Step::Write { object: at % 2, start: at / 2 * 64, len: 64 });
+    let mut random = Random::new(seed);
+    let holes: Vec<_> = (0..40)
+        .map(|at: u64| Step::Unmap { object: at % 2, start: at / 2 * 16 + random.below(4), len: 12 })
+        .collect();
+    let end = [Step::Sync, Step::Pause { ms: 3500 }, Step::Write { object: 0, start: 40, len: 5 }];
+    let late = [Step::Unmap { object: 1, start: 5, len: 200 }, Step::Pause { ms: 2500 }, Step::Sync];
+    fill.chain(holes).chain(end).chain(late).collect()
+}
 
 /// Random work, and faults before some of its steps.
 fn with_faults(seed: u64, faults: &[(usize, usize, Fault)]) -> Vec<Step> {

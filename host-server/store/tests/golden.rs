@@ -3,7 +3,7 @@
 //! To freeze a new version of the format, before it is released:
 //!
 //! ```text
-//! RINGFORT_GOLDEN=v3 cargo test -p ringfort-store --test golden -- --ignored make
+//! RINGFORT_GOLDEN=v4 cargo test -p ringfort-store --test golden -- --ignored make
 //! ```
 //!
 //! and add its files to [`VOLUMES`] and [`STRUCTURES`]. Files that exist are never made again:
@@ -35,9 +35,13 @@ use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume, shift_entries
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Image and listing of each golden volume.
-const VOLUMES: &[(&str, &str)] = &[("volume_v1.bin", "volume_v1.txt"), ("volume_v2.bin", "volume_v2.txt")];
+const VOLUMES: &[(&str, &str)] = &[
+    ("volume_v1.bin", "volume_v1.txt"),
+    ("volume_v2.bin", "volume_v2.txt"),
+    ("volume_v3.bin", "volume_v3.txt"),
+];
 /// The newest last: it has every structure.
-const STRUCTURES: &[&str] = &["structures_v1.txt", "structures_v2.txt"];
+const STRUCTURES: &[&str] = &["structures_v1.txt", "structures_v2.txt", "structures_v3.txt"];
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -118,6 +122,15 @@ fn entries() -> Vec<(&'static str, Entry)> {
                 from: LogicalBlock(6),
                 to: LogicalBlock(4),
                 len_blocks: 1 << 40,
+            },
+        ),
+        (
+            "move",
+            Entry::Move {
+                middle: MiddleAddress(9),
+                len_blocks: 3,
+                from: PhysicalBlock(10),
+                to: PhysicalBlock(20),
             },
         ),
     ]
@@ -564,6 +577,12 @@ async fn history(store: &Store) -> (String, String) {
         writer.write(1, round * 5, 7).await;
         store.checkpoint().await.unwrap();
     }
+    // Sparse segments, of which some are cleaned before the end.
+    writer.write(3, 0, 900).await;
+    for at in 0..900 {
+        writer.write(3, at * 11 % 900, 1).await;
+    }
+    assert!(store.status().counters.cleaning.cleaned_segments > 0);
     writer.unmap(0, 10, 30).await;
     writer.shift(0, 40, 10, 100).await;
     for key in (0..300).step_by(7) {
@@ -584,17 +603,31 @@ async fn history(store: &Store) -> (String, String) {
     writer.shift(3, 6, 50, 20).await;
     writer.put(TREES[0], 1000, 1, 40).await;
     writer.write(3, 100, 2).await;
-    store.sync().await.unwrap();
-    // Whoever asked for a commit has had it: none comes in between from here on.
-    store.engine().sleep(Duration::from_millis(1)).await;
-    let synced = writer.listing();
-    writer.write(1, 500, 3).await;
-    writer.write(1, 600, 12).await;
-    writer.unmap(2, 0, 9).await;
-    writer.shift(1, 501, 601, 8).await;
-    writer.put(TREES[0], 1001, 1, 48).await;
-    writer.delete(TREES[1], u64::MAX, 0).await;
-    (synced, writer.listing())
+    // Until the cleaner has moved something that only the memory file holds.
+    for round in 0..400 {
+        writer.put(TREES[1], u64::MAX, 0, 8).await;
+        store.sync().await.unwrap();
+        // Whoever asked for a commit has had it: none comes in between from here on.
+        store.engine().sleep(Duration::from_millis(1)).await;
+        let synced = writer.listing();
+        let before = store.status().counters;
+        writer.write(1, 500, 3).await;
+        writer.write(1, 600, 12).await;
+        writer.unmap(2, round, 9).await;
+        writer.shift(1, 501, 601, 8).await;
+        writer.put(TREES[0], 1001, 1, 48).await;
+        writer.delete(TREES[1], u64::MAX, 0).await;
+        for _ in 0..8 {
+            writer.write(3, 100, 4).await;
+            let after = store.status().counters;
+            if after.cleaning.relocated_blocks > before.cleaning.relocated_blocks
+                && after.commits == before.commits
+            {
+                return (synced, writer.listing());
+            }
+        }
+    }
+    panic!("nothing moves between two commits");
 }
 
 fn dump(world: &SimWorld, components: &[PathBuf], memory: &str, memory_blocks: usize) -> Image {

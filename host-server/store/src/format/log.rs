@@ -75,6 +75,7 @@ const TAG_WRITE: u8 = 4;
 const TAG_STRIPE: u8 = 5;
 const TAG_BANK: u8 = 6;
 const TAG_SHIFT: u8 = 7;
+const TAG_MOVE: u8 = 8;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -140,12 +141,27 @@ struct ShiftEntry {
     len_blocks: U64,
 }
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct MoveEntry {
+    tag: u8,
+    reserved: u8,
+    len_blocks: U16,
+    middle: U64,
+    from: U64,
+    to: U64,
+}
+
 const _: () = assert!(size_of::<PutEntry>() == 20);
 const _: () = assert!(size_of::<UnmapEntry>() == 28);
 const _: () = assert!(size_of::<WriteEntry>() == 36);
 const _: () = assert!(size_of::<StripeEntry>() == 12);
 const _: () = assert!(size_of::<BankEntry>() == 16);
 const _: () = assert!(size_of::<ShiftEntry>() == 36);
+const _: () = assert!(size_of::<MoveEntry>() == MOVE_ENTRY_BYTES);
+
+/// Length of an entry that tells of a move.
+pub const MOVE_ENTRY_BYTES: usize = 28;
 
 /// The most blocks one write entry maps.
 pub const WRITE_BLOCKS_MAX: usize = 512;
@@ -186,6 +202,14 @@ pub enum Entry {
         from: LogicalBlock,
         to: LogicalBlock,
         len_blocks: u64,
+    },
+    /// Blocks that lie at `from` still lie at `to` from now on; those that have died or lie elsewhere stay as they are.
+    Move {
+        middle: MiddleAddress,
+        /// At most [`WRITE_BLOCKS_MAX`].
+        len_blocks: u64,
+        from: PhysicalBlock,
+        to: PhysicalBlock,
     },
 }
 
@@ -272,6 +296,17 @@ impl Entry {
                     from: U64::new(from.0),
                     to: U64::new(to.0),
                     len_blocks: U64::new(*len_blocks),
+                };
+                out.extend_from_slice(entry.as_bytes());
+            }
+            Entry::Move { middle, len_blocks, from, to } => {
+                let entry = MoveEntry {
+                    tag: TAG_MOVE,
+                    reserved: 0,
+                    len_blocks: U16::new(*len_blocks as u16),
+                    middle: U64::new(middle.0),
+                    from: U64::new(from.0),
+                    to: U64::new(to.0),
                 };
                 out.extend_from_slice(entry.as_bytes());
             }
@@ -364,6 +399,20 @@ pub fn decode_body(mut body: &[u8]) -> Option<Vec<Vec<Entry>>> {
                 });
                 body = rest;
             }
+            TAG_MOVE => {
+                let (entry, rest) = MoveEntry::read_from_prefix(body).ok()?;
+                let len_blocks = u64::from(entry.len_blocks.get());
+                if len_blocks == 0 || len_blocks > WRITE_BLOCKS_MAX as u64 {
+                    return None;
+                }
+                entries.push(Entry::Move {
+                    middle: MiddleAddress(entry.middle.get()),
+                    len_blocks,
+                    from: PhysicalBlock(entry.from.get()),
+                    to: PhysicalBlock(entry.to.get()),
+                });
+                body = rest;
+            }
             TAG_BANK => {
                 let (entry, rest) = BankEntry::read_from_prefix(body).ok()?;
                 entries.push(Entry::Bank {
@@ -407,6 +456,7 @@ pub const LAYOUTS: &[Layout] = &[
     layout!("stripe entry", StripeEntry { tag, reserved, summary_bytes, segment, stripe }),
     layout!("bank entry", BankEntry { tag, reserved, segment, first_stripe, stripe_count }),
     layout!("shift entry", ShiftEntry { tag, reserved, object, from, to, len_blocks }),
+    layout!("move entry", MoveEntry { tag, reserved, len_blocks, middle, from, to }),
 ];
 
 #[cfg(test)]
@@ -436,6 +486,12 @@ mod tests {
                     from: LogicalBlock(7),
                     to: LogicalBlock(6),
                     len_blocks: 2,
+                },
+                Entry::Move {
+                    middle: MiddleAddress(77),
+                    len_blocks: 2,
+                    from: PhysicalBlock(777),
+                    to: PhysicalBlock(7),
                 },
             ],
             vec![],

@@ -122,7 +122,7 @@ impl StripeSummary {
 #[repr(C)]
 pub struct SegmentEntry {
     pub version: u8,
-    /// 0 free, 1 open for banks, 2 open for large writes, 3 closed.
+    /// 0 free, 1 open for banks, 2 open for whole stripes, 3 closed.
     pub state: u8,
     pub reserved: [u8; 2],
     /// Stripes below this one have been handed out.

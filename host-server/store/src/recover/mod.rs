@@ -167,6 +167,7 @@ pub(crate) async fn recover(
     }
     report.rewritten_stripes = rewrite_stripes(&core, found).await?;
     core.object.flush_data().await?;
+    core.state().segments.tell_open_apart();
     core.state_mut().leave_to_checkpoint();
     core.checkpoint(true).await?;
     {

@@ -11,6 +11,7 @@ use crate::address::{MiddleAddress, PhysicalBlock, SegmentId, StripeIndex, Volum
 use crate::checkpoint::{Pages, decode_segment};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::log::Entry;
+use crate::format::map::decode_counter;
 use crate::format::root::Root;
 use crate::format::segment::StripeSummary;
 use crate::geometry::Geometry;
@@ -20,8 +21,9 @@ use crate::log::ring::Ring;
 use crate::map::{Maps, tree};
 use crate::object::Object;
 use crate::segment::bank::Slot;
+use crate::segment::heat::Heat;
 use crate::segment::table::{Class, SegmentState, SegmentTable};
-use crate::state::{State, segment_key};
+use crate::state::{State, begun_key, cleaning_reserve, segment_key};
 use crate::volume::TreeId;
 
 /// Blocks found in the log, by where they belong.
@@ -45,7 +47,7 @@ pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed
     let allocator = Rc::new(page_allocator(&root));
     let maps = Maps::load(volume, &root.trees, &pages, allocator, geometry.blocks_per_segment()).await?;
     check_places(&maps, geometry.data_blocks())?;
-    let segments = restore_segments(&maps, geometry.segment_count, geometry.stripes_per_segment)?;
+    let segments = restore_segments(&maps, &geometry)?;
     let (moved, commits) = (Chain::moved(&root), Chain::commits(&root));
     let ring = Ring::new(commits.region, commits.start, root.epoch);
     let moved_ring = Ring::new(moved.region, moved.start, root.epoch);
@@ -116,17 +118,15 @@ fn check_places(maps: &Maps, data_blocks: u64) -> Result<(), StoreError> {
     Err(StoreError::new(ErrorKind::Damaged, "load", place, found).advice("run `ringfort volume check`"))
 }
 
-fn restore_segments(
-    maps: &Maps,
-    segment_count: u32,
-    stripes_per_segment: u32,
-) -> Result<SegmentTable, StoreError> {
-    let segments = SegmentTable::new(segment_count, stripes_per_segment);
+fn restore_segments(maps: &Maps, geometry: &Geometry) -> Result<SegmentTable, StoreError> {
+    let Geometry { segment_count, stripes_per_segment, .. } = *geometry;
+    let segments = SegmentTable::new(segment_count, stripes_per_segment, cleaning_reserve(geometry));
     for segment in (0..segment_count).map(SegmentId) {
         let Some(bytes) = maps.get(tree::PROPERTIES, segment_key(segment)) else { continue };
         match decode_segment(bytes) {
             Some((state, next_stripe)) if next_stripe <= stripes_per_segment => {
-                segments.restore(segment, state, next_stripe);
+                let begun = maps.get(tree::PROPERTIES, begun_key(segment)).and_then(decode_counter);
+                segments.restore(segment, state, next_stripe, begun.unwrap_or(0).max(0) as u64);
             }
             _ => {
                 return Err(StoreError::new(
@@ -218,7 +218,7 @@ impl State {
             Entry::Bank { segment, first_stripe, stripe_count } => {
                 let end = u64::from(*first_stripe) + u64::from(*stripe_count);
                 check(*segment, end)?;
-                self.segments.restore_handed_out(*segment, end as u32, Class::Bank);
+                self.segments.restore_handed_out(*segment, end as u32, Class::Bank(Heat::default()));
             }
             Entry::Stripe { segment, stripe, summary } => {
                 check(*segment, u64::from(*stripe) + 1)?;
@@ -246,6 +246,17 @@ impl State {
                 let last = from.0.max(to.0);
                 if last.checked_add(*len_blocks).is_none() {
                     return Err(format!("{len_blocks} blocks from block {last} of object {object} on"));
+                }
+            }
+            Entry::Move { middle, len_blocks, from, to } => {
+                // Nothing is born here: an address that was never handed out lies nowhere, and so moves nowhere.
+                let inside = |at: &PhysicalBlock| {
+                    at.0.checked_add(*len_blocks).is_some_and(|end| end <= geometry.data_blocks())
+                };
+                if !inside(from) || !inside(to) || middle.0.checked_add(*len_blocks).is_none() {
+                    return Err(format!(
+                        "{len_blocks} blocks of middle address {middle} from {from} to {to}"
+                    ));
                 }
             }
             Entry::Put { .. } | Entry::Delete { .. } | Entry::Unmap { .. } => {}

@@ -9,6 +9,7 @@ use crate::format::checksum::block_checksum;
 use crate::format::log::{Entry, WRITE_BLOCKS_MAX, WriteRun, encode_end};
 use crate::map::{Message, tree};
 use crate::segment::bank::{Bank, Slot};
+use crate::segment::heat::Heat;
 use crate::segment::table::Class;
 use crate::volume::{Change, StagedPiece, WrittenRun};
 
@@ -30,6 +31,9 @@ impl State {
                 // Birth first: a later death always finds what it ends.
                 self.maps.apply(Message::Birth { middle, physical, checksums: run.checksums.clone() });
                 Message::MapRun { object, start, len_blocks, middle }
+            }
+            Entry::Move { middle, len_blocks, from, to } => {
+                Message::Move { middle: *middle, len_blocks: *len_blocks, from: *from, to: *to }
             }
             Entry::Stripe { segment, stripe, summary } => Message::Put {
                 tree: tree::SUMMARY,
@@ -154,7 +158,7 @@ impl State {
         done
     }
 
-    /// Puts blocks into the bank and makes their entries.
+    /// Puts blocks into a bank and makes their entries.
     fn write_bank(
         &mut self,
         entries: &mut Vec<Entry>,
@@ -171,9 +175,10 @@ impl State {
                     .map(|block| slice.slice(block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES))
             })
             .collect();
+        let heat = self.recent.note(object, start, blocks.len() as u64);
         let mut done = 0;
         while done < blocks.len() {
-            let bank_id = self.open_bank(entries)?;
+            let bank_id = self.open_bank(heat, entries)?;
             let bank = &self.banks[&bank_id];
             let count = bank.free_slots().min(blocks.len() - done).min(WRITE_BLOCKS_MAX);
             let physical = bank.next_physical();
@@ -211,15 +216,17 @@ impl State {
         Ok(done as u64)
     }
 
-    /// The bank that takes the next block; opens one where needed.
-    fn open_bank(&mut self, entries: &mut Vec<Entry>) -> Result<BankId, StoreError> {
-        if let Some(bank) = self.current_bank
-            && self.banks.get(&bank).is_some_and(|bank| bank.free_slots() > 0)
-        {
+    /// The bank that takes the next block; opens one where needed, and where there is no room for it, takes the other.
+    fn open_bank(&mut self, heat: Heat, entries: &mut Vec<Entry>) -> Result<BankId, StoreError> {
+        let has_room = |bank: &BankId| self.banks.get(bank).is_some_and(|bank| bank.free_slots() > 0);
+        if let Some(bank) = self.current_banks[heat as usize].filter(has_room) {
             return Ok(bank);
         }
         let stripes = bank_stripes(&self.geometry);
-        let Some(range) = self.segments.allocate(Class::Bank, stripes) else {
+        let Some(range) = self.segments.allocate(Class::Bank(heat), stripes) else {
+            if let Some(bank) = self.current_banks.into_iter().flatten().find(has_room) {
+                return Ok(bank);
+            }
             // Reservations keep this from happening; should one be wrong, the volume stays consistent and stops.
             let error = StoreError::new(ErrorKind::NoSpace, "open bank", "data region", "no stripe is left");
             self.failed = Some(error.clone());
@@ -233,7 +240,7 @@ impl State {
         let block_count = range.count * stripe_blocks as u32;
         let area = self.keep.as_mut().and_then(|keep| keep.take_area(start, block_count));
         self.banks.insert(bank_id, Bank::new(range, start, stripe_blocks, pin, area));
-        self.current_bank = Some(bank_id);
+        self.current_banks[heat as usize] = Some(bank_id);
         entries.push(Entry::Bank {
             segment: range.segment,
             first_stripe: range.first.0,

@@ -28,4 +28,22 @@ pub struct PathCounters {
     pub large_stripes: u64,
     pub bank_stripes: u64,
     pub freed_segments: u64,
+    pub cleaning: CleaningCounters,
+}
+
+/// What cleaning has done. Its stripes and padding count nowhere else but in `stripe_bytes`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CleaningCounters {
+    /// Blocks that were written once more to free their segments.
+    pub relocated_blocks: u64,
+    /// Segments out of which everything moved that lived.
+    pub cleaned_segments: u64,
+    /// Read from segments, dead blocks between live ones included.
+    pub read_bytes: u64,
+    /// Written to devices, parity and padding included.
+    pub written_bytes: u64,
+    /// Zeros that filled up last stripes, parity not counted.
+    pub padding_bytes: u64,
+    /// Times that a segment was left as it is because a block in it could not be read.
+    pub unreadable_segments: u64,
 }

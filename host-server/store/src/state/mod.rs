@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 
-pub use counters::PathCounters;
+pub use counters::{CleaningCounters, PathCounters};
 pub use reserve::Reservation;
 pub(crate) use reserve::Reserved;
 
@@ -26,10 +26,11 @@ use crate::format::root::Root;
 use crate::format::segment::summary_bytes_max;
 use crate::geometry::Geometry;
 use crate::keep::Keep;
-use crate::limits::{BANK_STRIPES, KEEP_AREAS, KEEP_HALF_BYTES};
+use crate::limits::{BANK_STRIPES, KEEP_AREAS, KEEP_HALF_BYTES, SPARE_SEGMENTS};
 use crate::log::ring::{Ring, body_blocks};
 use crate::map::Maps;
 use crate::segment::bank::{Bank, Slot, StripeState};
+use crate::segment::heat::RecentWrites;
 use crate::segment::table::SegmentTable;
 use crate::volume::Key;
 
@@ -72,8 +73,9 @@ pub(crate) struct State {
     pub root: Root,
     pub segments: SegmentTable,
     pub banks: BTreeMap<BankId, Bank>,
-    /// The bank that takes the next block.
-    current_bank: Option<BankId>,
+    /// The banks that take the next block, warm and cold.
+    current_banks: [Option<BankId>; 2],
+    pub recent: RecentWrites,
     next_bank: BankId,
     /// Applied, not committed; the first is transaction `next_transaction - frames.len()`.
     pub frames: VecDeque<Frame>,
@@ -110,7 +112,8 @@ impl State {
             root,
             segments,
             banks: BTreeMap::new(),
-            current_bank: None,
+            current_banks: [None; 2],
+            recent: RecentWrites::new(geometry.data_blocks()),
             next_bank: 0,
             frames: VecDeque::new(),
             frames_body_bytes: 0,
@@ -158,14 +161,20 @@ impl State {
         first
     }
 
-    /// Free slots of the open bank.
+    /// Free slots of the open banks.
     pub fn bank_room(&self) -> u64 {
-        self.current_bank.and_then(|bank| self.banks.get(&bank)).map_or(0, |bank| bank.free_slots() as u64)
+        let open = self.current_banks.iter().flatten().filter_map(|bank| self.banks.get(bank));
+        open.map(|bank| bank.free_slots() as u64).sum()
     }
 
-    /// Data blocks that can still be handed out.
+    /// Data blocks that can still be handed out to writes.
     pub fn free_blocks(&self) -> u64 {
         self.segments.available_stripes() * self.geometry.blocks_per_stripe() + self.bank_room()
+    }
+
+    /// Data blocks that hold nothing, what is kept for cleaning included.
+    pub fn unused_blocks(&self) -> u64 {
+        self.segments.unused_stripes() * self.geometry.blocks_per_stripe() + self.bank_room()
     }
 
     /// Blocks of the log that naming the stripes of the banks in memory may take.
@@ -242,6 +251,17 @@ pub(crate) fn summary_limit_bytes(geometry: &Geometry) -> u64 {
 pub(crate) fn segment_key(segment: SegmentId) -> Key {
     const SEGMENTS: u64 = 1;
     Key::new(SEGMENTS, u64::from(segment.0))
+}
+
+/// Where the [clock](SegmentTable::age) at the beginning of a segment is kept. A hint: it may be absent.
+pub(crate) fn begun_key(segment: SegmentId) -> Key {
+    const BEGUN: u64 = 2;
+    Key::new(BEGUN, u64::from(segment.0))
+}
+
+/// Free segments that only cleaning takes: one holds whatever lives in any segment that is cleaned.
+pub(crate) fn cleaning_reserve(geometry: &Geometry) -> u32 {
+    u32::from(u64::from(geometry.segment_count) > SPARE_SEGMENTS)
 }
 
 /// Checksums of a list of blocks.

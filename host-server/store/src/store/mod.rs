@@ -1,6 +1,5 @@
 //! The handle of an open volume.
 
-mod admit;
 mod read;
 mod stage;
 
@@ -101,6 +100,7 @@ impl Store {
         core.tasks.spawn(Rc::clone(&core).run_commits());
         core.tasks.spawn(Rc::clone(&core).run_interval());
         core.tasks.spawn(Rc::clone(&core).run_checkpoints());
+        core.tasks.spawn(Rc::clone(&core).run_cleaning());
         Ok(Self { core, recovery })
     }
 
@@ -111,6 +111,7 @@ impl Store {
             self.core.tasks.ended().await;
             return Ok(());
         }
+        self.core.stop_cleaning().await;
         let result = async {
             self.sync().await?;
             self.checkpoint().await
@@ -183,7 +184,7 @@ impl Volume for Store {
     }
 
     async fn begin(&self, cost: Cost) -> Result<Transaction<Reservation>, StoreError> {
-        Ok(Transaction::new(self.begin_when_free(cost).await?))
+        Ok(Transaction::new(self.core.begin_when_free(cost).await?))
     }
 
     async fn stage(

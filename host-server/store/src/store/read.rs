@@ -13,7 +13,6 @@ use crate::error::{ErrorKind, StoreError};
 use crate::limits::CACHED_READ_BLOCKS_MAX;
 use crate::map::Content;
 use crate::object::{Fetched, PartialRead};
-use crate::segment::summary::{Summaries, summary_of};
 use crate::segment::table::SegmentPin;
 use crate::state::State;
 use crate::volume::ReadPiece;
@@ -233,10 +232,7 @@ impl Store {
         let pin = core.state().segments.pin(core.object.geometry().locate(run.physical).segment);
         let work = async move {
             let _pin = pin;
-            let summaries = Summaries::new(core.object.geometry(), |segment, stripe| {
-                summary_of(&core.state().maps, segment, stripe)
-            });
-            core.object.make_good(partial, &checksums, &summaries).await
+            core.make_good(partial, &checksums).await
         };
         self.core.complete("read from", work).await
     }

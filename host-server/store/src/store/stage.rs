@@ -3,7 +3,7 @@
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 
 use super::Store;
-use super::admit::Obstacle;
+use crate::admit::Obstacle;
 use crate::error::StoreError;
 use crate::format::segment::StripeSummary;
 use crate::segment::table::{Class, SegmentPin, StripeRange};
@@ -46,7 +46,8 @@ impl Store {
         while rest.len() >= stripe_blocks {
             let wanted = (rest.len() / stripe_blocks) as u32;
             let range = self.core.state().segments.allocate(Class::Large, wanted);
-            let Some(range) = range else { return Err(self.no_space(Obstacle::Data)) };
+            let Some(range) = range else { return Err(self.core.no_space(Obstacle::Data)) };
+            self.core.pace.note_free(self.core.state().segments.free_count());
             let (now, later) = rest.split_at(range.count as usize * stripe_blocks);
             reservation.use_blocks(now.len() as u64);
             pieces.push(StagedPiece::Written(self.write_large(range, now).await?));

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use ringfort_engine::buffer::BLOCK_BYTES;
 
-use super::Store;
+use crate::core::Core;
 use crate::error::{ErrorKind, StoreError};
+use crate::format::log::MOVE_ENTRY_BYTES;
 use crate::format::page::{PAGE_BYTES, PAGE_CAPACITY_BYTES};
 use crate::limits::{
     ASK_LOG_PART, BANKS_WAITING_MAX, ENTRY_BYTES_SHORT, ENTRY_BYTES_TYPICAL, HOPEFUL_CHECKPOINTS_MAX,
@@ -19,7 +20,7 @@ use crate::volume::{Cost, FREEING_ENTRIES_MAX, SpaceReport, VALUE_BYTES_MAX};
 
 /// What keeps a transaction from beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Obstacle {
+pub enum Obstacle {
     /// Stripes are short.
     Data,
     /// Pages, or memory for them, are short.
@@ -42,6 +43,9 @@ struct Demand {
     data_blocks: u64,
     long_entries: u64,
     short_entries: u64,
+    /// Runs of blocks that cleaning moves, and stripes that it names.
+    moves: u64,
+    stripes: u64,
     transactions: u64,
 }
 
@@ -52,6 +56,7 @@ impl From<&Cost> for Demand {
             long_entries: cost.long_entries(),
             short_entries: cost.short_entries(),
             transactions: 1,
+            ..Self::default()
         }
     }
 }
@@ -65,6 +70,7 @@ impl Demand {
             long_entries: reserved.long_entries.get(),
             short_entries: reserved.short_entries.get(),
             transactions: reserved.count.get(),
+            ..Self::default()
         }
     }
 
@@ -73,6 +79,8 @@ impl Demand {
             data_blocks: self.data_blocks.saturating_add(other.data_blocks),
             long_entries: self.long_entries.saturating_add(other.long_entries),
             short_entries: self.short_entries.saturating_add(other.short_entries),
+            moves: self.moves + other.moves,
+            stripes: self.stripes + other.stripes,
             transactions: self.transactions + other.transactions,
         }
     }
@@ -81,17 +89,18 @@ impl Demand {
 impl State {
     /// Data blocks that ordinary transactions leave: for what commits and recovery may waste on padding, and so that a full volume
     /// can be emptied.
-    fn data_margin_blocks(&self, frees_space: bool) -> u64 {
+    pub fn data_margin_blocks(&self, frees_space: bool) -> u64 {
         let bank_blocks = u64::from(bank_stripes(&self.geometry)) * self.geometry.blocks_per_stripe();
-        if frees_space { bank_blocks } else { 2 * bank_blocks + self.geometry.blocks_per_segment() }
+        if frees_space { 2 * bank_blocks } else { 3 * bank_blocks + self.geometry.blocks_per_segment() / 2 }
     }
 
     /// Blocks of the log that this may take, if all its data went through it.
     fn log_blocks_of(&self, demand: Demand) -> u64 {
-        let stripes = demand.data_blocks.div_ceil(self.geometry.blocks_per_stripe());
+        let stripes = demand.data_blocks.div_ceil(self.geometry.blocks_per_stripe()) + demand.stripes;
         let bytes = demand.long_entries.saturating_mul(VALUE_BYTES_MAX as u64 + 32)
             + demand.short_entries.saturating_mul(ENTRY_BYTES_SHORT)
             + demand.data_blocks.saturating_mul(8)
+            + demand.moves * MOVE_ENTRY_BYTES as u64
             + stripes.saturating_mul(summary_limit_bytes(&self.geometry) + 128);
         let blocks = body_blocks(usize::try_from(bytes).unwrap_or(usize::MAX / 2));
         blocks.saturating_add(demand.data_blocks)
@@ -99,13 +108,17 @@ impl State {
 
     /// Free pages that the next checkpoint needs after this, beyond those that it needs already.
     fn pages_of(&self, demand: Demand) -> usize {
-        let stripes = self.unnamed_stripes() + demand.data_blocks.div_ceil(self.geometry.blocks_per_stripe());
+        let stripes = self.unnamed_stripes()
+            + demand.data_blocks.div_ceil(self.geometry.blocks_per_stripe())
+            + demand.stripes;
         self.maps.page_bound_of(&Changes {
             long_entries: demand.long_entries,
-            short_entries: demand.short_entries,
+            // A move takes a run apart in the middle.
+            short_entries: demand.short_entries + 3 * demand.moves,
             data_blocks: demand.data_blocks,
             stripes,
-            stripe_runs: self.banks.len() as u64 + u64::from(demand.data_blocks > 0) * demand.transactions,
+            stripe_runs: self.banks.len() as u64
+                + u64::from(demand.data_blocks + demand.stripes > 0) * demand.transactions,
             summary_bytes_max: summary_limit_bytes(&self.geometry),
         })
     }
@@ -126,16 +139,18 @@ impl State {
         Some(in_region.min(in_memory))
     }
 
-    /// What can still be written: the lesser of what the volume's size leaves and of what space that is free, or will be when waiting
-    /// effects have taken place, has room for.
-    pub(super) fn space(&mut self, memory_bytes: u64) -> SpaceReport {
+    /// What can still be written: the lesser of what the volume's size leaves and of what the segments hold beyond live data and what
+    /// others need. Cleaning gives the dead blocks back.
+    pub fn space(&mut self, memory_bytes: u64) -> SpaceReport {
         while self.maps.merge_pending(usize::MAX) {}
         let total_blocks = self.root.total_blocks;
-        let unused_blocks = total_blocks.saturating_sub(self.maps.live_blocks_in_all());
-        let empty = self.segments.closed().into_iter().filter(|segment| self.maps.live_blocks(*segment) == 0);
-        let reclaimable_blocks = empty.count() as u64 * self.geometry.blocks_per_segment();
-        let kept_blocks = self.reserved.data_blocks.get() + self.data_margin_blocks(false);
-        let room_blocks = (self.free_blocks() + reclaimable_blocks).saturating_sub(kept_blocks);
+        let live_blocks = self.maps.live_blocks_in_all();
+        let unused_blocks = total_blocks.saturating_sub(live_blocks);
+        // Cleaning keeps its reserve, and a segment that it is filling.
+        let own_blocks = 2 * u64::from(self.segments.reserve()) * self.geometry.blocks_per_segment();
+        let kept_blocks = self.reserved.data_blocks.get() + self.data_margin_blocks(false) + own_blocks;
+        let dead_or_free_blocks = self.geometry.data_blocks().saturating_sub(live_blocks);
+        let room_blocks = dead_or_free_blocks.saturating_sub(kept_blocks);
         let pages = self.pages_for_more(memory_bytes);
         let available_blocks = if pages.is_some() { unused_blocks.min(room_blocks) } else { 0 };
         let available_entry_bytes = (pages.unwrap_or(0) * PAGE_CAPACITY_BYTES / 2) as u64;
@@ -148,17 +163,19 @@ impl State {
 struct Patience {
     /// The count of checkpoints at which no more space can be hoped for.
     last_checkpoint: Option<u64>,
+    /// The same of rounds of cleaning that gave nothing.
+    last_fruitless: Option<u64>,
     /// So often has that been put off because space was being given back.
     put_off: u32,
     /// Since when only promises to others are in the way, and how many transactions had been applied then.
     crowded_since: Option<(Duration, u64)>,
 }
 
-impl Store {
+impl Core {
     /// Why a transaction of this cost must wait, or `None` where it may begin. `alone`: what others have been promised does
     /// not count.
     fn obstacle(&self, cost: &Cost, alone: bool) -> Option<Obstacle> {
-        let state = self.core.state();
+        let state = self.state();
         let own = Demand::from(cost);
         let others = Demand::promised(&state);
         let demand = if alone { own } else { own.and(others) };
@@ -168,12 +185,8 @@ impl Store {
         {
             return Some(Obstacle::Data);
         }
-        let reserve = if cost.frees_space { 0 } else { state.page_reserve() };
-        let needed = state.maps.checkpoint_page_bound() + state.pages_of(demand) + reserve;
-        let memory_is_full = state.maps.memory_bytes() as u64 >= self.core.memory_bytes && !cost.frees_space;
-        if needed > state.maps.allocator().free_count() || memory_is_full {
-            let effects_wait = state.maps.pending_count() > 0;
-            return Some(if effects_wait { Obstacle::Effects } else { Obstacle::Metadata });
+        if let Some(obstacle) = self.page_obstacle(&state, demand, cost.frees_space) {
+            return Some(obstacle);
         }
         if state.waiting_banks() >= BANKS_WAITING_MAX {
             return Some(Obstacle::Banks);
@@ -182,6 +195,59 @@ impl Store {
             return Some(Obstacle::Commit);
         }
         self.log_obstacle(&state, own, others)
+    }
+
+    fn page_obstacle(&self, state: &State, demand: Demand, frees_space: bool) -> Option<Obstacle> {
+        let reserve = if frees_space { 0 } else { state.page_reserve() };
+        let needed = state.maps.checkpoint_page_bound() + state.pages_of(demand) + reserve;
+        let memory_is_full = state.maps.memory_bytes() as u64 >= self.memory_bytes && !frees_space;
+        if needed <= state.maps.allocator().free_count() && !memory_is_full {
+            return None;
+        }
+        let effects_wait = state.maps.pending_count() > 0;
+        Some(if effects_wait { Obstacle::Effects } else { Obstacle::Metadata })
+    }
+
+    /// Why a transaction of the cleaner must wait: its stripes are its own, log and pages are everybody's.
+    fn obstacle_to_moves(&self, own: Demand) -> Option<Obstacle> {
+        let state = self.state();
+        let others = Demand::promised(&state);
+        if let Some(obstacle) = self.page_obstacle(&state, own.and(others), false) {
+            return Some(obstacle);
+        }
+        if state.pending_is_large() {
+            return Some(Obstacle::Commit);
+        }
+        self.log_obstacle(&state, own, others)
+    }
+
+    /// Waits until so many runs of blocks may move to so many stripes. What is applied at once when this returns needs no promise.
+    pub async fn wait_for_room_to_move(&self, moves: u64, stripes: u64) -> Result<(), StoreError> {
+        let own = Demand { moves, stripes, transactions: 1, ..Demand::default() };
+        let last_checkpoint = self.state().counters.checkpoints + 2;
+        loop {
+            self.state().check_alive()?;
+            let progress = self.progress.notified();
+            match self.obstacle_to_moves(own) {
+                None => return Ok(()),
+                Some(Obstacle::Effects) => {
+                    self.state_mut().maps.merge_pending(MERGE_SLICE);
+                    self.engine.yield_now().await;
+                    continue;
+                }
+                Some(Obstacle::Metadata) => {
+                    if self.state().counters.checkpoints >= last_checkpoint {
+                        return Err(self.no_space(Obstacle::Metadata));
+                    }
+                    self.maps_wanted.set(true);
+                    self.checkpoint_wanted.notify_one();
+                }
+                Some(Obstacle::Log) => self.checkpoint_wanted.notify_one(),
+                Some(Obstacle::Promises) => {}
+                Some(Obstacle::Commit | Obstacle::Banks | Obstacle::Data) => self.commit_wanted.notify_one(),
+            }
+            progress.await;
+        }
     }
 
     fn log_obstacle(&self, state: &State, own: Demand, others: Demand) -> Option<Obstacle> {
@@ -205,27 +271,26 @@ impl Store {
         }
     }
 
-    pub(super) async fn begin_when_free(&self, cost: Cost) -> Result<Reservation, StoreError> {
-        let core = &self.core;
+    pub async fn begin_when_free(&self, cost: Cost) -> Result<Reservation, StoreError> {
         self.check_size(&cost)?;
         let mut patience = Patience::default();
         loop {
-            core.state().check_alive()?;
-            let progress = core.progress.notified();
+            self.state().check_alive()?;
+            let progress = self.progress.notified();
             let obstacle = self.obstacle(&cost, false);
             let is_short = matches!(obstacle, Some(Obstacle::Data | Obstacle::Metadata | Obstacle::Effects));
             if !is_short {
                 patience = Patience::default();
             }
             match obstacle {
-                None => return Ok(Reservation::new(&core.state().reserved, cost)),
+                None => return Ok(Reservation::new(&self.state().reserved, cost)),
                 Some(Obstacle::Effects) => {
-                    core.state_mut().maps.merge_pending(MERGE_SLICE);
-                    core.engine.yield_now().await;
+                    self.state_mut().maps.merge_pending(MERGE_SLICE);
+                    self.engine.yield_now().await;
                     continue;
                 }
-                Some(Obstacle::Commit | Obstacle::Banks) => core.commit_wanted.notify_one(),
-                Some(Obstacle::Log) => core.checkpoint_wanted.notify_one(),
+                Some(Obstacle::Commit | Obstacle::Banks) => self.commit_wanted.notify_one(),
+                Some(Obstacle::Log) => self.checkpoint_wanted.notify_one(),
                 Some(Obstacle::Promises) => {}
                 Some(obstacle @ (Obstacle::Data | Obstacle::Metadata)) => {
                     if !self.may_hope(&cost, &mut patience) {
@@ -239,12 +304,11 @@ impl Store {
 
     /// Whether waiting can help a transaction that lacks stripes or pages; sees to it that what would help takes place.
     fn may_hope(&self, cost: &Cost, patience: &mut Patience) -> bool {
-        let core = &self.core;
         let alone = self.obstacle(cost, true);
         if !matches!(alone, Some(Obstacle::Data | Obstacle::Metadata | Obstacle::Effects)) {
             // Promises alone are in the way. They are kept or given back soon, unless whoever holds one waits for this transaction.
-            let (now, applied) = (core.engine.monotonic(), core.state().last_transaction());
-            patience.last_checkpoint = None;
+            let (now, applied) = (self.engine.monotonic(), self.state().last_transaction());
+            (patience.last_checkpoint, patience.last_fruitless) = (None, None);
             return match patience.crowded_since {
                 Some((since, then)) if then == applied => now - since < PROMISES_WAIT,
                 _ => {
@@ -253,29 +317,39 @@ impl Store {
                 }
             };
         }
-        // Freed space comes back with a checkpoint: once for what has died, once more for what the first one emptied. One that is
-        // under way may have looked too early.
-        let done = core.state().counters.checkpoints;
-        let under_way = u64::from(core.checkpoint_turn.try_lock().is_none());
-        if done >= *patience.last_checkpoint.get_or_insert(done + 2 + under_way) {
+        let is_data = alone == Some(Obstacle::Data);
+        // Cleaning finds what has died, and ends with a checkpoint; other space comes back with one: once for what has died, once more
+        // for what the first one emptied. One that is under way may have looked too early.
+        let (done, last) = if is_data {
+            let fruitless = self.pace.fruitless_rounds();
+            (fruitless, &mut patience.last_fruitless)
+        } else {
+            (self.state().counters.checkpoints, &mut patience.last_checkpoint)
+        };
+        let under_way = u64::from(!is_data && self.checkpoint_turn.try_lock().is_none());
+        if done >= *last.get_or_insert(done + 2 + under_way) {
             let frees_wait = {
-                let state = core.state();
+                let state = self.state();
                 state.maps.pending_count() > 0 || state.reserved.freeing_count.get() > 0
             };
             if !frees_wait || patience.put_off == HOPEFUL_CHECKPOINTS_MAX {
                 return false;
             }
             patience.put_off += 1;
-            patience.last_checkpoint = Some(done + 1);
+            *last = Some(done + 1);
         }
-        core.maps_wanted.set(true);
-        core.checkpoint_wanted.notify_one();
+        if is_data {
+            self.pace.ask();
+        } else {
+            self.maps_wanted.set(true);
+            self.checkpoint_wanted.notify_one();
+        }
         true
     }
 
     /// Refuses what no log of this length could take.
     fn check_size(&self, cost: &Cost) -> Result<(), StoreError> {
-        let log_blocks = self.core.state().ring.block_count();
+        let log_blocks = self.state().ring.block_count();
         let limit_bytes = log_blocks * BLOCK_BYTES as u64 / ASK_LOG_PART;
         let long_bytes = cost.long_entries().saturating_mul(ENTRY_BYTES_TYPICAL);
         let short_bytes = cost.short_entries().saturating_mul(ENTRY_BYTES_SHORT);
@@ -283,19 +357,19 @@ impl Store {
             return Ok(());
         }
         let found = format!("{} entries", cost.entries);
-        let place = format!("volume {}", self.core.volume);
+        let place = format!("volume {}", self.volume);
         let limit = limit_bytes / ENTRY_BYTES_TYPICAL;
         Err(StoreError::new(ErrorKind::Invalid, "begin a transaction on", place, found)
             .expected(format!("at most {limit} for a log of {log_blocks} blocks"))
             .advice("change less at a time"))
     }
 
-    pub(super) fn no_space(&self, obstacle: Obstacle) -> StoreError {
+    pub fn no_space(&self, obstacle: Obstacle) -> StoreError {
         let (found, advice) = match obstacle {
             Obstacle::Metadata => ("the metadata region or the memory for maps is full", "delete files"),
-            _ => ("no segment is free", "delete files; space returns when whole segments become empty"),
+            _ => ("no segment is free, and none can be made so", "delete files"),
         };
-        StoreError::new(ErrorKind::NoSpace, "write to", format!("volume {}", self.core.volume), found)
+        StoreError::new(ErrorKind::NoSpace, "write to", format!("volume {}", self.volume), found)
             .advice(advice)
     }
 }
