@@ -189,7 +189,8 @@ impl<V: Volume> Mount<V> {
     ) -> Result<()> {
         let mut batch = self.begin_freeing(0, shift_entries(part.extents) + 1).await?;
         let (from, to) = (LogicalBlock(part.start), LogicalBlock(to_block));
-        batch.transaction.shift(object(inode.number), from, to, part.end - part.start);
+        let len_blocks = part.end - part.start;
+        self.volume.shift(&mut batch.transaction, object(inode.number), from, to, len_blocks).await?;
         batch.transaction.put(format::ORPHANS, shift_key(inode.number), progress.encode());
         self.commit(batch)?;
         inode.shift.set(Some(progress));

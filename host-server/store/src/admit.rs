@@ -8,10 +8,10 @@ use ringfort_engine::buffer::BLOCK_BYTES;
 use crate::core::Core;
 use crate::error::{ErrorKind, StoreError};
 use crate::format::log::MOVE_ENTRY_BYTES;
-use crate::format::page::{PAGE_BYTES, PAGE_CAPACITY_BYTES};
+use crate::format::page::PAGE_CAPACITY_BYTES;
 use crate::limits::{
     ASK_LOG_PART, BANKS_WAITING_MAX, ENTRY_BYTES_SHORT, ENTRY_BYTES_TYPICAL, HOPEFUL_CHECKPOINTS_MAX,
-    LOG_EIGHTHS_MAX, MERGE_SLICE, PAGE_RESERVE_PART, PROMISES_WAIT, RELIEVE_AT_EIGHTHS,
+    LOG_EIGHTHS_MAX, PAGE_RESERVE_PART, PROMISES_WAIT, RELIEVE_AT_EIGHTHS,
 };
 use crate::log::ring::body_blocks;
 use crate::map::Changes;
@@ -23,10 +23,12 @@ use crate::volume::{Cost, FREEING_ENTRIES_MAX, SpaceReport, VALUE_BYTES_MAX};
 pub enum Obstacle {
     /// Stripes are short.
     Data,
-    /// Pages, or memory for them, are short.
+    /// Pages are short.
     Metadata,
-    /// Effects that wait may need fewer pages than they are taken to.
-    Effects,
+    /// Items in memory must become tables first.
+    Memory,
+    /// Tables must merge first.
+    Merges,
     /// The log is filling up: a checkpoint must come first.
     Log,
     /// Too much waits for a commit.
@@ -117,8 +119,6 @@ impl State {
             short_entries: demand.short_entries + 3 * demand.moves,
             data_blocks: demand.data_blocks,
             stripes,
-            stripe_runs: self.banks.len() as u64
-                + u64::from(demand.data_blocks + demand.stripes > 0) * demand.transactions,
             summary_bytes_max: summary_limit_bytes(&self.geometry),
         })
     }
@@ -129,20 +129,19 @@ impl State {
         self.pages_of(Demand::from(&freeing)) + self.maps.allocator().page_count() / PAGE_RESERVE_PART
     }
 
-    /// Pages that an ordinary transaction would find after a checkpoint, in the metadata region and in `memory_bytes`; `None`
-    /// where they would not do even for a small one.
-    fn pages_for_more(&self, memory_bytes: u64) -> Option<usize> {
+    /// Pages that an ordinary transaction would find after a checkpoint; `None` where they would not do even for a small one.
+    fn pages_for_more(&self) -> Option<usize> {
         let small = Cost { data_blocks: 1, entries: 3, frees_space: false };
-        let taken = self.maps.page_count() + self.pages_of(Demand::from(&small)) + self.page_reserve();
-        let in_region = self.maps.allocator().page_count().checked_sub(taken)?;
-        let in_memory = (memory_bytes as usize / PAGE_BYTES).saturating_sub(self.maps.page_count());
-        Some(in_region.min(in_memory))
+        let taken = self.maps.page_count()
+            + self.maps.checkpoint_page_bound()
+            + self.pages_of(Demand::from(&small))
+            + self.page_reserve();
+        self.maps.allocator().page_count().checked_sub(taken)
     }
 
     /// What can still be written: the lesser of what the volume's size leaves and of what the segments hold beyond live data and what
     /// others need. Cleaning gives the dead blocks back.
-    pub fn space(&mut self, memory_bytes: u64) -> SpaceReport {
-        while self.maps.merge_pending(usize::MAX) {}
+    pub fn space(&self) -> SpaceReport {
         let total_blocks = self.root.total_blocks;
         let live_blocks = self.maps.live_blocks_in_all();
         let unused_blocks = total_blocks.saturating_sub(live_blocks);
@@ -151,7 +150,7 @@ impl State {
         let kept_blocks = self.reserved.data_blocks.get() + self.data_margin_blocks(false) + own_blocks;
         let dead_or_free_blocks = self.geometry.data_blocks().saturating_sub(live_blocks);
         let room_blocks = dead_or_free_blocks.saturating_sub(kept_blocks);
-        let pages = self.pages_for_more(memory_bytes);
+        let pages = self.pages_for_more();
         let available_blocks = if pages.is_some() { unused_blocks.min(room_blocks) } else { 0 };
         let available_entry_bytes = (pages.unwrap_or(0) * PAGE_CAPACITY_BYTES / 2) as u64;
         SpaceReport { total_blocks, free_blocks: unused_blocks, available_blocks, available_entry_bytes }
@@ -188,6 +187,9 @@ impl Core {
         if let Some(obstacle) = self.page_obstacle(&state, demand, cost.frees_space) {
             return Some(obstacle);
         }
+        if let Some(obstacle) = self.maps_obstacle(&state) {
+            return Some(obstacle);
+        }
         if state.waiting_banks() >= BANKS_WAITING_MAX {
             return Some(Obstacle::Banks);
         }
@@ -200,12 +202,15 @@ impl Core {
     fn page_obstacle(&self, state: &State, demand: Demand, frees_space: bool) -> Option<Obstacle> {
         let reserve = if frees_space { 0 } else { state.page_reserve() };
         let needed = state.maps.checkpoint_page_bound() + state.pages_of(demand) + reserve;
-        let memory_is_full = state.maps.memory_bytes() as u64 >= self.memory_bytes && !frees_space;
-        if needed <= state.maps.allocator().free_count() && !memory_is_full {
-            return None;
+        (needed > state.maps.allocator().free_count()).then_some(Obstacle::Metadata)
+    }
+
+    /// Changes are held back where the maps cannot keep up with them.
+    fn maps_obstacle(&self, state: &State) -> Option<Obstacle> {
+        if state.maps.memory_is_crowded() {
+            return Some(Obstacle::Memory);
         }
-        let effects_wait = state.maps.pending_count() > 0;
-        Some(if effects_wait { Obstacle::Effects } else { Obstacle::Metadata })
+        (state.maps.lags_behind() && !self.merges_failed.get()).then_some(Obstacle::Merges)
     }
 
     /// Why a transaction of the cleaner must wait: its stripes are its own, log and pages are everybody's.
@@ -213,6 +218,9 @@ impl Core {
         let state = self.state();
         let others = Demand::promised(&state);
         if let Some(obstacle) = self.page_obstacle(&state, own.and(others), false) {
+            return Some(obstacle);
+        }
+        if let Some(obstacle) = self.maps_obstacle(&state) {
             return Some(obstacle);
         }
         if state.pending_is_large() {
@@ -230,11 +238,6 @@ impl Core {
             let progress = self.progress.notified();
             match self.obstacle_to_moves(own) {
                 None => return Ok(()),
-                Some(Obstacle::Effects) => {
-                    self.state_mut().maps.merge_pending(MERGE_SLICE);
-                    self.engine.yield_now().await;
-                    continue;
-                }
                 Some(Obstacle::Metadata) => {
                     if self.state().counters.checkpoints >= last_checkpoint {
                         return Err(self.no_space(Obstacle::Metadata));
@@ -242,6 +245,7 @@ impl Core {
                     self.maps_wanted.set(true);
                     self.checkpoint_wanted.notify_one();
                 }
+                Some(obstacle @ (Obstacle::Memory | Obstacle::Merges)) => self.ask_maps(obstacle),
                 Some(Obstacle::Log) => self.checkpoint_wanted.notify_one(),
                 Some(Obstacle::Promises) => {}
                 Some(Obstacle::Commit | Obstacle::Banks | Obstacle::Data) => self.commit_wanted.notify_one(),
@@ -278,17 +282,13 @@ impl Core {
             self.state().check_alive()?;
             let progress = self.progress.notified();
             let obstacle = self.obstacle(&cost, false);
-            let is_short = matches!(obstacle, Some(Obstacle::Data | Obstacle::Metadata | Obstacle::Effects));
+            let is_short = matches!(obstacle, Some(Obstacle::Data | Obstacle::Metadata));
             if !is_short {
                 patience = Patience::default();
             }
             match obstacle {
                 None => return Ok(Reservation::new(&self.state().reserved, cost)),
-                Some(Obstacle::Effects) => {
-                    self.state_mut().maps.merge_pending(MERGE_SLICE);
-                    self.engine.yield_now().await;
-                    continue;
-                }
+                Some(obstacle @ (Obstacle::Memory | Obstacle::Merges)) => self.ask_maps(obstacle),
                 Some(Obstacle::Commit | Obstacle::Banks) => self.commit_wanted.notify_one(),
                 Some(Obstacle::Log) => self.checkpoint_wanted.notify_one(),
                 Some(Obstacle::Promises) => {}
@@ -305,7 +305,7 @@ impl Core {
     /// Whether waiting can help a transaction that lacks stripes or pages; sees to it that what would help takes place.
     fn may_hope(&self, cost: &Cost, patience: &mut Patience) -> bool {
         let alone = self.obstacle(cost, true);
-        if !matches!(alone, Some(Obstacle::Data | Obstacle::Metadata | Obstacle::Effects)) {
+        if !matches!(alone, Some(Obstacle::Data | Obstacle::Metadata)) {
             // Promises alone are in the way. They are kept or given back soon, unless whoever holds one waits for this transaction.
             let (now, applied) = (self.engine.monotonic(), self.state().last_transaction());
             (patience.last_checkpoint, patience.last_fruitless) = (None, None);
@@ -330,7 +330,7 @@ impl Core {
         if done >= *last.get_or_insert(done + 2 + under_way) {
             let frees_wait = {
                 let state = self.state();
-                state.maps.pending_count() > 0 || state.reserved.freeing_count.get() > 0
+                state.reserved.freeing_count.get() > 0
             };
             if !frees_wait || patience.put_off == HOPEFUL_CHECKPOINTS_MAX {
                 return false;
@@ -341,10 +341,20 @@ impl Core {
         if is_data {
             self.pace.ask();
         } else {
-            self.maps_wanted.set(true);
+            self.reclaim_wanted.set(true);
             self.checkpoint_wanted.notify_one();
         }
         true
+    }
+
+    /// Has the maps do what changes wait for.
+    fn ask_maps(&self, obstacle: Obstacle) {
+        if obstacle == Obstacle::Memory {
+            self.maps_wanted.set(true);
+            self.checkpoint_wanted.notify_one();
+        } else {
+            self.merges_wanted.notify_one();
+        }
     }
 
     /// Refuses what no log of this length could take.
@@ -366,7 +376,7 @@ impl Core {
 
     pub fn no_space(&self, obstacle: Obstacle) -> StoreError {
         let (found, advice) = match obstacle {
-            Obstacle::Metadata => ("the metadata region or the memory for maps is full", "delete files"),
+            Obstacle::Metadata => ("the metadata region is full", "delete files"),
             _ => ("no segment is free, and none can be made so", "delete files"),
         };
         StoreError::new(ErrorKind::NoSpace, "write to", format!("volume {}", self.volume), found)

@@ -7,20 +7,19 @@
 //! The second, of the maps:
 //!
 //! 1. Banks that hold the log's tail back are written, padded where they are short.
-//! 2. Waiting effects merge, in slices; then, in one step that nothing interrupts, the last of them, the
-//!    segments that have become empty, and the snapshot. The snapshot holds transactions up to S.
-//! 3. Everything up to S is committed: no page reaches a device before the records that it reflects are durable.
-//! 4. Pages, flush, root, flush. A crash before the root is durable leaves the old root and all that it names.
+//! 2. Segments that have become empty are marked, and lose their summaries. Then, in one step, what was applied so far, up to transaction S, is
+//!    frozen. It becomes tables, whose names go to the catalogue together with what merges did meanwhile.
+//! 3. Everything up to S is committed: no root names what its log may lack.
+//! 4. Pages of the catalogue, flush, root, flush. A crash before the root is durable leaves the old root and all that it names.
 //! 5. Pages, log and segments that only the old root named are given back.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 use zerocopy::FromBytes;
 use zerocopy::byteorder::little_endian::U32;
 
-use crate::address::{MetadataAddress, MiddleAddress, PhysicalBlock, SegmentId, StripeIndex};
+use crate::address::{PhysicalBlock, SegmentId, StripeIndex};
 use crate::core::Core;
 use crate::error::StoreError;
 use crate::format::log::KIND_MOVED;
@@ -28,42 +27,17 @@ use crate::format::map::encode_counter;
 use crate::format::page::{PAGE_BYTES, Roots};
 use crate::format::root::{ROOT_SLOT_BYTES, Root};
 use crate::format::segment::{SegmentEntry, StripeSummary};
-use crate::kv::{PageStore, Snapshot};
-use crate::limits::{MERGE_SLICE, MIDDLE_RESERVE};
+use crate::limits::MIDDLE_RESERVE;
 use crate::log::ring::{RecordContent, ReplayPoint, body_blocks};
-use crate::map::{Fate, Message, tree};
-use crate::object::Object;
+use crate::map::{Message, Reclaim, tree};
+use crate::pages::Pages;
 use crate::segment::heat::Heat;
 use crate::segment::table::{Class, Segment, SegmentState};
 use crate::state::{BankId, RetainedBody, State, begun_key, segment_key};
-use crate::volume::Key;
-
-/// Pages on the metadata mirrors.
-pub(crate) struct Pages<'a> {
-    pub object: &'a Object,
-    /// Pages written.
-    pub written: Cell<u64>,
-}
-
-impl PageStore for Pages<'_> {
-    async fn write_page(&self, address: MetadataAddress, page: Slice) -> Result<(), StoreError> {
-        self.written.set(self.written.get() + 1);
-        self.object.write_metadata(address, vec![page]).await
-    }
-
-    async fn read_page(
-        &self,
-        address: MetadataAddress,
-        verify: &dyn Fn(&[u8]) -> bool,
-    ) -> Result<Slice, StoreError> {
-        self.object.read_metadata(address, PAGE_BYTES, verify).await
-    }
-}
 
 /// What a checkpoint has taken hold of.
 struct Seal {
-    snapshot: Snapshot,
-    /// S: the snapshot holds transactions up to this one.
+    /// S: the root will hold transactions up to this one.
     transaction: u64,
     freeing: Vec<SegmentId>,
     middle_limit: u64,
@@ -100,58 +74,6 @@ pub(crate) fn decode_segment(bytes: &[u8]) -> Option<(SegmentState, u32)> {
 }
 
 impl State {
-    /// Whether no address that the segment's summaries name still lives there. Usage counts are hints only.
-    fn holds_nothing_live(&self, segment: SegmentId) -> bool {
-        let first = tree::summary_key(segment, StripeIndex(0));
-        let last = tree::summary_key(segment, StripeIndex(u32::MAX));
-        let summaries =
-            self.maps.scan(tree::SUMMARY, first, last, self.geometry.stripes_per_segment as usize);
-        summaries.iter().all(|(key, value)| {
-            let start = self.geometry.stripe_start(segment, StripeIndex(key.lo as u32));
-            StripeSummary::decode(value).is_some_and(|summary| {
-                summary.middles.iter().enumerate().all(|(index, middle)| {
-                    middle.is_none_or(|middle| {
-                        self.physical_of(middle) != Some(PhysicalBlock(start.0 + index as u64))
-                    })
-                })
-            })
-        })
-    }
-
-    /// Where a middle address lies now.
-    pub fn physical_of(&self, middle: MiddleAddress) -> Option<PhysicalBlock> {
-        match self.maps.resolve(middle, 1).first()?.fate {
-            Fate::Stored { physical, .. } => Some(physical),
-            Fate::Unborn | Fate::Dead => None,
-        }
-    }
-
-    /// Marks the segments that have become empty and takes their summaries out.
-    fn free_empty_segments(&mut self) -> Vec<SegmentId> {
-        let mut freeing = Vec::new();
-        for segment in self.segments.closed() {
-            if self.maps.live_blocks(segment) != 0 || self.segments.is_pinned(segment) {
-                continue;
-            }
-            if !self.holds_nothing_live(segment) {
-                tracing::warn!(
-                    %segment,
-                    "this segment counts as empty and its summary names live blocks: it is kept. Run `ringfort volume check` \
-                     when the volume is not being served, and report what it finds"
-                );
-                continue;
-            }
-            self.segments.begin_freeing(segment);
-            self.maps.apply(Message::DeleteRange {
-                tree: tree::SUMMARY,
-                from: tree::summary_key(segment, StripeIndex(0)),
-                to: Key::new(u64::from(segment.0) + 1, 0),
-            });
-            freeing.push(segment);
-        }
-        freeing
-    }
-
     /// The bodies of the commits before `position`, as one record of the metadata log. `None` where there is none.
     fn movable(&self, position: u64) -> Option<RecordContent> {
         let bodies = || self.retained.iter().take_while(|body| body.position < position);
@@ -174,17 +96,14 @@ impl State {
         }
     }
 
-    fn seal(&mut self) -> Seal {
-        while self.maps.merge_pending(usize::MAX) {}
-        let freeing = self.free_empty_segments();
+    /// Takes hold of what was applied so far.
+    fn seal(&mut self, freeing: Vec<SegmentId>) -> Seal {
         for (segment, entry) in self.segments.take_dirty() {
-            let value = encode_segment(&entry).to_vec();
-            self.maps.apply(Message::Put { tree: tree::PROPERTIES, key: segment_key(segment), value });
-            let value = encode_counter(entry.begun_at as i64).to_vec();
-            self.maps.apply(Message::Put { tree: tree::PROPERTIES, key: begun_key(segment), value });
+            self.maps.set_property(segment_key(segment), &encode_segment(&entry));
+            self.maps.set_property(begun_key(segment), &encode_counter(entry.begun_at as i64));
         }
+        self.maps.freeze();
         Seal {
-            snapshot: self.maps.snapshot(),
             transaction: self.last_transaction(),
             freeing,
             middle_limit: self.next_middle + MIDDLE_RESERVE,
@@ -232,27 +151,81 @@ impl Core {
             self.fail(error.clone());
         }
         self.progress.notify_all();
+        self.merges_wanted.notify_one();
         result
     }
 
     async fn checkpoint_in_turn(&self, everything: bool) -> Result<(), StoreError> {
         self.flush_pinning_banks(everything).await?;
-        while self.state_mut().maps.merge_pending(MERGE_SLICE) {
-            self.engine.yield_now().await;
-        }
-        let seal = self.state_mut().seal();
+        let pages = Pages::new(&self.object);
+        let freeing = self.free_empty_segments(&pages).await?;
+        let seal = self.state_mut().seal(freeing);
+        let snapshot = {
+            let _edit = self.edit_turn.lock().await;
+            let maps = self.maps();
+            maps.flush(&pages).await?;
+            maps.snapshot()
+        };
         self.make_durable(seal.transaction).await?;
-        let pages = Pages { object: &self.object, written: Cell::new(0) };
-        let roots = seal.snapshot.write(&pages).await?;
-        let mirrors = self.object.live_mirrors().len() as u64;
-        self.state_mut().counters.page_bytes += pages.written.get() * PAGE_BYTES as u64 * mirrors;
+        let roots = snapshot.write(&pages).await?;
+        self.state_mut().counters.page_bytes += pages.take_written_bytes();
         self.object.flush_metadata().await?;
-        self.finish_checkpoint(seal, roots).await
+        let generation = snapshot.generation();
+        drop(snapshot);
+        self.finish_checkpoint(seal, roots, generation).await
     }
 
-    async fn finish_checkpoint(&self, seal: Seal, roots: Roots) -> Result<(), StoreError> {
-        let generation = seal.snapshot.generation();
-        drop(seal.snapshot);
+    /// Marks the segments that have become empty and takes their summaries out.
+    async fn free_empty_segments(&self, pages: &Pages<'_>) -> Result<Vec<SegmentId>, StoreError> {
+        let mut freeing = Vec::new();
+        let closed = self.state().segments.closed();
+        let maps = self.maps();
+        let is_empty = |segment| maps.live_blocks(segment) == 0 && !self.state().segments.is_pinned(segment);
+        for segment in closed.into_iter().filter(|segment| is_empty(*segment)).collect::<Vec<_>>() {
+            if !self.holds_nothing_live(pages, segment).await? {
+                tracing::warn!(
+                    %segment,
+                    "this segment counts as empty and its summary names live blocks: it is kept. Run `ringfort volume check` \
+                     when the volume is not being served, and report what it finds"
+                );
+                continue;
+            }
+            if !is_empty(segment) {
+                continue;
+            }
+            self.state().segments.begin_freeing(segment);
+            maps.apply(Message::DeleteAll { tree: tree::SUMMARY, hi: u64::from(segment.0) });
+            freeing.push(segment);
+        }
+        Ok(freeing)
+    }
+
+    /// Whether no address that the segment's summaries name still lives there. Usage counts are hints only.
+    async fn holds_nothing_live(&self, pages: &Pages<'_>, segment: SegmentId) -> Result<bool, StoreError> {
+        let maps = self.maps();
+        let geometry = *self.object.geometry();
+        for stripe in (0..geometry.stripes_per_segment).map(StripeIndex) {
+            let key = tree::summary_key(segment, stripe);
+            let Some(value) = maps.get(pages, tree::SUMMARY, key).await? else { continue };
+            let Some(summary) = StripeSummary::decode(&value) else { return Ok(false) };
+            let start = geometry.stripe_start(segment, stripe);
+            for (index, middle) in summary.middles.iter().enumerate() {
+                let Some(middle) = middle else { continue };
+                let place = maps.place_of(pages, *middle).await?;
+                if place == Some(PhysicalBlock(start.0 + index as u64)) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    async fn finish_checkpoint(
+        &self,
+        seal: Seal,
+        roots: Roots,
+        generation: u64,
+    ) -> Result<(), StoreError> {
         let (root, replay, moved) = {
             let state = self.state();
             let replay = state.replay_point(seal.transaction);
@@ -376,8 +349,11 @@ impl Core {
             if self.closing.is_set() {
                 break;
             }
-            let result =
-                if self.maps_wanted.take() { self.checkpoint(false).await } else { self.relieve_log().await };
+            let result = match (self.reclaim_wanted.take(), self.maps_wanted.take()) {
+                (true, _) => self.reclaim(Reclaim::Pages).await,
+                (false, true) => self.checkpoint(false).await,
+                (false, false) => self.relieve_log().await,
+            };
             if result.is_err() {
                 break;
             }

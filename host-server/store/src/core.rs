@@ -12,6 +12,7 @@ use crate::address::VolumeId;
 use crate::ahead::ReadAhead;
 use crate::cache::BlockCache;
 use crate::error::{ErrorKind, StoreError};
+use crate::map::Maps;
 use crate::object::Object;
 use crate::pace::Pace;
 use crate::state::{SharedState, State};
@@ -29,11 +30,19 @@ pub(crate) struct Core {
     pub commit_turn: Mutex<()>,
     /// One checkpoint at a time.
     pub checkpoint_turn: Mutex<()>,
+    /// Held while tables of the maps are written and put in force: one edit at a time.
+    pub edit_turn: Mutex<()>,
+    /// Tables may be too many.
+    pub merges_wanted: Notify,
+    /// A merge could not read what it needs: none is tried any more.
+    pub merges_failed: Cell<bool>,
     /// Somebody wants what is applied to become durable.
     pub commit_wanted: Notify,
     pub checkpoint_wanted: Notify,
     /// The next checkpoint is to be one of the maps: space is short.
     pub maps_wanted: Cell<bool>,
+    /// And everything is to merge with it.
+    pub reclaim_wanted: Cell<bool>,
     /// A commit or bank flush has ended or a reservation was given back: durable transaction, log, banks, room or failure
     /// have changed.
     pub progress: Rc<Notify>,
@@ -70,6 +79,10 @@ impl Core {
             state: RefCell::new(state),
             commit_turn: Mutex::new(()),
             checkpoint_turn: Mutex::new(()),
+            edit_turn: Mutex::new(()),
+            merges_wanted: Notify::new(),
+            merges_failed: Cell::new(false),
+            reclaim_wanted: Cell::new(false),
             commit_wanted: Notify::new(),
             checkpoint_wanted: Notify::new(),
             clean_turn: Mutex::new(()),
@@ -78,6 +91,10 @@ impl Core {
             cache: BlockCache::default(),
             closing: Event::new(),
         }
+    }
+
+    pub fn maps(&self) -> Rc<Maps> {
+        Rc::clone(&self.state.borrow().maps)
     }
 
     pub fn state(&self) -> Ref<'_, State> {

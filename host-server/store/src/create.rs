@@ -74,8 +74,6 @@ pub struct Plan {
     pub geometry: Geometry,
     pub log_bytes: u64,
     pub page_area_bytes: u64,
-    /// Memory of the maps when every block is a run of its own.
-    pub worst_case_memory_bytes: u64,
     /// Data blocks that the volume offers.
     pub total_blocks: u64,
 }
@@ -129,18 +127,6 @@ pub fn plan(options: &CreateOptions) -> Result<Plan, StoreError> {
         invalid(format!("a size of {} bytes", options.size_bytes)).expected("fewer than 2^32 segments")
     })?;
 
-    let worst_case_memory_bytes = worst_case_memory_bytes(&geometry);
-    if worst_case_memory_bytes > options.memory_bytes {
-        return Err(invalid(format!(
-            "{} bytes of data may need maps of {worst_case_memory_bytes} bytes",
-            options.size_bytes
-        ))
-        .expected(format!(
-            "at most the memory setting of {} bytes: maps are held in memory",
-            options.memory_bytes
-        ))
-        .advice("make the volume smaller or raise the memory setting"));
-    }
     let default_log =
         (options.size_bytes / 64).next_multiple_of(1 << 20).clamp(32 << 20, LOG_BYTES_DEFAULT_MAX);
     let log_bytes = options.log_bytes.unwrap_or(default_log).next_multiple_of(BLOCK_BYTES as u64);
@@ -154,18 +140,18 @@ pub fn plan(options: &CreateOptions) -> Result<Plan, StoreError> {
     geometry.metadata_bytes = LOG_START.0 + log_bytes + metadata_log_bytes + page_area_bytes;
     geometry.check()?;
     let total_blocks = options.size_bytes / BLOCK_BYTES as u64;
-    Ok(Plan { geometry, log_bytes, page_area_bytes, worst_case_memory_bytes, total_blocks })
+    Ok(Plan { geometry, log_bytes, page_area_bytes, total_blocks })
 }
 
-/// Memory of the maps when every block is a run of its own.
-pub(crate) fn worst_case_memory_bytes(geometry: &Geometry) -> u64 {
+/// Pages of the maps when every block is a run of its own.
+fn worst_case_page_bytes(geometry: &Geometry) -> u64 {
     (worst_case_pages(geometry.data_blocks()) + summary_pages(geometry)) * PAGE_BYTES as u64
 }
 
 /// What pages need: a checkpoint writes a second copy of every page; the rest is for what the filesystem keeps.
 pub(crate) fn page_area_bytes(geometry: &Geometry) -> u64 {
     let four_percent = geometry.data_blocks() * BLOCK_BYTES as u64 / 25;
-    let copies = 2 * worst_case_memory_bytes(geometry) + PAGE_AREA_SPARE_BYTES;
+    let copies = 2 * worst_case_page_bytes(geometry) + PAGE_AREA_SPARE_BYTES;
     copies.max(four_percent).next_multiple_of(PAGE_BYTES as u64)
 }
 

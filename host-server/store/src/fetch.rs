@@ -6,7 +6,8 @@ use crate::address::{BlockChecksum, PhysicalBlock};
 use crate::core::Core;
 use crate::error::StoreError;
 use crate::object::{Fetched, PartialRead};
-use crate::segment::summary::{Summaries, summary_of};
+use crate::pages::Pages;
+use crate::segment::summary::Summaries;
 
 impl Core {
     /// Consecutive blocks of one segment, which the caller keeps from being reused. Runs to its end: it may repair.
@@ -27,9 +28,8 @@ impl Core {
         partial: PartialRead,
         checksums: &[BlockChecksum],
     ) -> Result<Vec<Slice>, StoreError> {
-        let summaries = Summaries::new(self.object.geometry(), |segment, stripe| {
-            summary_of(&self.state().maps, segment, stripe)
-        });
+        let pages = Pages::new(&self.object);
+        let summaries = Summaries::new(self.object.geometry(), self.maps(), &pages);
         self.object.make_good(partial, checksums, &summaries).await
     }
 }

@@ -10,7 +10,7 @@ use ringfort_engine::buffer::BLOCK_BYTES;
 use ringfort_engine::engine::Engine;
 
 use crate::address::{ComponentPosition, VolumeId};
-use crate::create::{page_area_bytes, worst_case_memory_bytes};
+use crate::create::page_area_bytes;
 use crate::error::{ErrorKind, StoreError};
 use crate::format::root::Root;
 use crate::geometry::Geometry;
@@ -94,7 +94,7 @@ async fn survey(
     let present = Shape { geometry: *object.geometry(), page_area_bytes: root.page_area_bytes };
     let lengths = present_lengths(&object)?;
     let before_bytes = root.total_blocks * BLOCK_BYTES as u64;
-    let (limit_segments, limit_reason) = present.limit(&root, options.memory_bytes);
+    let (limit_segments, limit_reason) = present.limit(&root);
     let limit_bytes = present.usable_bytes(limit_segments).max(before_bytes);
     let after_bytes = match wanted_bytes {
         Some(wanted_bytes) => wanted_bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64,
@@ -175,20 +175,15 @@ impl Shape {
         lengths.all(|(position, present_bytes)| self.geometry.component_bytes(position) <= *present_bytes)
     }
 
-    /// Segments for which metadata region and memory suffice, and which of them ends it.
-    fn limit(&self, root: &Root, memory_bytes: u64) -> (u32, String) {
-        let by_memory =
-            self.most_segments(root, |shape| worst_case_memory_bytes(&shape.geometry) <= memory_bytes);
+    /// Segments for which the metadata region suffices, and why there are no more.
+    fn limit(&self, root: &Root) -> (u32, String) {
         let by_pages = self.most_segments(root, |shape| {
             let data_bytes = shape.geometry.data_blocks().saturating_mul(BLOCK_BYTES as u64);
             data_bytes <= shape.page_area_bytes.saturating_mul(DATA_BYTES_A_PAGE_BYTE)
         });
-        let reason = if by_memory < by_pages {
-            format!("maps are held in memory, {memory_bytes} bytes by its setting")
-        } else {
-            format!("the metadata region, made with the volume, has {} bytes for maps", self.page_area_bytes)
-        };
-        (by_memory.min(by_pages), reason)
+        let reason =
+            format!("the metadata region, made with the volume, has {} bytes for maps", self.page_area_bytes);
+        (by_pages, reason)
     }
 
     /// The largest count of segments that `fits`, the present one at least.

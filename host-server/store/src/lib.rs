@@ -1,8 +1,8 @@
 //! Log-structured, erasure-coded store.
 //!
 //! Modules, lowest first:
-//! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `merge` · `map` ·
-//! `segment` · `log` · `state` · `pace` · `ahead` · `cache` · `tasks` · `core` · `fetch` · `commit` · `checkpoint` · `admit` · `clean` · `recover` · `create` · `check` ·
+//! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `pages` · `merge` · `map` ·
+//! `segment` · `log` · `state` · `pace` · `ahead` · `cache` · `tasks` · `core` · `fetch` · `commit` · `checkpoint` · `merges` · `admit` · `clean` · `recover` · `create` · `check` ·
 //! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
 
@@ -27,8 +27,10 @@ pub mod limits;
 pub(crate) mod log;
 pub mod map;
 pub mod merge;
+pub(crate) mod merges;
 pub mod model;
 pub mod object;
+pub(crate) mod pages;
 pub(crate) mod pace;
 pub mod recover;
 pub mod replace;

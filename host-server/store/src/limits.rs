@@ -61,8 +61,14 @@ pub const LOG_BYTES_MIN: u64 = 1 << 20;
 /// Default log of a large volume: half of it, which is what a crash leaves to replay at most times, takes well under a second.
 pub const LOG_BYTES_DEFAULT_MAX: u64 = 512 << 20;
 
-/// Effects that a checkpoint merges before it lets other tasks run.
-pub const MERGE_SLICE: usize = 512;
+/// Items in memory become tables when they take this much, which writes tables of some MiB,
+pub const MEMORY_TABLE_BYTES_MAX: usize = 32 << 20;
+
+/// and not before they take this much, whatever the settings.
+pub const MEMORY_TABLE_BYTES_MIN: usize = 256 << 10;
+
+/// Leaves of a table in the smallest metadata region: fewer would make many tables.
+pub const MERGE_TABLE_LEAVES_MIN: usize = 4;
 
 /// What is not synced is synced within this time.
 pub const COMMIT_INTERVAL_DEFAULT: Duration = Duration::from_millis(1000);
@@ -82,8 +88,8 @@ pub const SPARE_SEGMENTS: u64 = 4;
 /// Middle addresses promised ahead by each root.
 pub const MIDDLE_RESERVE: u64 = 1 << 36;
 
-/// Default bound of the memory that maps may take.
-pub const MEMORY_BYTES_DEFAULT: u64 = 1 << 30;
+/// Default bound of the memory that maps may take: what was changed lately and pages that were read.
+pub const MEMORY_BYTES_DEFAULT: u64 = 256 << 20;
 
 /// Who reads in sequence has so many requests' worth read ahead: enough that devices always have work while one is consumed.
 pub const AHEAD_CHUNKS: u64 = 4;

@@ -391,6 +391,18 @@ impl Volume for ModelVolume {
         Ok(StagedBlocks { pieces: vec![StagedPiece::Memory(data)] })
     }
 
+    async fn shift(
+        &self,
+        transaction: &mut Transaction<Self::Reservation>,
+        object: ObjectId,
+        from: LogicalBlock,
+        to: LogicalBlock,
+        len_blocks: u64,
+    ) -> Result<(), StoreError> {
+        transaction.push_shift(object, from, to, len_blocks, Vec::new());
+        Ok(())
+    }
+
     fn apply(&self, transaction: Transaction<ModelReservation>) -> Result<(), StoreError> {
         self.fault("apply a transaction to")?;
         let cost = transaction.reservation.cost;
@@ -422,7 +434,7 @@ impl Volume for ModelVolume {
                     entries += contents.mapped(object, start, len_blocks).len() as u64;
                     Applied::Unmap(object, start, len_blocks)
                 }
-                Change::Shift { object, from, to, len_blocks } => {
+                Change::Shift { object, from, to, len_blocks, .. } => {
                     entries += shift_entries(contents.extents(object, from, len_blocks));
                     // What is displaced counts as unmapped, what moves within the range does not.
                     let moves = |block: &LogicalBlock| (from.0..from.0 + len_blocks).contains(&block.0);

@@ -11,7 +11,8 @@ use crate::format::component::MemberState;
 use crate::keep;
 use crate::object::{ComponentSpec, Object};
 use crate::recover;
-use crate::segment::summary::{Summaries, summary_of};
+use crate::pages::Pages;
+use crate::segment::summary::Summaries;
 use crate::store::OpenOptions;
 
 /// How far a replacement has got.
@@ -56,12 +57,16 @@ pub async fn replace(
     let recovery =
         recover::recover(Rc::clone(&engine), object, volume, options.commit_interval, options.memory_bytes);
     let (mut core, _) = recovery.await?;
-    let (object, state) = core.parts_mut();
-    let geometry = *object.geometry();
-    let summaries = Summaries::new(&geometry, |segment, stripe| summary_of(&state.maps, segment, stripe));
+    let maps = core.maps();
     let spec = ComponentSpec { path: path.to_owned() };
     let mut tell = |done_bytes, total_bytes| progress(ReplaceProgress { done_bytes, total_bytes });
-    object.replace(position, &spec, &summaries, &mut tell).await?;
+    let (object, _) = core.parts_mut();
+    let replacement = {
+        let pages = Pages::new(object);
+        let summaries = Summaries::new(object.geometry(), maps, &pages);
+        object.rebuild(position, &spec, &summaries, &mut tell).await?
+    };
+    object.adopt(replacement).await?;
     let component = object.tree().components.into_iter().nth(usize::from(position.0));
     let written_bytes =
         component.and_then(|component| component.device).map_or(0, |device| device.write_bytes);

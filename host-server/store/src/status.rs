@@ -161,8 +161,6 @@ pub async fn inspect(
     components: &[PathBuf],
 ) -> Result<(StatusReport, OpenReport), StoreError> {
     let (object, opened) = Object::open(engine, components, OpenOptions::default()).await?;
-    let replayed = replay(&object, object.volume()).await?;
-    let mut state = replayed.state;
-    while state.maps.merge_pending(usize::MAX) {}
-    Ok((StatusReport::of_state(&object, &state, MEMORY_BYTES_DEFAULT, replayed.report), opened))
+    let replayed = replay(&object, object.volume(), MEMORY_BYTES_DEFAULT).await?;
+    Ok((StatusReport::of_state(&object, &replayed.state, MEMORY_BYTES_DEFAULT, replayed.report), opened))
 }

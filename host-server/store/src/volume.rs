@@ -132,7 +132,15 @@ pub(crate) enum Change {
     Delete { tree: TreeId, key: Key },
     Write { object: ObjectId, start: LogicalBlock, blocks: StagedBlocks },
     Unmap { object: ObjectId, start: LogicalBlock, len_blocks: u64 },
-    Shift { object: ObjectId, from: LogicalBlock, to: LogicalBlock, len_blocks: u64 },
+    Shift { object: ObjectId, from: LogicalBlock, to: LogicalBlock, len_blocks: u64, steps: Vec<ShiftStep> },
+}
+
+/// A part of what shifting a range is, as the store's maps do it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ShiftStep {
+    /// What is mapped elsewhere is mapped here as well.
+    Share { start: LogicalBlock, len_blocks: u64, middle: MiddleAddress },
+    Unmap { start: LogicalBlock, len_blocks: u64 },
 }
 
 /// What shifting a range with so many extents costs, in entries of [`Cost`] that put no value: each is taken out and put back, and both
@@ -167,13 +175,18 @@ impl<R> Transaction<R> {
         self.changes.push(Change::Unmap { object, start, len_blocks });
     }
 
-    /// Moves what is mapped in a range to `to`, in the same object: mappings only, no contents. What was mapped at the
-    /// destination and does not move itself is unmapped; the rest of the range becomes a hole. Costs [`shift_entries`] of the
-    /// extents that [`Volume::next_extent`] tells in the range, and what unmapping costs where the destination is not empty.
-    pub fn shift(&mut self, object: ObjectId, from: LogicalBlock, to: LogicalBlock, len_blocks: u64) {
+    /// See [`Volume::shift`].
+    pub(crate) fn push_shift(
+        &mut self,
+        object: ObjectId,
+        from: LogicalBlock,
+        to: LogicalBlock,
+        len_blocks: u64,
+        steps: Vec<ShiftStep>,
+    ) {
         let last = from.0.max(to.0);
         assert!(last.checked_add(len_blocks).is_some(), "shift of {len_blocks} blocks beyond block {last}");
-        self.changes.push(Change::Shift { object, from, to, len_blocks });
+        self.changes.push(Change::Shift { object, from, to, len_blocks, steps });
     }
 }
 
@@ -229,13 +242,26 @@ pub trait Volume: 'static {
         data: Vec<Slice>,
     ) -> Result<StagedBlocks, StoreError>;
 
+    /// Has a transaction move what is mapped in a range to `to`, in the same object: mappings only, no contents. What was mapped at the
+    /// destination and does not move itself is unmapped; the rest of the range becomes a hole. Nobody else may change the two
+    /// ranges until the transaction is applied, nor may it change them before. Costs [`shift_entries`] of the
+    /// extents that [`Volume::next_extent`] tells in the range, and what unmapping costs where the destination is not empty.
+    async fn shift(
+        &self,
+        transaction: &mut Transaction<Self::Reservation>,
+        object: ObjectId,
+        from: LogicalBlock,
+        to: LogicalBlock,
+        len_blocks: u64,
+    ) -> Result<(), StoreError>;
+
     /// Makes the change visible and gives it its place in the order. Durable within the commit interval, or after [`Volume::sync`].
     fn apply(&self, transaction: Transaction<Self::Reservation>) -> Result<(), StoreError>;
 
     /// Returns once everything applied before the call is on stable media on every live mirror.
     async fn sync(&self) -> Result<(), StoreError>;
 
-    /// Entries of a tree. Known without looking at them.
+    /// Entries of a tree, and what was changed or removed and still takes room. Known without looking at them.
     fn entry_count(&self, tree: TreeId) -> u64;
 
     fn space(&self) -> SpaceReport;

@@ -163,18 +163,18 @@ async fn shift(store: &Store, object: u64, from: u64, to: u64, len: u64, history
     };
     let content = fresh(history, 1);
     let staged = store.stage(&mut transaction, blocks(&content)).await.unwrap();
-    // Its mapping is made and moved by one transaction.
+    store.shift(&mut transaction, ObjectId(object), LogicalBlock(from), LogicalBlock(to), len).await.unwrap();
+    // What has just moved away, or come, is overwritten by the same transaction.
     transaction.write(ObjectId(object), LogicalBlock(from), staged);
-    transaction.shift(ObjectId(object), LogicalBlock(from), LogicalBlock(to), len);
     transaction.put(TREE, Key::new(KEYS + object, 0), content[0].to_le_bytes().repeat(8));
     store.apply(transaction).unwrap();
     note(history, |model| {
         model.entries.insert(KEYS + object, content[0]);
-        model.blocks.insert((object, from), content[0]);
         let moves = |of: u64, at: u64, start: u64| of == object && (start..start + len).contains(&at);
         let moving: Vec<_> = model.blocks.extract_if(.., |(of, at), _| moves(*of, *at, from)).collect();
         model.blocks.retain(|(of, at), _| !moves(*of, *at, to));
         model.blocks.extend(moving.into_iter().map(|((of, at), content)| ((of, at - from + to), content)));
+        model.blocks.insert((object, from), content[0]);
     });
 }
 

@@ -548,7 +548,8 @@ impl Writer<'_> {
     async fn shift(&mut self, object: u64, from: u64, to: u64, len_blocks: u64) {
         let cost = Cost { data_blocks: 0, entries: shift_entries(len_blocks), frees_space: true };
         let mut transaction = self.store.begin(cost).await.unwrap();
-        transaction.shift(ObjectId(object), LogicalBlock(from), LogicalBlock(to), len_blocks);
+        let (source, target) = (LogicalBlock(from), LogicalBlock(to));
+        self.store.shift(&mut transaction, ObjectId(object), source, target, len_blocks).await.unwrap();
         self.store.apply(transaction).unwrap();
         let moves = |of: u64, at: u64, start: u64| of == object && (start..start + len_blocks).contains(&at);
         let moving: Vec<_> = self.blocks.extract_if(.., |(of, at), _| moves(*of, *at, from)).collect();

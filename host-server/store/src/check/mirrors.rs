@@ -13,7 +13,8 @@ use crate::kv::PageStore;
 use crate::log::replay::{Chain, Replay};
 use crate::map::Maps;
 use crate::object::Object;
-use crate::recover::{RecoveryReport, page_allocator};
+use crate::limits::MEMORY_BYTES_DEFAULT;
+use crate::recover::{RecoveryReport, maps_shape, page_allocator};
 
 /// The pages as one mirror has them.
 struct MirrorPages<'a> {
@@ -55,12 +56,9 @@ pub(super) async fn check_mirrors(
     for mirror in object.live_mirrors() {
         let name = object.mirror_name(mirror);
         check_roots(object, root, mirror, report).await;
-        let segment_blocks = object.geometry().blocks_per_segment();
-        let pages = MirrorPages { object, mirror };
-        let allocator = Rc::new(page_allocator(root));
-        if let Err(error) = Maps::load(object.volume(), &root.trees, &pages, allocator, segment_blocks).await
-        {
-            report.note(format!("metadata mirror {mirror}, {name}: {error}"));
+        let mut note = |error| report.note(format!("metadata mirror {mirror}, {name}: {error}"));
+        if let Err(error) = check_pages(object, root, mirror, &mut note).await {
+            note(error);
         }
         let (mut moved, mut commits) = (0, 0);
         for (chain, count) in [(Chain::moved(root), &mut moved), (Chain::commits(root), &mut commits)] {
@@ -78,6 +76,21 @@ pub(super) async fn check_mirrors(
             ));
         }
     }
+}
+
+/// Every page that a root names.
+async fn check_pages(
+    object: &Object,
+    root: &Root,
+    mirror: u8,
+    note: &mut impl FnMut(StoreError),
+) -> Result<(), StoreError> {
+    let pages = MirrorPages { object, mirror };
+    let allocator = Rc::new(page_allocator(root));
+    let shape = maps_shape(object.geometry(), MEMORY_BYTES_DEFAULT);
+    let maps = Maps::load(object.volume(), &root.trees, &pages, allocator, shape).await?;
+    maps.verify_tables(&pages, note).await;
+    Ok(())
 }
 
 async fn check_roots(object: &Object, root: &Root, mirror: u8, report: &mut CheckReport) {

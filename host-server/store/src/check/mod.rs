@@ -1,6 +1,7 @@
 //! The offline walk: every structure of a volume is read and compared with the others. Nothing is changed.
 
 mod mirrors;
+mod references;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,14 +10,19 @@ use std::rc::Rc;
 use ringfort_engine::buffer::Slice;
 use ringfort_engine::engine::Engine;
 
+use self::references::References;
 use crate::address::{LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, StripeIndex};
 use crate::error::{ErrorKind, StoreError};
-use crate::format::map::LogicalRun;
+use crate::format::run::ItemKind;
 use crate::format::segment::StripeSummary;
+use crate::limits::MEMORY_BYTES_DEFAULT;
 use crate::map::{Fate, tree};
+use crate::merge::item::{decode_signed, shared_parts};
+use crate::merge::memory::Memory;
 use crate::object::{Object, OpenReport};
+use crate::pages::Pages;
 use crate::recover::replay;
-use crate::segment::summary::{Summaries, summary_of};
+use crate::segment::summary::Summaries;
 use crate::segment::table::SegmentState;
 use crate::state::State;
 use crate::volume::{Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, Transaction, TreeId, Volume};
@@ -64,7 +70,10 @@ impl CheckReport {
 }
 
 /// The trees of a volume that has been checked, for walking what lies above the store. Changes and contents are refused.
-pub struct CheckedVolume(State);
+pub struct CheckedVolume {
+    object: Object,
+    state: State,
+}
 
 fn trees_only<T>() -> Result<T, StoreError> {
     Err(StoreError::new(ErrorKind::Invalid, "use", "volume under check", "only its trees can be read"))
@@ -74,7 +83,7 @@ impl Volume for CheckedVolume {
     type Reservation = ();
 
     async fn get(&self, tree: TreeId, key: Key) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.0.maps.get(tree, key).map(<[u8]>::to_vec))
+        self.state.maps.get(&Pages::new(&self.object), tree, key).await
     }
 
     async fn scan(
@@ -84,7 +93,7 @@ impl Volume for CheckedVolume {
         to: Key,
         limit: usize,
     ) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
-        Ok(self.0.maps.scan(tree, from, to, limit))
+        self.state.maps.scan(&Pages::new(&self.object), tree, from, to, limit).await
     }
 
     async fn read(&self, _: ObjectId, _: LogicalBlock, _: u64) -> Result<Vec<ReadPiece>, StoreError> {
@@ -92,7 +101,7 @@ impl Volume for CheckedVolume {
     }
 
     async fn next_extent(&self, object: ObjectId, from: LogicalBlock) -> Result<Option<Extent>, StoreError> {
-        Ok(self.0.maps.next_extent(object, from))
+        self.state.maps.next_extent(&Pages::new(&self.object), object, from).await
     }
 
     async fn begin(&self, _: Cost) -> Result<Transaction<()>, StoreError> {
@@ -100,6 +109,17 @@ impl Volume for CheckedVolume {
     }
 
     async fn stage(&self, _: &mut Transaction<()>, _: Vec<Slice>) -> Result<StagedBlocks, StoreError> {
+        trees_only()
+    }
+
+    async fn shift(
+        &self,
+        _: &mut Transaction<()>,
+        _: ObjectId,
+        _: LogicalBlock,
+        _: LogicalBlock,
+        _: u64,
+    ) -> Result<(), StoreError> {
         trees_only()
     }
 
@@ -112,7 +132,7 @@ impl Volume for CheckedVolume {
     }
 
     fn entry_count(&self, tree: TreeId) -> u64 {
-        self.0.maps.entry_count(tree)
+        self.state.maps.entry_count(tree)
     }
 
     fn space(&self) -> SpaceReport {
@@ -132,92 +152,97 @@ pub async fn check(
     let (object, opened) = Object::open(engine, components, crate::object::OpenOptions::default()).await?;
     let mut report = CheckReport { degraded: degraded(&opened), ..CheckReport::default() };
     progress(CheckProgress { stage: "log and trees", done: 0, total: 1 });
-    let replayed = replay(&object, object.volume()).await?;
+    let replayed = replay(&object, object.volume(), MEMORY_BYTES_DEFAULT).await?;
     report.log_records = replayed.report.replayed_records;
     mirrors::check_mirrors(&object, &replayed.root, &replayed.report, &mut report).await;
-    let mut state = replayed.state;
-    while state.maps.merge_pending(usize::MAX) {}
+    let state = replayed.state;
     report.tree_pages = state.maps.page_count() as u64;
-    check_maps(&state, &mut report, progress);
-    check_stripes(&object, &state, &mut report, progress).await;
-    Ok((report, CheckedVolume(state)))
+    let pages = Pages::new(&object);
+    check_maps(&state, &pages, &mut report, progress).await?;
+    check_stripes(&object, &state, &pages, &mut report, progress).await?;
+    Ok((report, CheckedVolume { object, state }))
 }
 
 fn degraded(opened: &OpenReport) -> Vec<String> {
     opened.findings.iter().map(ToString::to_string).collect()
 }
 
-/// Every mapped block is stored somewhere, once; every stored block is mapped; usage counts are right.
-fn check_maps(state: &State, report: &mut CheckReport, progress: &mut dyn FnMut(CheckProgress)) {
-    let total = state.maps.scan(tree::LOGICAL, Key::MIN, Key::MAX, usize::MAX).len() as u64;
-    let mut mapped: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut from = Key::MIN;
-    let mut done = 0;
-    loop {
-        let runs = state.maps.scan(tree::LOGICAL, from, Key::MAX, 4096);
-        let Some((last, _)) = runs.last() else { break };
-        let next = Key::new(last.hi, last.lo.saturating_add(1));
-        done += runs.len() as u64;
-        for (key, value) in runs {
-            let Some(run) = LogicalRun::decode(&value) else {
-                report.note(format!("object {} block {}: a run that makes no sense", key.hi, key.lo));
-                continue;
+/// Every mapped block is stored somewhere; every stored block is mapped as often as it is counted; usage counts are right. All of that as if everything had merged.
+async fn check_maps(
+    state: &State,
+    pages: &Pages<'_>,
+    report: &mut CheckReport,
+    progress: &mut dyn FnMut(CheckProgress),
+) -> Result<(), StoreError> {
+    let mut faults = Vec::new();
+    let mut runs = Vec::new();
+    progress(CheckProgress { stage: "maps", done: 0, total: 2 });
+    let displaced = state
+        .maps
+        .walk(pages, tree::LOGICAL, &Memory::default(), |item| match item.kind {
+            ItemKind::Map => runs.push((item.number, item.last - item.lo + 1)),
+            kind => faults.push(format!("object {} block {}: an item of kind {kind:?}", item.hi, item.lo)),
+        })
+        .await?;
+    report.mapped_blocks = runs.iter().map(|(_, len)| len).sum();
+    progress(CheckProgress { stage: "maps", done: 1, total: 2 });
+    let mut references = References::of(&runs);
+    drop(runs);
+    let mut live: BTreeMap<SegmentId, u64> = BTreeMap::new();
+    let mut stored_blocks = 0;
+    let died = state
+        .maps
+        .walk(pages, tree::MIDDLE, &displaced, |item| {
+            let count = match item.kind {
+                ItemKind::Birth => 1,
+                ItemKind::SharedBirth => 1 + u64::from(shared_parts(item.bytes).0),
+                kind => {
+                    faults.push(format!("middle address {}: {kind:?} of what was never born", item.lo));
+                    return;
+                }
             };
-            report.mapped_blocks += run.len_blocks;
-            for piece in state.maps.resolve(run.middle, run.len_blocks) {
-                let Fate::Stored { .. } = piece.fate else {
-                    report.note(format!(
-                        "object {} block {}: {} blocks from middle address {} lie nowhere",
-                        key.hi, key.lo, piece.len_blocks, piece.middle
-                    ));
-                    continue;
-                };
-            }
-            if let Some(previous) = mapped.insert(run.middle.0, run.len_blocks) {
-                report.note(format!(
-                    "middle address {} is mapped twice ({previous} blocks before)",
-                    run.middle
-                ));
-            }
+            let len_blocks = item.last - item.lo + 1;
+            stored_blocks += len_blocks;
+            let mut note = |fault| faults.push(fault);
+            references.meet(item.lo, len_blocks, count, &mut note);
+            count_live(state, item.number, len_blocks, &mut live, &mut note);
+        })
+        .await?;
+    references.finish(&mut |fault| faults.push(fault));
+    report.stored_blocks = stored_blocks;
+    faults.into_iter().for_each(|fault| report.note(fault));
+    check_usage(state, &live, &died, report);
+    progress(CheckProgress { stage: "maps", done: 2, total: 2 });
+    Ok(())
+}
+
+fn count_live(
+    state: &State,
+    physical: u64,
+    len_blocks: u64,
+    live: &mut BTreeMap<SegmentId, u64>,
+    note: &mut impl FnMut(String),
+) {
+    for at in physical..physical.saturating_add(len_blocks) {
+        if at >= state.geometry.data_blocks() {
+            note(format!("physical block {at} is used and lies outside the volume"));
+            return;
         }
-        progress(CheckProgress { stage: "maps", done, total });
-        from = next;
-    }
-    check_middles(state, &mapped, report);
-    if report.mapped_blocks != report.stored_blocks {
-        let CheckReport { mapped_blocks, stored_blocks, .. } = *report;
-        report.note(format!("{mapped_blocks} blocks are mapped, {stored_blocks} are stored"));
+        *live.entry(state.geometry.locate(PhysicalBlock(at)).segment).or_default() += 1;
     }
 }
 
-fn check_middles(state: &State, mapped: &BTreeMap<u64, u64>, report: &mut CheckReport) {
-    let mut live: BTreeMap<SegmentId, u64> = BTreeMap::new();
-    let mut stored = 0;
-    let mut faults = Vec::new();
-    let is_mapped =
-        |middle: u64| mapped.range(..=middle).next_back().is_some_and(|(start, len)| middle < start + len);
-    state.maps.visit_stored(|middle, physical, len_blocks| {
-        stored += len_blocks;
-        for offset in 0..len_blocks {
-            let at = PhysicalBlock(physical.0 + offset);
-            if at.0 >= state.geometry.data_blocks() {
-                faults.push(format!(
-                    "middle address {}: physical block {at} outside the volume",
-                    middle.0 + offset
-                ));
-                continue;
-            }
-            *live.entry(state.geometry.locate(at).segment).or_default() += 1;
-            if !is_mapped(middle.0 + offset) {
-                faults.push(format!("middle address {}: stored but mapped by nothing", middle.0 + offset));
-            }
-        }
-    });
-    report.stored_blocks = stored;
-    faults.into_iter().for_each(|fault| report.note(fault));
+/// `died`: what counts still hold of blocks whose end has not met them.
+fn check_usage(state: &State, live: &BTreeMap<SegmentId, u64>, died: &Memory, report: &mut CheckReport) {
+    let mut changes: BTreeMap<u64, i64> = BTreeMap::new();
+    for item in died.from(tree::USAGE, 0, 0) {
+        *changes.entry(item.hi).or_default() += decode_signed(item.number);
+    }
     for segment in (0..state.geometry.segment_count).map(SegmentId) {
-        let (counted, noted) = (live.get(&segment).copied().unwrap_or(0), state.maps.live_blocks(segment));
-        if counted != noted {
+        let counted = live.get(&segment).copied().unwrap_or(0);
+        let change = changes.get(&u64::from(segment.0)).copied().unwrap_or(0);
+        let noted = state.maps.live_blocks(segment) as i64 + change;
+        if counted as i64 != noted {
             report.note(format!("segment {segment}: {counted} live blocks, the usage table says {noted}"));
         }
     }
@@ -227,17 +252,18 @@ fn check_middles(state: &State, mapped: &BTreeMap<u64, u64>, report: &mut CheckR
 async fn check_stripes(
     object: &Object,
     state: &State,
+    pages: &Pages<'_>,
     report: &mut CheckReport,
     progress: &mut dyn FnMut(CheckProgress),
-) {
+) -> Result<(), StoreError> {
     let geometry = state.geometry;
-    let summaries =
-        Summaries::new(&state.geometry, |segment, stripe| summary_of(&state.maps, segment, stripe));
+    let summaries = Summaries::new(&state.geometry, Rc::clone(&state.maps), pages);
     let total = u64::from(geometry.segment_count);
     for segment in (0..geometry.segment_count).map(SegmentId) {
         let (first, last) =
             (tree::summary_key(segment, StripeIndex(0)), tree::summary_key(segment, StripeIndex(u32::MAX)));
-        let stripes = state.maps.scan(tree::SUMMARY, first, last, geometry.stripes_per_segment as usize);
+        let limit = geometry.stripes_per_segment as usize;
+        let stripes = state.maps.scan(pages, tree::SUMMARY, first, last, limit).await?;
         let mut run: Option<(u32, u32)> = None;
         let indices = stripes.iter().map(|(key, _)| key.lo as u32).chain([u32::MAX]);
         for stripe in indices {
@@ -265,29 +291,31 @@ async fn check_stripes(
             report.note(format!("segment {segment} is free, and {} stripes have summaries", stripes.len()));
         }
         for (key, value) in stripes {
-            check_summary(state, segment, StripeIndex(key.lo as u32), &value, report);
+            check_summary(state, pages, segment, StripeIndex(key.lo as u32), &value, report).await?;
         }
         progress(CheckProgress { stage: "stripes", done: u64::from(segment.0) + 1, total });
     }
+    Ok(())
 }
 
 /// A summary agrees with the middle map about the blocks that still live on its stripe.
-fn check_summary(
+async fn check_summary(
     state: &State,
+    pages: &Pages<'_>,
     segment: SegmentId,
     stripe: StripeIndex,
     bytes: &[u8],
     report: &mut CheckReport,
-) {
+) -> Result<(), StoreError> {
     let Some(summary) = StripeSummary::decode(bytes) else {
         report.note(format!("segment {segment}, stripe {stripe}: a summary that makes no sense"));
-        return;
+        return Ok(());
     };
     let start = state.geometry.stripe_start(segment, stripe);
     for (index, middle) in summary.middles.iter().enumerate() {
         let Some(MiddleAddress(middle)) = *middle else { continue };
         let at = PhysicalBlock(start.0 + index as u64);
-        for piece in state.maps.resolve(MiddleAddress(middle), 1) {
+        for piece in state.maps.resolve(pages, MiddleAddress(middle), 1).await? {
             if let Fate::Stored { physical, checksums } = piece.fate
                 && physical == at
                 && checksums.first() != summary.data_checksums.get(index)
@@ -296,4 +324,5 @@ fn check_summary(
             }
         }
     }
+    Ok(())
 }

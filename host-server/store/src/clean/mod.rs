@@ -23,7 +23,8 @@ use ringfort_engine::sync::join_all;
 use crate::address::{MiddleAddress, PhysicalBlock, SegmentId, StripeIndex};
 use crate::core::Core;
 use crate::error::{ErrorKind, StoreError};
-use crate::limits::{CLEANING_GAP_BLOCKS, CLEANING_READ_BLOCKS, CLEANING_STEP_BLOCKS, MERGE_SLICE};
+use crate::limits::{CLEANING_GAP_BLOCKS, CLEANING_READ_BLOCKS, CLEANING_STEP_BLOCKS};
+use crate::map::Reclaim;
 use crate::pace::{Activity, Levels};
 use crate::segment::heat::Heat;
 use crate::segment::table::SegmentState;
@@ -84,9 +85,8 @@ impl Core {
 
     /// Cleans some segments and has a checkpoint free them. Whether that gave any space.
     async fn clean_round(&self, activity: Activity, was_asked: bool) -> Result<bool, StoreError> {
-        while self.state_mut().maps.merge_pending(MERGE_SLICE) {
-            self.engine.yield_now().await;
-        }
+        // What has died is not moved, and what has moved is not counted where it was.
+        self.reclaim(Reclaim::Blocks).await?;
         let geometry = *self.object.geometry();
         let least =
             dead_blocks_min(activity, was_asked, geometry.blocks_per_segment(), geometry.blocks_per_stripe());
@@ -97,6 +97,7 @@ impl Core {
         }
         let cleaned = self.clean_victims(activity, look).await?;
         if emptied + cleaned > 0 || was_asked {
+            self.reclaim(Reclaim::Blocks).await?;
             self.checkpoint(false).await?;
         }
         Ok(emptied + cleaned > 0)
@@ -142,7 +143,13 @@ impl Core {
         }
         let mut surveyed = Vec::new();
         for stripe in (0..self.object.geometry().stripes_per_segment).map(StripeIndex) {
-            surveyed.extend(self.survey_stripe(segment, stripe).await);
+            match self.survey_stripe(segment, stripe).await {
+                Ok(blocks) => surveyed.extend(blocks),
+                Err(error) => {
+                    self.leave_unreadable(segment, victim.live_blocks, &error);
+                    return Ok(false);
+                }
+            }
             self.engine.yield_now().await;
             let live = surveyed.iter().filter(|block| block.live.is_some()).count();
             let is_last = stripe.0 + 1 == self.object.geometry().stripes_per_segment;

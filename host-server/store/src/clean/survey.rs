@@ -2,7 +2,9 @@
 
 use crate::address::{BlockChecksum, MiddleAddress, PhysicalBlock, SegmentId, StripeIndex};
 use crate::core::Core;
+use crate::error::StoreError;
 use crate::format::segment::StripeSummary;
+use crate::pages::Pages;
 use crate::segment::summary::summary_of;
 
 /// A block of a segment as its summary names it.
@@ -17,27 +19,35 @@ pub struct Surveyed {
 impl Core {
     /// The blocks of a stripe, in order; none where it was never written. What lives may die at any time, moves to be applied
     /// later must say where from.
-    pub async fn survey_stripe(&self, segment: SegmentId, stripe: StripeIndex) -> Vec<Surveyed> {
-        let Some(summary) = self.read_summary(segment, stripe).await else { return Vec::new() };
+    pub async fn survey_stripe(
+        &self,
+        segment: SegmentId,
+        stripe: StripeIndex,
+    ) -> Result<Vec<Surveyed>, StoreError> {
+        let Some(summary) = self.read_summary(segment, stripe).await? else { return Ok(Vec::new()) };
         let start = self.object.geometry().stripe_start(segment, stripe);
         let mut blocks = Vec::with_capacity(summary.middles.len());
         for (index, (middle, checksum)) in summary.middles.iter().zip(&summary.data_checksums).enumerate() {
             let physical = PhysicalBlock(start.0 + index as u64);
             let lives = match middle {
-                Some(middle) => self.read_place(*middle).await == Some(physical),
+                Some(middle) => self.read_place(*middle).await? == Some(physical),
                 None => false,
             };
             blocks.push(Surveyed { physical, checksum: *checksum, live: middle.filter(|_| lives) });
         }
-        blocks
+        Ok(blocks)
     }
 
-    async fn read_summary(&self, segment: SegmentId, stripe: StripeIndex) -> Option<StripeSummary> {
-        summary_of(&self.state().maps, segment, stripe)
+    async fn read_summary(
+        &self,
+        segment: SegmentId,
+        stripe: StripeIndex,
+    ) -> Result<Option<StripeSummary>, StoreError> {
+        summary_of(&self.maps(), &Pages::new(&self.object), segment, stripe).await
     }
 
-    async fn read_place(&self, middle: MiddleAddress) -> Option<PhysicalBlock> {
-        self.state().physical_of(middle)
+    async fn read_place(&self, middle: MiddleAddress) -> Result<Option<PhysicalBlock>, StoreError> {
+        self.maps().place_of(&Pages::new(&self.object), middle).await
     }
 }
 

@@ -45,7 +45,8 @@ use crate::geometry::{DATA_COLUMNS_MAX, Geometry, LABEL_REGION_BYTES, MIRRORS_MA
 pub const LABEL_BYTES: usize = BLOCK_BYTES;
 /// Where labels lie on a component; far enough apart that no one erase block or careless `mkfs` takes both.
 pub const LABEL_SLOTS: [u64; 2] = [0, 64 << 10];
-const LABEL_VERSION: u16 = 1;
+/// From 2 on the maps are tables of the merge store.
+const LABEL_VERSION: u16 = 2;
 const MEMBERS_MAX: usize = (DATA_COLUMNS_MAX + PARITY_COLUMNS_MAX + MIRRORS_MAX) as usize;
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -76,6 +76,7 @@ const TAG_STRIPE: u8 = 5;
 const TAG_BANK: u8 = 6;
 const TAG_SHIFT: u8 = 7;
 const TAG_MOVE: u8 = 8;
+const TAG_SHARE: u8 = 9;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -152,6 +153,17 @@ struct MoveEntry {
     to: U64,
 }
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct ShareEntry {
+    tag: u8,
+    reserved: u8,
+    len_blocks: U16,
+    object: U64,
+    start: U64,
+    middle: U64,
+}
+
 const _: () = assert!(size_of::<PutEntry>() == 20);
 const _: () = assert!(size_of::<UnmapEntry>() == 28);
 const _: () = assert!(size_of::<WriteEntry>() == 36);
@@ -159,6 +171,7 @@ const _: () = assert!(size_of::<StripeEntry>() == 12);
 const _: () = assert!(size_of::<BankEntry>() == 16);
 const _: () = assert!(size_of::<ShiftEntry>() == 36);
 const _: () = assert!(size_of::<MoveEntry>() == MOVE_ENTRY_BYTES);
+const _: () = assert!(size_of::<ShareEntry>() == 28);
 
 /// Length of an entry that tells of a move.
 pub const MOVE_ENTRY_BYTES: usize = 28;
@@ -196,7 +209,15 @@ pub enum Entry {
         first_stripe: u32,
         stripe_count: u32,
     },
-    /// What is mapped in a range of an object is mapped elsewhere in it from now on.
+    /// Blocks that are in use already become part of an object as well.
+    Share {
+        object: ObjectId,
+        start: LogicalBlock,
+        middle: MiddleAddress,
+        /// At most [`WRITE_BLOCKS_MAX`].
+        len_blocks: u64,
+    },
+    /// What is mapped in a range of an object is mapped elsewhere in it from now on. Earlier releases wrote these; now there are shares and unmaps.
     Shift {
         object: ObjectId,
         from: LogicalBlock,
@@ -310,6 +331,17 @@ impl Entry {
                 };
                 out.extend_from_slice(entry.as_bytes());
             }
+            Entry::Share { object, start, middle, len_blocks } => {
+                let entry = ShareEntry {
+                    tag: TAG_SHARE,
+                    reserved: 0,
+                    len_blocks: U16::new(*len_blocks as u16),
+                    object: U64::new(object.0),
+                    start: U64::new(start.0),
+                    middle: U64::new(middle.0),
+                };
+                out.extend_from_slice(entry.as_bytes());
+            }
             Entry::Bank { segment, first_stripe, stripe_count } => {
                 let entry = BankEntry {
                     tag: TAG_BANK,
@@ -413,6 +445,20 @@ pub fn decode_body(mut body: &[u8]) -> Option<Vec<Vec<Entry>>> {
                 });
                 body = rest;
             }
+            TAG_SHARE => {
+                let (entry, rest) = ShareEntry::read_from_prefix(body).ok()?;
+                let len_blocks = u64::from(entry.len_blocks.get());
+                if len_blocks == 0 || len_blocks > WRITE_BLOCKS_MAX as u64 {
+                    return None;
+                }
+                entries.push(Entry::Share {
+                    object: ObjectId(entry.object.get()),
+                    start: LogicalBlock(entry.start.get()),
+                    middle: MiddleAddress(entry.middle.get()),
+                    len_blocks,
+                });
+                body = rest;
+            }
             TAG_BANK => {
                 let (entry, rest) = BankEntry::read_from_prefix(body).ok()?;
                 entries.push(Entry::Bank {
@@ -457,6 +503,7 @@ pub const LAYOUTS: &[Layout] = &[
     layout!("bank entry", BankEntry { tag, reserved, segment, first_stripe, stripe_count }),
     layout!("shift entry", ShiftEntry { tag, reserved, object, from, to, len_blocks }),
     layout!("move entry", MoveEntry { tag, reserved, len_blocks, middle, from, to }),
+    layout!("share entry", ShareEntry { tag, reserved, len_blocks, object, start, middle }),
 ];
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub mod page;
 pub mod root;
 pub mod run;
 pub mod segment;
+pub mod table;
 
 /// Every structure that has a table in the format document.
 pub fn layouts() -> impl Iterator<Item = &'static layout::Layout> {
@@ -31,6 +32,7 @@ pub fn layouts() -> impl Iterator<Item = &'static layout::Layout> {
         map::LAYOUTS,
         run::LAYOUTS,
         filter::LAYOUTS,
+        table::LAYOUTS,
         segment::LAYOUTS,
         log::LAYOUTS,
         root::LAYOUTS,

@@ -114,7 +114,7 @@ impl PageAllocator {
     }
 
     /// Marks a page that durable roots reach. `false` where it lies outside the area or is in use already.
-    pub(super) fn mark_used(&self, address: MetadataAddress) -> bool {
+    pub(crate) fn mark_used(&self, address: MetadataAddress) -> bool {
         let Some(index) = self.index_of(address) else { return false };
         let mut state = self.state.borrow_mut();
         let bit = 1 << (index % WORD_BITS);

@@ -26,6 +26,9 @@ pub trait PageStore {
         address: MetadataAddress,
         verify: &dyn Fn(&[u8]) -> bool,
     ) -> Result<Slice, StoreError>;
+
+    /// Lets others run for a while, in the middle of something long.
+    async fn give_way(&self) {}
 }
 
 /// All trees at one moment. Immutable, whatever happens to the trees meanwhile; costs memory for the pages that change.

@@ -28,6 +28,7 @@ use std::rc::Rc;
 
 pub use allocate::PageAllocator;
 pub use checkpoint::{PageStore, Snapshot};
+pub(crate) use window::Window;
 
 use crate::address::VolumeId;
 use crate::error::StoreError;
@@ -125,6 +126,17 @@ impl KeyValue {
     /// Removes the entries `from <= key < to`. Returns how many there were.
     pub fn delete_range(&mut self, tree: TreeId, from: Key, to: Key) -> u64 {
         self.trees[usize::from(tree.0)].remove_range(&mut self.pages, from, to)
+    }
+
+    /// Removes all entries of a tree.
+    pub fn clear(&mut self, tree: TreeId) {
+        self.delete_range(tree, Key::MIN, Key::MAX);
+        self.delete(tree, Key::MAX);
+    }
+
+    /// Of the next snapshot.
+    pub fn generation(&self) -> u64 {
+        self.pages.generation
     }
 
     pub fn entry_count(&self, tree: TreeId) -> u64 {

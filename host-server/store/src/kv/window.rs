@@ -8,7 +8,7 @@ use std::task::Poll;
 const REQUESTS_MAX: usize = 32;
 
 /// Futures that run together; results come in the order of completion.
-pub(super) struct Window<'a, T> {
+pub(crate) struct Window<'a, T> {
     running: Vec<Pin<Box<dyn Future<Output = T> + 'a>>>,
 }
 

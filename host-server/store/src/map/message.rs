@@ -1,9 +1,12 @@
-//! Messages, and the effects that they leave behind.
+//! Messages, and the items that they are.
 
-use std::collections::{BTreeMap, VecDeque};
-
-use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId};
+use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock};
 use crate::format::map::RUN_BLOCKS_MAX;
+use crate::format::run::ItemKind;
+use crate::map::rules::{Rules, usage_items};
+use crate::map::tree;
+use crate::merge::fold::Fired;
+use crate::merge::item::{Item, MoveBytes, OwnedItem, encode_signed};
 use crate::volume::{Key, TreeId};
 
 /// A blind change: whoever sends it has not looked at what is there.
@@ -13,93 +16,107 @@ pub enum Message {
     Put { tree: TreeId, key: Key, value: Vec<u8> },
     /// Removes an entry, if there is one.
     Delete { tree: TreeId, key: Key },
-    /// Removes the entries `from <= key < to`.
-    DeleteRange { tree: TreeId, from: Key, to: Key },
-    /// Adds to a counter: a value that is an `i64`, absent where it is zero.
-    Add { tree: TreeId, key: Key, delta: i64 },
-    /// Maps blocks of an object. The middle addresses that it displaces die.
+    /// Removes the entries of one `hi`.
+    DeleteAll { tree: TreeId, hi: u64 },
+    /// Maps blocks of an object to middle addresses that are born with it. What it displaces loses a reference.
     MapRun { object: ObjectId, start: LogicalBlock, len_blocks: u64, middle: MiddleAddress },
-    /// Turns blocks of an object into a hole. The middle addresses that it displaces die.
+    /// The same to middle addresses that something refers to already.
+    ShareRun { object: ObjectId, start: LogicalBlock, len_blocks: u64, middle: MiddleAddress },
+    /// Turns blocks of an object into a hole. What was mapped loses a reference.
     UnmapRun { object: ObjectId, start: LogicalBlock, len_blocks: u64 },
-    /// What is mapped in a range of an object is mapped at `to` from now on, and the rest of the range is a hole. The middle
-    /// addresses that it displaces die.
-    ShiftRun { object: ObjectId, from: LogicalBlock, to: LogicalBlock, len_blocks: u64 },
-    /// Middle addresses get their place, one checksum a block. Where a block has died already, or was born already,
-    /// nothing changes.
+    /// Middle addresses get their place, one checksum a block. Sent before they are mapped, once.
     Birth { middle: MiddleAddress, physical: PhysicalBlock, checksums: Vec<BlockChecksum> },
-    /// Blocks that are still where `from` says are at `to` now.
+    /// Blocks that are still where `from` says are at `to` now. They lie there when it is sent, or are dead.
     Move { middle: MiddleAddress, len_blocks: u64, from: PhysicalBlock, to: PhysicalBlock },
-    /// Nothing names these middle addresses any more. Wins over a birth or move that comes later.
-    Death { middle: MiddleAddress, len_blocks: u64 },
-    /// These middle addresses will never be born: what was remembered of their death can go.
-    Forget { middle: MiddleAddress, len_blocks: u64 },
 }
 
-/// Effects that wait for their turn. They are not logged: the messages that caused them are, and cause them again.
-#[derive(Default)]
-pub(super) struct Pending {
-    deaths: VecDeque<(MiddleAddress, u64)>,
-    death_blocks: u64,
-    /// Changes of live block counts, summed up for each segment.
-    usage: BTreeMap<SegmentId, i64>,
+impl Message {
+    /// What to apply, in order.
+    pub(super) fn into_items(self, rules: &Rules) -> Fired {
+        match self {
+            Self::Put { tree, key, value } => {
+                assert_not_a_map(tree);
+                let item = Item::plain(ItemKind::Put, key.hi, key.lo..=key.lo, 0, 0);
+                vec![(tree, Item { bytes: value.into(), ..item })]
+            }
+            Self::Delete { tree, key } => {
+                assert_not_a_map(tree);
+                vec![(tree, Item::plain(ItemKind::Erase, key.hi, key.lo..=key.lo, 0, 0))]
+            }
+            Self::DeleteAll { tree, hi } => {
+                assert_not_a_map(tree);
+                vec![(tree, Item::plain(ItemKind::Erase, hi, 0..=u64::MAX, 0, 0))]
+            }
+            Self::MapRun { object, start, len_blocks, middle } => map_items(object, start, len_blocks, middle),
+            Self::ShareRun { object, start, len_blocks, middle } => {
+                let references = encode_signed(1);
+                let shared =
+                    Item::plain(ItemKind::Refer, 0, middle.0..=middle.0 + len_blocks - 1, 0, references);
+                // The reference first: what is mapped is referred to at all times.
+                let mut items = vec![(tree::MIDDLE, shared)];
+                items.extend(map_items(object, start, len_blocks, middle));
+                items
+            }
+            Self::UnmapRun { len_blocks: 0, .. } => Vec::new(),
+            Self::UnmapRun { object, start, len_blocks } => {
+                let last = start.0.saturating_add(len_blocks - 1);
+                vec![(tree::LOGICAL, Item::plain(ItemKind::Erase, object.0, start.0..=last, 0, 0))]
+            }
+            Self::Birth { middle, physical, checksums } => birth_items(middle, physical, &checksums, rules),
+            Self::Move { middle, len_blocks, from, to } => {
+                let item =
+                    Item::plain(ItemKind::Move, 0, middle.0..=middle.0 + len_blocks - 1, 0, to.0);
+                let bytes = MoveBytes { from: from.0, references: 0 }.encode().to_vec();
+                vec![(tree::MIDDLE, Item { bytes: bytes.into(), ..item })]
+            }
+        }
+    }
 }
 
-impl Pending {
-    pub fn push_death(&mut self, middle: MiddleAddress, len_blocks: u64) {
-        self.death_blocks += len_blocks;
-        // Overwriting in sequence displaces in sequence.
-        if let Some((last, last_len)) = self.deaths.back_mut()
-            && last.0 + *last_len == middle.0
-            && *last_len + len_blocks <= RUN_BLOCKS_MAX
-        {
-            *last_len += len_blocks;
-            return;
-        }
-        let mut start = middle.0;
-        let end = middle.0.saturating_add(len_blocks);
-        while start < end {
-            let len = (end - start).min(RUN_BLOCKS_MAX);
-            self.deaths.push_back((MiddleAddress(start), len));
-            start += len;
-        }
-    }
+/// Offsets and lengths of the pieces of a run that items may be.
+fn pieces(len_blocks: u64) -> impl Iterator<Item = (u64, u64)> {
+    (0..len_blocks)
+        .step_by(RUN_BLOCKS_MAX as usize)
+        .map(move |offset| (offset, RUN_BLOCKS_MAX.min(len_blocks - offset)))
+}
 
-    pub fn pop_death(&mut self) -> Option<(MiddleAddress, u64)> {
-        let death = self.deaths.pop_front();
-        if let Some((_, len_blocks)) = death {
-            self.death_blocks -= len_blocks;
-        }
-        death
-    }
+fn map_items(object: ObjectId, start: LogicalBlock, len_blocks: u64, middle: MiddleAddress) -> Fired {
+    let item = |(offset, len): (u64, u64)| {
+        let first = start.0 + offset;
+        let keys = first..=first + (len - 1);
+        (tree::LOGICAL, Item::plain(ItemKind::Map, object.0, keys, 0, middle.0 + offset))
+    };
+    pieces(len_blocks).map(item).collect()
+}
 
-    /// Blocks stored in a row became live (positive `sign`) or died.
-    pub fn push_usage(&mut self, physical: PhysicalBlock, len_blocks: u64, sign: i64, segment_blocks: u64) {
-        let mut start = physical.0;
-        let end = physical.0.saturating_add(len_blocks);
-        while start < end {
-            let segment = start / segment_blocks;
-            let until = ((segment + 1).saturating_mul(segment_blocks)).min(end);
-            *self.usage.entry(SegmentId(segment as u32)).or_default() += sign * (until - start) as i64;
-            start = until;
-        }
+fn birth_items(
+    middle: MiddleAddress,
+    physical: PhysicalBlock,
+    checksums: &[BlockChecksum],
+    rules: &Rules,
+) -> Fired {
+    let mut items = Fired::new();
+    for (offset, len) in pieces(checksums.len() as u64) {
+        items.push((tree::MIDDLE, birth_item(middle.0 + offset, physical.0 + offset, {
+            &checksums[offset as usize..(offset + len) as usize]
+        })));
     }
+    usage_items(rules.segment_blocks, physical.0, checksums.len() as u64, 1, &mut items);
+    items
+}
 
-    pub fn pop_usage(&mut self) -> Option<(SegmentId, i64)> {
-        self.usage.pop_first()
-    }
+/// Blocks at a place, with one reference each.
+pub(super) fn birth_item(middle: u64, physical: u64, checksums: &[BlockChecksum]) -> OwnedItem {
+    let last = middle + (checksums.len() as u64 - 1);
+    let bytes: Vec<u8> = checksums.iter().flat_map(|checksum| checksum.0.to_le_bytes()).collect();
+    Item { bytes: bytes.into(), ..Item::plain(ItemKind::Birth, 0, middle..=last, 0, physical) }
+}
 
-    /// What the waiting changes of live block counts add up to.
-    pub fn usage_blocks(&self) -> i64 {
-        self.usage.values().sum()
-    }
-
-    /// Blocks of middle addresses whose death has not merged yet.
-    pub fn death_blocks(&self) -> u64 {
-        self.death_blocks
-    }
-
-    /// Effects in the queue. Each death may leave one more.
-    pub fn len(&self) -> usize {
-        self.deaths.len() + self.usage.len()
-    }
+/// The maps change by their own messages alone: a bare put would displace blocks that then never die.
+fn assert_not_a_map(tree: TreeId) {
+    assert!(
+        ![tree::LOGICAL, tree::MIDDLE, tree::USAGE, tree::PROPERTIES, tree::TABLES].contains(&tree),
+        "bare change of map {} of the store",
+        tree.0
+    );
 }

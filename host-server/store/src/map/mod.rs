@@ -1,35 +1,44 @@
-//! Two-level maps: block of an object → middle address → physical block and checksum.
+//! Two-level maps: block of an object → middle address → physical block and checksum; and the trees of the filesystem.
 //!
-//! [`Maps`] takes blind [`Message`]s. A message merges with what it meets in its own tree at once, so that reads have
-//! nothing to fold; what it causes in other trees waits in a queue until a checkpoint merges it in slices
-//! ([`Maps::merge_pending`]):
+//! [`Maps`] takes blind [`Message`]s. All trees are in the merge store ([`crate::merge`]) but for the *catalogue*, which stays in memory as page trees: it
+//! names the tables of the merge store and holds the counts of live blocks of the segments. What messages cause in other trees ([`rules`]) takes effect when they
+//! meet what they displace, in memory or in a merge, and becomes durable with that:
 //!
-//! * overwriting, unmapping or shifting onto blocks of an object → death of the middle addresses they were mapped to,
+//! * overwriting, unmapping or shifting onto blocks of an object → a reference less to the middle addresses they were mapped to,
 //! * birth, move and death of a middle address → live blocks of the segments concerned.
 //!
-//! A snapshot has merged every effect of the messages before it, so that log and maps together lose and repeat none.
-//! The store's own trees are in [`tree`].
+//! So counts of live blocks are too high by what has not merged yet. Reads need the device; changes never do.
+//!
+//! Modules, lowest first: `rules` · `message` · `usage` · `catalogue` · `upgrade` · `lookup`
 
-mod logical;
+mod catalogue;
+mod lookup;
 mod message;
-mod middle;
+mod rules;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 mod usage;
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 pub use message::Message;
-pub use middle::{Fate, MiddlePiece};
 
-use crate::address::BlockChecksum;
-use crate::address::{LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, VolumeId};
+use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, PhysicalBlock, SegmentId, VolumeId};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::page::{PAGE_CAPACITY_BYTES, Roots};
+use crate::format::run::{ItemKind, RunItem};
 use crate::kv::{KeyValue, PageAllocator, PageStore, Snapshot};
-use crate::volume::{Extent, Key, TreeId, VALUE_BYTES_MAX};
-use logical::LogicalPiece;
-use message::Pending;
+use crate::limits::{MEMORY_TABLE_BYTES_MAX, MEMORY_TABLE_BYTES_MIN, MERGE_TABLE_LEAVES_MIN};
+use crate::merge::fold::Fired;
+use crate::merge::item::decode_signed;
+use crate::merge::memory::Memory;
+use crate::merge::read::Bounds;
+use crate::merge::store::{MergeOptions, MergeStore};
+use crate::merge::table::LEAVES_MAX;
+use crate::volume::{Key, TreeId, VALUE_BYTES_MAX};
+use rules::Rules;
 
 /// The store's own trees.
 pub mod tree {
@@ -46,9 +55,10 @@ pub mod tree {
     pub const SUMMARY: TreeId = TreeId(4);
     /// Properties of the store.
     pub const PROPERTIES: TreeId = TreeId(5);
+    /// Tables of the merge store.
+    pub const TABLES: TreeId = TreeId(6);
 
-    /// The key of a stripe in [`SUMMARY`]. Those of one segment lie together: the range of the segment ends before
-    /// the next one's stripe 0.
+    /// The key of a stripe in [`SUMMARY`]. Those of one segment lie together.
     pub fn summary_key(segment: SegmentId, stripe: StripeIndex) -> Key {
         Key::new(u64::from(segment.0), u64::from(stripe.0))
     }
@@ -67,257 +77,336 @@ pub struct MappedPiece {
 pub enum Content {
     Hole,
     /// Stored on consecutive physical blocks.
-    Data {
-        middle: MiddleAddress,
-        physical: PhysicalBlock,
-        checksums: Vec<BlockChecksum>,
-    },
-    /// Mapped, but not born: the contents are in a bank.
-    Unborn {
-        middle: MiddleAddress,
-    },
+    Data { middle: MiddleAddress, physical: PhysicalBlock, checksums: Vec<BlockChecksum> },
+    /// Mapped to what lies nowhere: it was overwritten while this was looked up, or is damage.
+    Lost { middle: MiddleAddress },
+}
+
+/// What has become of middle addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// On consecutive physical blocks.
+    Stored { physical: PhysicalBlock, checksums: Vec<BlockChecksum> },
+    /// Nothing refers to them, or they were never born.
+    Dead,
+}
+
+/// A piece of a range of middle addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MiddlePiece {
+    pub middle: MiddleAddress,
+    pub len_blocks: u64,
+    pub fate: Fate,
+}
+
+/// What merging everything is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reclaim {
+    /// Blocks that were overwritten or removed.
+    Blocks,
+    /// Pages of entries that were, too.
+    Pages,
+}
+
+/// What the maps are to fit.
+#[derive(Clone, Copy, Debug)]
+pub struct MapsShape {
+    /// Data blocks of a segment.
+    pub segment_blocks: u64,
+    /// Of the volume: nothing lies beyond.
+    pub data_blocks: u64,
+    /// Memory for tables and cached pages.
+    pub memory_bytes: u64,
+}
+
+impl MapsShape {
+    /// Memory for items, small enough that a small page area has room for what they become.
+    fn table_bytes(&self, page_count: usize) -> usize {
+        let of_memory = self.memory_bytes as usize / 8;
+        let of_area = page_count * PAGE_CAPACITY_BYTES / 16;
+        of_memory.min(of_area).clamp(MEMORY_TABLE_BYTES_MIN, MEMORY_TABLE_BYTES_MAX)
+    }
+
+    fn merge_options(&self, page_count: usize) -> MergeOptions {
+        let table_leaves = (page_count / 128).clamp(MERGE_TABLE_LEAVES_MIN, LEAVES_MAX);
+        let items = 3 * self.table_bytes(page_count);
+        MergeOptions {
+            cache_bytes: (self.memory_bytes as usize).saturating_sub(items).max(MEMORY_TABLE_BYTES_MIN),
+            table_leaves,
+            piece_pages: 2 * table_leaves,
+            ..MergeOptions::default()
+        }
+    }
 }
 
 /// The maps and all other trees of a volume.
 pub struct Maps {
-    kv: KeyValue,
-    pending: Pending,
-    /// Data blocks of a segment.
-    segment_blocks: u64,
-    /// Segments whose last live block died since the last snapshot.
-    emptied: Vec<SegmentId>,
+    merge: MergeStore<Rules>,
+    catalogue: RefCell<KeyValue>,
+    shape: MapsShape,
 }
 
 impl Maps {
-    /// Empty maps. `segment_blocks`: how many data blocks a segment holds.
-    pub fn new(volume: VolumeId, allocator: Rc<PageAllocator>, segment_blocks: u64) -> Self {
-        Self::over(KeyValue::new(volume, allocator), segment_blocks)
+    /// Empty maps.
+    pub fn new(volume: VolumeId, allocator: Rc<PageAllocator>, shape: MapsShape) -> Self {
+        Self::over(volume, KeyValue::new(volume, allocator), shape)
     }
 
-    fn over(kv: KeyValue, segment_blocks: u64) -> Self {
-        assert!(segment_blocks > 0);
-        Self { kv, pending: Pending::default(), segment_blocks, emptied: Vec::new() }
+    fn over(volume: VolumeId, kv: KeyValue, shape: MapsShape) -> Self {
+        assert!(shape.segment_blocks > 0);
+        let allocator = Rc::clone(kv.allocator());
+        let options = shape.merge_options(allocator.page_count());
+        let rules = Rules { segment_blocks: shape.segment_blocks };
+        let merge = MergeStore::new(volume, rules, options, allocator);
+        Self { merge, catalogue: RefCell::new(kv), shape }
     }
 
-    /// Reads what the checkpoint behind `roots` left, and verifies every page and every entry of the maps.
+    /// Reads the catalogue that the checkpoint behind `roots` left. Tables are verified when they are read. Maps of earlier releases are taken into memory
+    /// whole; the next checkpoint makes tables of them.
     pub async fn load(
         volume: VolumeId,
         roots: &Roots,
         store: &impl PageStore,
         allocator: Rc<PageAllocator>,
-        segment_blocks: u64,
+        shape: MapsShape,
     ) -> Result<Self, StoreError> {
-        let kv = KeyValue::load(volume, roots, store, allocator).await?;
-        logical::check(&kv).and_then(|()| middle::check(&kv)).and_then(|()| usage::check(&kv)).map_err(
-            |found| {
-                StoreError::new(ErrorKind::Damaged, "load", "maps", found)
-                    .advice("run `ringfort volume check`")
-            },
-        )?;
-        Ok(Self::over(kv, segment_blocks))
+        let damaged = |found: String| {
+            StoreError::new(ErrorKind::Damaged, "load", "maps", found).advice("run `ringfort volume check`")
+        };
+        let mut kv = KeyValue::load(volume, roots, store, allocator).await?;
+        usage::check(&kv).map_err(damaged)?;
+        let rules = Rules { segment_blocks: shape.segment_blocks };
+        let earlier = upgrade::take_trees(&mut kv, &rules).map_err(damaged)?;
+        let tables = catalogue::load_tables(&kv, kv.allocator())?;
+        let maps = Self::over(volume, kv, shape);
+        tables.into_iter().for_each(|(tree, levels)| maps.merge.restore(tree, levels));
+        maps.merge.restore_items(earlier);
+        Ok(maps)
     }
 
-    /// Merges a message. Reads see it from now on; effects on other trees wait for [`Maps::merge_pending`].
-    pub fn apply(&mut self, message: Message) {
-        let Self { kv, pending, segment_blocks, .. } = self;
-        let segment_blocks = *segment_blocks;
-        match message {
-            Message::Put { tree, key, value } => {
-                assert_not_a_map(tree);
-                kv.put(tree, key, &value);
-            }
-            Message::Delete { tree, key } => {
-                assert_not_a_map(tree);
-                kv.delete(tree, key);
-            }
-            Message::DeleteRange { tree, from, to } => {
-                assert_not_a_map(tree);
-                kv.delete_range(tree, from, to);
-            }
-            Message::Add { tree, key, delta } => {
-                assert_not_a_map(tree);
-                usage::add(kv, tree, key, delta);
-            }
-            Message::MapRun { object, start, len_blocks, middle } => {
-                let mut displaced = |middle, len_blocks| pending.push_death(middle, len_blocks);
-                logical::map_run(kv, object, start, len_blocks, middle, &mut displaced);
-            }
-            Message::UnmapRun { object, start, len_blocks } => {
-                let mut displaced = |middle, len_blocks| pending.push_death(middle, len_blocks);
-                logical::unmap(kv, object, start, len_blocks, &mut displaced);
-            }
-            Message::ShiftRun { object, from, to, len_blocks } => {
-                let mut displaced = |middle, len_blocks| pending.push_death(middle, len_blocks);
-                logical::shift(kv, object, from, to, len_blocks, &mut displaced);
-            }
-            Message::Birth { middle, physical, checksums } => {
-                let mut born = |physical, len| pending.push_usage(physical, len, 1, segment_blocks);
-                middle::birth(kv, middle, physical, &checksums, &mut born);
-            }
-            Message::Move { middle, len_blocks, from, to } => {
-                let mut moved = |old, new, len| {
-                    pending.push_usage(old, len, -1, segment_blocks);
-                    pending.push_usage(new, len, 1, segment_blocks);
-                };
-                middle::relocate(kv, middle, len_blocks, from, to, &mut moved);
-            }
-            Message::Death { middle, len_blocks } => pending.push_death(middle, len_blocks),
-            Message::Forget { middle, len_blocks } => middle::forget(kv, middle, len_blocks),
+    /// Takes in a message. Reads see it from now on.
+    pub fn apply(&self, message: Message) {
+        for (tree, item) in message.into_items(&self.merge.meaning) {
+            self.merge.apply(tree, item);
         }
     }
 
-    /// Merges up to `budget` waiting effects, and returns whether more wait. A checkpoint calls this, yielding in
-    /// between, until little is left; [`Maps::snapshot`] merges the rest.
-    pub fn merge_pending(&mut self, budget: usize) -> bool {
-        let Self { kv, pending, segment_blocks, emptied } = self;
-        for _ in 0..budget {
-            if let Some((middle, len_blocks)) = pending.pop_death() {
-                let mut freed = Vec::new();
-                middle::death(kv, middle, len_blocks, &mut |physical, len| freed.push((physical, len)));
-                for (physical, len) in freed {
-                    pending.push_usage(physical, len, -1, *segment_blocks);
-                }
-            } else if let Some((segment, delta)) = pending.pop_usage() {
-                if delta != 0 && usage::add_to_segment(kv, segment, delta) == 0 {
-                    emptied.push(segment);
-                }
-            } else {
-                return false;
-            }
+    // ---- checkpoints and merges ------------------------------------------------------------------------------------------
+
+    /// What was applied so far is what the next flush writes.
+    pub fn freeze(&self) {
+        self.merge.freeze();
+    }
+
+    /// Makes tables of what was frozen. One flush or merge at a time.
+    pub async fn flush(&self, pages: &impl PageStore) -> Result<(), StoreError> {
+        let edit = self.merge.flush(pages).await?;
+        self.install(edit);
+        Ok(())
+    }
+
+    fn install(&self, edit: crate::merge::store::Edit) {
+        let mut kv = self.catalogue.borrow_mut();
+        catalogue::note_edit(&mut kv, &edit, |tree| self.merge.levels(tree));
+        self.merge.install(edit, kv.generation());
+    }
+
+    /// Merges one piece of what is too many tables. False where nothing is, or where there are no pages for it before the next checkpoint.
+    pub async fn merge_piece(&self, pages: &impl PageStore) -> Result<bool, StoreError> {
+        match self.merge.wants_merge() {
+            Some((tree, level)) => self.merge_one(pages, tree, level).await,
+            None => Ok(false),
         }
-        pending.len() > 0
     }
 
-    /// Merges what still waits and takes all trees as they are: the state of the messages applied so far.
-    pub fn snapshot(&mut self) -> Snapshot {
-        while self.merge_pending(usize::MAX) {}
-        self.kv.snapshot()
+    /// Whether so many runs wait for a merge that changes should.
+    pub fn lags_behind(&self) -> bool {
+        let limit = self.merge.options().newest_runs * 4;
+        self.merge.trees().into_iter().any(|tree| self.merge.levels(tree).newest.len() > limit)
     }
 
-    /// Segments whose live count has fallen to zero since this was last asked, and is zero still. Their space may be
-    /// reused when the checkpoint taken after the question is durable and their summaries have been compared.
-    pub fn take_emptied(&mut self) -> Vec<SegmentId> {
-        let mut emptied = std::mem::take(&mut self.emptied);
-        emptied.sort_unstable();
-        emptied.dedup();
-        emptied.retain(|segment| usage::live_blocks(&self.kv, *segment) == 0);
-        emptied
+    /// Whether a merge is due.
+    pub fn wants_merge(&self) -> bool {
+        self.merge.wants_merge().is_some()
+    }
+
+    /// Merges one piece of whatever may still displace blocks or end them. False where all have met, or where there are no pages for it before the next checkpoint.
+    pub async fn reclaim_piece(&self, pages: &impl PageStore, what: Reclaim) -> Result<bool, StoreError> {
+        let next = self.trees_of(what).find_map(|tree| Some((tree, self.unsettled_level(tree)?)));
+        match next {
+            Some((tree, level)) => self.merge_one(pages, tree, level).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Whether there is something to merge for that, what is in memory left aside.
+    pub fn may_reclaim(&self, what: Reclaim) -> bool {
+        self.trees_of(what).any(|tree| self.unsettled_level(tree).is_some())
+    }
+
+    /// In the order in which one tree's merges give work to the next.
+    fn trees_of(&self, what: Reclaim) -> impl Iterator<Item = TreeId> {
+        let maps = [tree::LOGICAL, tree::MIDDLE];
+        let others = match what {
+            Reclaim::Blocks => Vec::new(),
+            Reclaim::Pages => self.merge.trees(),
+        };
+        maps.into_iter().chain(others.into_iter().filter(move |tree| !maps.contains(tree)))
+    }
+
+    /// The highest level with tables that may meet others below.
+    fn unsettled_level(&self, tree: TreeId) -> Option<usize> {
+        let levels = self.merge.levels(tree);
+        if !levels.newest.is_empty() {
+            return Some(0);
+        }
+        let first = levels.deeper.iter().position(|run| !run.is_empty())?;
+        levels.deeper[first + 1..].iter().any(|run| !run.is_empty()).then_some(first + 1)
+    }
+
+    async fn merge_one(
+        &self,
+        pages: &impl PageStore,
+        tree: TreeId,
+        level: usize,
+    ) -> Result<bool, StoreError> {
+        if self.piece_page_bound() > self.merge.allocator().free_count() {
+            return Ok(false);
+        }
+        let edit = self.merge.merge_piece(pages, tree, level).await?;
+        self.install(edit);
+        Ok(true)
+    }
+
+    /// Pages that a piece of a merge takes, at most: what it writes, one table more, and what it fires.
+    fn piece_page_bound(&self) -> usize {
+        let options = self.merge.options();
+        options.piece_pages + 2 * options.table_leaves + 8
+    }
+
+    /// The catalogue as it is, with the tables of every flush and merge so far.
+    pub fn snapshot(&self) -> Snapshot {
+        self.catalogue.borrow_mut().snapshot()
     }
 
     /// The roots of the snapshot of this generation are durable on every live mirror.
-    pub fn settle(&mut self, generation: u64) {
-        self.kv.settle(generation);
+    pub fn settle(&self, generation: u64) {
+        self.catalogue.borrow_mut().settle(generation);
+        self.merge.settle(generation);
     }
 
-    pub fn get(&self, tree: TreeId, key: Key) -> Option<&[u8]> {
-        self.kv.get(tree, key)
+    // ---- the catalogue -----------------------------------------------------------------------------------------------------
+
+    /// Live blocks of a segment, and those that have died without having met what ended them.
+    pub fn live_blocks(&self, segment: SegmentId) -> u64 {
+        let key = u64::from(segment.0);
+        let mut count = usage::counted(&self.catalogue.borrow(), segment);
+        self.merge.visit_memory_at(tree::USAGE, key, |item| count += decode_signed(item.number));
+        u64::try_from(count).unwrap_or(0)
     }
 
-    /// The first `limit` entries with `from <= key <= to`, in key order.
-    pub fn scan(&self, tree: TreeId, from: Key, to: Key, limit: usize) -> Vec<(Key, Vec<u8>)> {
-        self.kv.scan(tree, from, to, limit)
+    /// The same of the volume.
+    pub fn live_blocks_in_all(&self) -> u64 {
+        let mut count = 0;
+        usage::visit_segments(&self.catalogue.borrow(), |_, live_blocks| count += live_blocks);
+        self.merge.visit_memory(tree::USAGE, |item| count += decode_signed(item.number));
+        u64::try_from(count).unwrap_or(0)
     }
 
-    /// What a range of an object holds: pieces in order that cover it exactly.
-    pub fn lookup(&self, object: ObjectId, start: LogicalBlock, len_blocks: u64) -> Vec<MappedPiece> {
-        let mut pieces = Vec::new();
-        for logical in logical::lookup(&self.kv, object, start, len_blocks) {
-            let Some(middle) = logical.middle else {
-                let LogicalPiece { start, len_blocks, .. } = logical;
-                pieces.push(MappedPiece { start, len_blocks, content: Content::Hole });
-                continue;
-            };
-            for piece in middle::resolve(&self.kv, middle, logical.len_blocks) {
-                let start = LogicalBlock(logical.start.0 + (piece.middle.0 - middle.0));
-                let content = match piece.fate {
-                    Fate::Stored { physical, checksums } => {
-                        Content::Data { middle: piece.middle, physical, checksums }
-                    }
-                    // What an object maps does not die; a bank that has nothing under this address says so.
-                    Fate::Unborn | Fate::Dead => Content::Unborn { middle: piece.middle },
-                };
-                pieces.push(MappedPiece { start, len_blocks: piece.len_blocks, content });
+    /// Sets a property of the store, which becomes durable with the next checkpoint.
+    pub fn set_property(&self, key: Key, value: &[u8]) {
+        self.catalogue.borrow_mut().put(tree::PROPERTIES, key, value);
+    }
+
+    pub fn property(&self, key: Key) -> Option<Vec<u8>> {
+        self.catalogue.borrow().get(tree::PROPERTIES, key).map(<[u8]>::to_vec)
+    }
+
+    // ---- walking everything --------------------------------------------------------------------------------------------
+
+    /// Calls `visit` with what is left of each stretch of a tree when everything has merged, `newest` as well, and gives back what that causes elsewhere.
+    pub async fn walk(
+        &self,
+        pages: &impl PageStore,
+        tree: TreeId,
+        newest: &Memory,
+        mut visit: impl FnMut(&RunItem<'_>),
+    ) -> Result<Memory, StoreError> {
+        const ALL: Bounds = Bounds { from: (0, 0), to: (u64::MAX, u64::MAX) };
+        let mut effects = Memory::default();
+        let each = |left: &mut Vec<crate::merge::item::OwnedItem>| {
+            let alive = left.iter().filter(|item| item.kind != ItemKind::Erase);
+            alive.for_each(|item| visit(&item.as_run_item()));
+            true
+        };
+        let mut fire = |fired: &mut Fired| {
+            fired.drain(..).for_each(|(tree, item)| effects.apply(&self.merge.meaning, tree, item));
+        };
+        self.merge.sweep(pages, tree, ALL, u32::MAX, newest, each, &mut fire).await?;
+        Ok(effects)
+    }
+
+    /// Reads every table whole, and calls `fault` with what is wrong. Pages come from the devices, whatever is cached.
+    pub async fn verify_tables(
+        &self,
+        pages: &impl PageStore,
+        mut fault: impl FnMut(StoreError),
+    ) {
+        for tree in self.merge.trees() {
+            for view in self.merge.levels(tree).views() {
+                if let Err(error) = self.merge.verify_table(pages, &view.table).await {
+                    fault(error);
+                }
             }
         }
-        pieces
     }
 
-    /// The first run of an object that ends after `from`, cut to begin at or after it.
-    pub fn next_extent(&self, object: ObjectId, from: LogicalBlock) -> Option<Extent> {
-        logical::next_extent(&self.kv, object, from)
-    }
+    // ---- what they take ------------------------------------------------------------------------------------------------
 
-    /// What has become of a range of middle addresses: pieces in order that cover it exactly.
-    pub fn resolve(&self, middle: MiddleAddress, len_blocks: u64) -> Vec<MiddlePiece> {
-        middle::resolve(&self.kv, middle, len_blocks)
-    }
-
-    /// Live blocks of a segment, as far as effects have merged.
-    pub fn live_blocks(&self, segment: SegmentId) -> u64 {
-        usage::live_blocks(&self.kv, segment)
-    }
-
-    /// Live blocks of the volume, with what waits to merge taken into account.
-    pub fn live_blocks_in_all(&self) -> u64 {
-        let mut merged = 0;
-        self.visit_segments(|_, live_blocks| merged += live_blocks);
-        merged.saturating_add_signed(self.pending.usage_blocks()).saturating_sub(self.pending.death_blocks())
-    }
-
-    /// Calls `visit` with every segment that has live blocks, in order.
-    pub fn visit_segments(&self, visit: impl FnMut(SegmentId, u64)) {
-        usage::visit_segments(&self.kv, visit);
-    }
-
-    /// Calls `visit` with every stored run of middle addresses, in order.
-    pub fn visit_stored(&self, visit: impl FnMut(MiddleAddress, PhysicalBlock, u64)) {
-        middle::visit_stored(&self.kv, visit);
-    }
-
-    /// Blocks of middle addresses whose death waits in the queue: space that the next checkpoint frees, at most.
-    pub fn pending_free_blocks(&self) -> u64 {
-        self.pending.death_blocks()
-    }
-
-    /// Effects that wait.
-    pub fn pending_count(&self) -> usize {
-        self.pending.len()
-    }
-
-    /// Entries of a tree.
+    /// Items of a tree, those included that newer ones hide.
     pub fn entry_count(&self, tree: TreeId) -> u64 {
-        self.kv.entry_count(tree)
+        self.merge.item_count(tree)
     }
 
-    /// Memory of all pages, those included that only snapshots hold.
+    /// Memory of items, cached pages and the catalogue.
     pub fn memory_bytes(&self) -> usize {
-        self.kv.memory_bytes()
+        self.merge.memory_bytes() + self.merge.cache().memory_bytes() + self.catalogue.borrow().memory_bytes()
     }
 
-    /// Pages of the trees as they are now.
+    /// Whether so much is in memory that it should become tables.
+    pub fn memory_is_full(&self) -> bool {
+        self.merge.open_memory_bytes() >= self.shape.table_bytes(self.merge.allocator().page_count())
+    }
+
+    /// Whether so much is in memory that changes should wait.
+    pub fn memory_is_crowded(&self) -> bool {
+        self.merge.memory_bytes() >= 3 * self.shape.table_bytes(self.merge.allocator().page_count())
+    }
+
+    /// Pages of tables and catalogue as they are now.
     pub fn page_count(&self) -> usize {
-        self.kv.page_count()
+        self.catalogue.borrow().page_count() + self.merge.page_count() as usize
     }
 
-    /// Free pages that a checkpoint needs which begins now, at most; effects that wait included. Compare with
-    /// [`PageAllocator::free_count`].
+    /// Free pages that a checkpoint and the merges around it need which begin now, at most. Compare with [`PageAllocator::free_count`].
     pub fn checkpoint_page_bound(&self) -> usize {
-        // A death takes a run apart and changes a count.
-        let effects = self.pending.len().saturating_mul(3);
-        self.kv.dirty_page_bound() + self.kv.page_bound_of_removals(effects, EFFECT_BYTES)
+        let kv = self.catalogue.borrow();
+        let flushed = self.merge.memory_bytes().div_ceil(PAGE_CAPACITY_BYTES) + PAGES_A_TREE * TREES;
+        let catalogue = kv.dirty_page_bound() + kv.page_bound_of_changes(TREES + flushed / 8, VALUE_BYTES_MAX / 4);
+        flushed + catalogue + self.piece_page_bound()
     }
 
     /// Free pages more that the checkpoint needs after `changes`.
     pub fn page_bound_of(&self, changes: &Changes) -> usize {
-        let removals = changes.short_entries.saturating_add(changes.data_blocks.saturating_mul(2));
-        let summaries = changes.stripes.saturating_mul(changes.summary_bytes_max + 32);
-        self.kv.page_bound_of_changes(changes.long_entries as usize, VALUE_BYTES_MAX)
-            + self.kv.page_bound_of_removals(removals as usize, EFFECT_BYTES)
-            + self.kv.page_bound_of_runs(changes.stripe_runs as usize, summaries as usize)
+        let long = changes.long_entries.saturating_mul((VALUE_BYTES_MAX + ITEM_BYTES) as u64);
+        let short = changes.short_entries.saturating_add(changes.data_blocks.saturating_mul(2));
+        let summaries = changes.stripes.saturating_mul((changes.summary_bytes_max + ITEM_BYTES as u64) as u64);
+        let bytes = long.saturating_add(short.saturating_mul(ITEM_BYTES as u64)).saturating_add(summaries);
+        usize::try_from(bytes.div_ceil(PAGE_CAPACITY_BYTES as u64)).unwrap_or(usize::MAX / 4)
     }
 
     pub fn allocator(&self) -> &Rc<PageAllocator> {
-        self.kv.allocator()
+        self.merge.allocator()
     }
 }
 
@@ -328,33 +417,27 @@ pub struct Changes {
     pub long_entries: u64,
     /// Entries removed, and blocks unmapped.
     pub short_entries: u64,
-    /// Blocks written: each is born, and displaces one that dies.
+    /// Blocks written: each is born and mapped.
     pub data_blocks: u64,
-    /// Stripes that get a summary, and how many runs of neighbours they form.
+    /// Stripes that get a summary.
     pub stripes: u64,
-    pub stripe_runs: u64,
     pub summary_bytes_max: u64,
 }
 
-/// What birth or death of a block can add to a page: a run cut in two.
-const EFFECT_BYTES: usize = 64;
+/// What an item takes in a page beside its bytes, with its part of the filter and of the index.
+const ITEM_BYTES: usize = 64;
 
-/// Pages of the maps of `data_blocks` live blocks, each a run of its own, in leaves that are half full: what random
-/// single-block writes lead to. The metadata region and the memory setting are sized by it; the running store refuses
-/// by [`Maps::page_bound_of`].
+/// Trees that a flush may make a run of.
+const TREES: usize = 10;
+
+/// Pages of a run that need not be full: the last leaf, index and filter.
+const PAGES_A_TREE: usize = 3;
+
+/// Pages that the maps of `data_blocks` live blocks take, each a run of its own, with what merges have not met yet and what is being written anew. The metadata region is
+/// sized by it; the running store refuses by [`Maps::page_bound_of`].
 pub fn worst_case_pages(data_blocks: u64) -> u64 {
-    /// Slots and values of the logical and of the middle map.
+    /// Slots and values of the logical and of the middle map in page trees of earlier releases: a volume of theirs needs room for both.
     const BLOCK_BYTES_IN_MAPS: u64 = (20 + 16) + (20 + 16 + 4);
     let leaves = data_blocks.saturating_mul(BLOCK_BYTES_IN_MAPS).div_ceil(PAGE_CAPACITY_BYTES as u64 / 2);
-    // Inner pages, half full as well, and one root a tree.
     leaves + leaves.div_ceil(200) + tree::PROPERTIES.0 as u64
-}
-
-/// The maps change by their own messages alone: a bare put would displace blocks that then never die.
-fn assert_not_a_map(tree: TreeId) {
-    assert!(
-        ![tree::LOGICAL, tree::MIDDLE, tree::USAGE].contains(&tree),
-        "bare change of map {} of the store",
-        tree.0
-    );
 }

@@ -26,6 +26,11 @@ pub type Fired = Vec<(TreeId, OwnedItem)>;
 pub trait Meaning {
     fn rule(&self, tree: TreeId) -> Rule;
 
+    /// Whether the catalogue keeps this tree of sums itself, being small.
+    fn is_catalogued(&self, _tree: TreeId) -> bool {
+        false
+    }
+
     /// Whether a snapshot sees what was written in epoch `birth` and displaced in epoch `death`.
     fn is_seen(&self, tree: TreeId, birth: u32, death: u32) -> bool;
 

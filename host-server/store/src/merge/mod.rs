@@ -4,17 +4,21 @@
 //! what a meeting causes in other trees is *fired*, to be sent there as items, durably together with the merge that found it. Merging is associative: it does
 //! not matter which neighbours meet first.
 //!
-//! Modules, lowest first: `item` · `fold` · `memory` · `sweep` · `table` · `cache` · `read` · `levels` · `store`
+//! Modules, lowest first: `item` · `fold` · `memory` · `sweep` · `table` · `cache` · `read` · `levels` · `store` · `lookup` · `write` ·
+//! `compact`
 
 pub mod cache;
+mod compact;
 pub mod fold;
 pub mod item;
 pub mod levels;
+mod lookup;
 pub mod memory;
 pub mod read;
 pub mod store;
 pub mod sweep;
 pub mod table;
+mod write;
 
 #[cfg(test)]
 mod store_tests;

@@ -135,13 +135,48 @@ impl<P: PageStore> Reader<'_, P> {
         by_chunks: bool,
     ) -> Result<bool, StoreError> {
         let hash = filter_hash(hi, lo, by_chunks);
-        let Some((pointer, part)) = table.filter(hash) else { return Ok(true) };
+        let Some(part) = table.filter_part(hash) else { return Ok(true) };
+        let filter_page = self.filter_page(table, part).await?;
+        Ok(filter::may_hold(&filter_page.bytes, hash))
+    }
+
+    async fn filter_page(&self, table: &Table, part: u32) -> Result<Rc<CachedPage>, StoreError> {
         let check = |bytes: &[u8], pointer| filter::check(bytes, pointer, self.volume, part);
         let page = table.leaf_count + 1 + part;
         let verify = |bytes: &[u8], pointer| check(bytes, pointer).is_ok();
         let take = |bytes: &ringfort_engine::buffer::Slice, pointer| check(bytes, pointer).map(|()| None);
-        let filter_page = self.fetch(table, page, Some(pointer), verify, take).await?;
-        Ok(filter::may_hold(&filter_page.bytes, hash))
+        self.fetch(table, page, table.filter(part), verify, take).await
+    }
+}
+
+impl<P: PageStore> Reader<'_, P> {
+    /// Reads all pages of a table; an error where one is not what the table says.
+    pub async fn verify(&self, table: &Table) -> Result<(), StoreError> {
+        let index = self.index(table).await?;
+        let (mut items, mut before) = (0, None);
+        for entry in 0..index.len() {
+            let leaf = self.leaf(table, &index, entry).await?;
+            for at in 0..leaf.len() {
+                let item = leaf.item(at);
+                let key = (item.hi, item.lo);
+                // Versions of the same keys follow each other.
+                let ascends = before.is_none_or(|(previous, last)| previous == key || last < key);
+                if !ascends || key < table.first || (item.hi, item.last) > table.last {
+                    let found = format!("keys from {key:?} to {} after {before:?}", item.last);
+                    return Err(self.damaged(table, entry as u32, found));
+                }
+                before = Some((key, (item.hi, item.last)));
+                items += 1;
+            }
+        }
+        if items != table.item_count || index.len() != table.leaf_count as usize {
+            let found = format!("{items} items in {} leaves", index.len());
+            return Err(self.damaged(table, table.leaf_count, found));
+        }
+        for part in 0..table.filter_checksums.len() as u32 {
+            self.filter_page(table, part).await?;
+        }
+        Ok(())
     }
 }
 
@@ -227,6 +262,43 @@ impl Cursor {
             self.entry += 1;
             let next = reader.leaf(&self.view.table, index, self.entry).await?;
             (self.leaf, self.at) = (Some(next), 0);
+        }
+    }
+}
+
+/// Goes through the tables of a run, one after the other.
+pub struct RunCursor {
+    bounds: Bounds,
+    /// Those that are left, the next one last.
+    left: Vec<View>,
+    current: Option<Cursor>,
+}
+
+impl RunCursor {
+    pub fn new(run: &[View], bounds: Bounds) -> Self {
+        Self { bounds, left: run.iter().rev().cloned().collect(), current: None }
+    }
+
+    pub async fn next<P: PageStore>(&mut self, reader: &Reader<'_, P>) -> Result<Option<OwnedItem>, StoreError> {
+        loop {
+            if self.current.is_none() {
+                let Some(view) = self.left.pop() else { return Ok(None) };
+                let mut cursor = Cursor::new(view);
+                cursor.seek(reader, self.bounds.from.0, self.bounds.from.1).await?;
+                self.current = Some(cursor);
+            }
+            let Some(cursor) = &mut self.current else { continue };
+            match cursor.next(reader).await? {
+                Some(item) if (item.hi, item.lo) > self.bounds.to => {
+                    (self.current, self.left) = (None, Vec::new());
+                }
+                Some(item) => {
+                    if let Some(item) = self.bounds.clip(&item.as_run_item()) {
+                        return Ok(Some(item));
+                    }
+                }
+                None => self.current = None,
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::item::{Item, decode_signed};
 use super::read::Bounds;
 use super::store::{MergeOptions, MergeStore};
+use super::table::LEAVES_MAX;
 use super::testing::{LOGICAL, MIDDLE, Maps, Model, USAGE, VALUES, fired_by_birth};
 use crate::address::{MetadataAddress, VolumeId};
 use crate::format::page::PAGE_BYTES;
@@ -40,6 +41,7 @@ impl Volume {
             newest_runs: 2,
             first_level_pages: 4,
             piece_pages: 3,
+            table_leaves: LEAVES_MAX,
         };
         Self {
             store: MergeStore::new(VolumeId(3), Maps::default(), options, Rc::clone(&allocator)),
@@ -81,14 +83,16 @@ impl Volume {
     fn flush(&self) {
         self.store.freeze();
         let edit = run(self.store.flush(&self.pages)).unwrap();
-        self.store.install(edit);
+        self.store.install(edit, 0);
+        self.store.settle(0);
     }
 
     /// Merges one piece; false where nothing wants to.
     fn merge(&self) -> bool {
         let Some((tree, level)) = self.store.wants_merge() else { return false };
         let edit = run(self.store.merge_piece(&self.pages, tree, level)).unwrap();
-        self.store.install(edit);
+        self.store.install(edit, 0);
+        self.store.settle(0);
         true
     }
 
@@ -111,6 +115,7 @@ impl Volume {
 
     /// Every page in use is of a table that is read.
     fn require_no_leaks(&self) {
+        self.store.settle(0);
         let trees = [LOGICAL, MIDDLE, USAGE, VALUES];
         let named: u32 = trees
             .iter()
@@ -150,8 +155,8 @@ fn a_store_in_tables_is_what_was_sent_to_it() {
             volume.compare();
         }
     }
-    let levels = volume.store.levels(LOGICAL);
-    assert!(levels.deeper.len() >= 2, "{} levels", levels.deeper.len());
+    let level_count = volume.store.levels(LOGICAL).deeper.len();
+    assert!(level_count >= 2, "{level_count} levels");
     volume.compare();
     let mut pieces = 0;
     while volume.merge() {
@@ -195,7 +200,8 @@ fn what_merging_causes_is_counted_once() {
                         break;
                     }
                     let edit = run(volume.store.merge_piece(&volume.pages, tree, level)).unwrap();
-                    volume.store.install(edit);
+                    volume.store.install(edit, 0);
+                    volume.store.settle(0);
                 }
             }
         }

@@ -70,11 +70,16 @@ impl Table {
         self.pointer(leaf, checksum)
     }
 
-    /// The page of the filter that knows of this hash, and which it is.
-    pub fn filter(&self, hash: u64) -> Option<(PagePointer, u32)> {
-        let part = filter::page_of(hash, self.filter_checksums.len());
-        let checksum = self.filter_checksums.get(part)?;
-        Some((self.pointer(self.leaf_count + 1 + part as u32, *checksum)?, part as u32))
+    /// Which page of the filter knows of this hash; `None` where there is no filter.
+    pub fn filter_part(&self, hash: u64) -> Option<u32> {
+        let count = self.filter_checksums.len();
+        (count > 0).then(|| filter::page_of(hash, count) as u32)
+    }
+
+    /// A page of the filter.
+    pub fn filter(&self, part: u32) -> Option<PagePointer> {
+        let checksum = self.filter_checksums.get(part as usize)?;
+        self.pointer(self.leaf_count + 1 + part, *checksum)
     }
 }
 
@@ -132,8 +137,8 @@ impl TableWriter {
     }
 
     /// The table has its size; versions of the same keys may still follow.
-    pub fn is_full(&self) -> bool {
-        self.pages.len() + 1 >= LEAVES_MAX
+    pub fn is_full(&self, leaves: usize) -> bool {
+        self.pages.len() + 1 >= leaves
     }
 
     /// The keys of the last item, hi and last.

@@ -83,6 +83,11 @@ pub struct Object {
 }
 
 impl Object {
+    /// Lets other tasks of the thread run.
+    pub async fn give_way(&self) {
+        self.engine.yield_now().await;
+    }
+
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
     }

@@ -17,6 +17,12 @@ const PROVISIONAL: u64 = 1;
 /// How much of one column is computed at a time.
 const STEP_BYTES: u32 = 1 << 20;
 
+/// A component that holds all that belongs on it, and is no member yet.
+pub struct Replacement {
+    position: ComponentPosition,
+    component: Component,
+}
+
 impl Object {
     /// Replaces a component that is not in use: creates another, copies and computes what belongs on it, and makes it a member
     /// once all of that is durable. Until then the tree stays as it was. An attempt that fails or is cut short leaves the new
@@ -32,6 +38,18 @@ impl Object {
         summary: &dyn ChecksumSource,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(), StoreError> {
+        let replacement = self.rebuild(position, spec, summary, progress).await?;
+        self.adopt(replacement).await
+    }
+
+    /// The first part of [`replace`](Self::replace): all but making the new component a member.
+    pub async fn rebuild(
+        &self,
+        position: ComponentPosition,
+        spec: &ComponentSpec,
+        summary: &dyn ChecksumSource,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Replacement, StoreError> {
         self.check_writable()?;
         let is_lost =
             self.components.get(usize::from(position.0)).is_some_and(|component| !component.is_live());
@@ -64,6 +82,12 @@ impl Object {
         if let Some((_, flush)) = component.flush() {
             flush.await?;
         }
+        Ok(Replacement { position, component })
+    }
+
+    /// The second part of [`replace`](Self::replace).
+    pub async fn adopt(&mut self, replacement: Replacement) -> Result<(), StoreError> {
+        let Replacement { position, component } = replacement;
         self.membership.borrow_mut().members[usize::from(position.0)] =
             Member { component: component.id, len_bytes: component.len_bytes, state: MemberState::Live };
         self.components[usize::from(position.0)] = component;

@@ -2,17 +2,23 @@
 
 use super::replay::Found;
 use crate::address::{MiddleAddress, PhysicalBlock};
-use crate::error::{ErrorKind, StoreError};
+use crate::error::StoreError;
 use crate::format::checksum::block_checksum;
 use crate::format::log::{Entry, decode_body};
 use crate::keep::Kept;
+use crate::pages::Pages;
 use crate::segment::bank::Slot;
 use crate::state::{Frame, State};
 
 impl State {
     /// Takes in what the last process had applied and not logged; returns how many transactions that were. Their blocks join `found`, so that
     /// the stripes written next hold them and the commit that follows names both.
-    pub(super) fn replay_kept(&mut self, kept: &Kept, found: &mut Found) -> Result<u64, StoreError> {
+    pub(super) async fn replay_kept(
+        &mut self,
+        pages: &Pages<'_>,
+        kept: &Kept,
+        found: &mut Found,
+    ) -> Result<u64, StoreError> {
         let mut replayed = 0;
         for (transaction, body) in &kept.frames {
             if *transaction < self.next_transaction {
@@ -31,14 +37,8 @@ impl State {
                 break;
             };
             for entry in &entries {
-                self.replay_entry(entry).map_err(|what| {
-                    StoreError::new(
-                        ErrorKind::Damaged,
-                        "replay",
-                        format!("kept transaction {transaction}"),
-                        what,
-                    )
-                })?;
+                let place = || format!("kept transaction {transaction}");
+                self.replay_entry(pages, entry, &place).await?;
             }
             for (physical, slot) in blocks {
                 found.insert(physical, slot);

@@ -24,7 +24,7 @@ use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
 use ringfort_engine::engine::Engine;
 use ringfort_engine::sync::join_all;
 
-pub(crate) use replay::{Replayed, replay};
+pub(crate) use replay::{Replayed, maps_shape, replay};
 pub(crate) use root::{find_root, page_allocator};
 
 use crate::address::{PhysicalBlock, SegmentId, StripeIndex, VolumeId};
@@ -38,6 +38,7 @@ use crate::keep::{Keep, Kept};
 use crate::limits::MIDDLE_RESERVE;
 use crate::log::replay::FoundRecord;
 use crate::object::Object;
+use crate::pages::Pages;
 use crate::segment::bank::Slot;
 use crate::state::State;
 use replay::Found;
@@ -157,13 +158,14 @@ pub(crate) async fn recover(
     memory_bytes: u64,
 ) -> Result<(Core, RecoveryReport), StoreError> {
     let began = engine.monotonic();
-    let Replayed { state, root, mut found, last, mut report } = replay(&object, volume).await?;
-    let core = Core::new(Rc::clone(&engine), object, volume, state, commit_interval, memory_bytes);
+    let Replayed { state, root, mut found, last, mut report } = replay(&object, volume, memory_bytes).await?;
+    let mut core = Core::new(Rc::clone(&engine), object, volume, state, commit_interval, memory_bytes);
     let kept_shape = State::keep_shape(core.object.geometry(), root.log_blocks, root.kept_epoch);
     let kept = Kept::find(&engine, volume, kept_shape);
     open_epoch(&core, root, last).await?;
     if let Some(kept) = kept {
-        report.kept_transactions = core.state_mut().replay_kept(&kept, &mut found)?;
+        let (object, state) = core.parts_mut();
+        report.kept_transactions = state.replay_kept(&Pages::new(object), &kept, &mut found).await?;
     }
     report.rewritten_stripes = rewrite_stripes(&core, found).await?;
     core.object.flush_data().await?;

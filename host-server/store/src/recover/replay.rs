@@ -1,6 +1,6 @@
 //! What the devices hold: the trees of the root, and the log behind it. Reads only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use ringfort_engine::buffer::Slice;
@@ -8,7 +8,7 @@ use ringfort_engine::buffer::Slice;
 use super::RecoveryReport;
 use super::root::{check_root, find_root, page_allocator};
 use crate::address::{MiddleAddress, PhysicalBlock, SegmentId, StripeIndex, VolumeId};
-use crate::checkpoint::{Pages, decode_segment};
+use crate::checkpoint::decode_segment;
 use crate::error::{ErrorKind, StoreError};
 use crate::format::log::Entry;
 use crate::format::map::decode_counter;
@@ -18,11 +18,14 @@ use crate::geometry::Geometry;
 use crate::limits::MIDDLE_RESERVE;
 use crate::log::replay::{Chain, FoundRecord, Replay};
 use crate::log::ring::Ring;
-use crate::map::{Maps, tree};
+use crate::map::{Maps, MapsShape};
 use crate::object::Object;
+use crate::pages::Pages;
 use crate::segment::bank::Slot;
 use crate::segment::heat::Heat;
+use crate::segment::summary::summary_of;
 use crate::segment::table::{Class, SegmentState, SegmentTable};
+use crate::state::apply::shift_entries;
 use crate::state::{State, begun_key, cleaning_reserve, segment_key};
 use crate::volume::TreeId;
 
@@ -39,14 +42,18 @@ pub(crate) struct Replayed {
 }
 
 /// Steps 1 to 3: reads only.
-pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed, StoreError> {
+pub(crate) async fn replay(
+    object: &Object,
+    volume: VolumeId,
+    memory_bytes: u64,
+) -> Result<Replayed, StoreError> {
     let geometry = *object.geometry();
     let root = find_root(object, volume).await?;
     check_root(&root, &geometry, volume)?;
-    let pages = Pages { object, written: Default::default() };
+    let pages = Pages::new(object);
     let allocator = Rc::new(page_allocator(&root));
-    let maps = Maps::load(volume, &root.trees, &pages, allocator, geometry.blocks_per_segment()).await?;
-    check_places(&maps, geometry.data_blocks())?;
+    let shape = maps_shape(&geometry, memory_bytes);
+    let maps = Rc::new(Maps::load(volume, &root.trees, &pages, allocator, shape).await?);
     let segments = restore_segments(&maps, &geometry)?;
     let (moved, commits) = (Chain::moved(&root), Chain::commits(&root));
     let ring = Ring::new(commits.region, commits.start, root.epoch);
@@ -66,7 +73,7 @@ pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed
                 .advice("bring back a missing metadata component"));
         };
         report.note(&record);
-        report.replayed_transactions += state.replay_record(&record, root.applied_transaction, &mut found)?;
+        report.replayed_transactions += state.replay_record(&pages, &record, root.applied_transaction, &mut found).await?;
         state.moved_ring.restore(record.live, record.block_count, record.checksum);
     }
     // The log may begin with records that were moved as well, if their blocks lie in it still.
@@ -74,19 +81,12 @@ pub(crate) async fn replay(object: &Object, volume: VolumeId) -> Result<Replayed
     let mut reader = Replay::new(object, volume, &root, commits);
     while let Some(record) = reader.next().await? {
         report.note(&record);
-        report.replayed_transactions += state.replay_record(&record, applied, &mut found)?;
+        report.replayed_transactions += state.replay_record(&pages, &record, applied, &mut found).await?;
         state.ring.restore(record.live, record.block_count, record.checksum);
         last = Some(record);
     }
     state.durable_transaction = state.last_transaction();
-    let unnamed = |physical: &PhysicalBlock| {
-        let place = geometry.locate(*physical);
-        // A free segment has neither summaries nor blocks: what the log says of it is of an earlier life, and a summary made
-        // of that would hide the blocks of the next one.
-        state.segments.get(place.segment).state != SegmentState::Free
-            && state.maps.get(tree::SUMMARY, tree::summary_key(place.segment, place.stripe)).is_none()
-    };
-    found.retain(|physical, _| unnamed(physical));
+    forget_named(&state, &pages, &mut found).await?;
     Ok(Replayed { state, root, found, last, report })
 }
 
@@ -104,28 +104,43 @@ fn forget(found: &mut Found, geometry: &Geometry, segment: SegmentId, first_stri
     });
 }
 
-/// No run of the middle map leaves the data region.
-fn check_places(maps: &Maps, data_blocks: u64) -> Result<(), StoreError> {
-    let mut fault = None;
-    maps.visit_stored(|middle, physical, len_blocks| {
-        if physical.0.checked_add(len_blocks).is_none_or(|end| end > data_blocks) {
-            fault.get_or_insert((middle, physical));
+/// Drops what was found of stripes that have summaries: their blocks are on the devices. A free segment has neither summaries nor blocks: what the log says of it
+/// is of an earlier life, and a summary made of that would hide the blocks of the next one.
+async fn forget_named(state: &State, pages: &Pages<'_>, found: &mut Found) -> Result<(), StoreError> {
+    let place_of = |physical: &PhysicalBlock| {
+        let place = state.geometry.locate(*physical);
+        (place.segment, place.stripe)
+    };
+    let stripes: BTreeSet<(SegmentId, StripeIndex)> = found.keys().map(place_of).collect();
+    let mut unnamed = BTreeSet::new();
+    for (segment, stripe) in stripes {
+        if state.segments.get(segment).state != SegmentState::Free
+            && summary_of(&state.maps, pages, segment, stripe).await?.is_none()
+        {
+            unnamed.insert((segment, stripe));
         }
-    });
-    let Some((middle, physical)) = fault else { return Ok(()) };
-    let place = format!("middle address {middle}");
-    let found = format!("physical block {physical} of {data_blocks}");
-    Err(StoreError::new(ErrorKind::Damaged, "load", place, found).advice("run `ringfort volume check`"))
+    }
+    found.retain(|physical, _| unnamed.contains(&place_of(physical)));
+    Ok(())
+}
+
+/// What the maps of a volume of this geometry are to fit.
+pub(crate) fn maps_shape(geometry: &Geometry, memory_bytes: u64) -> MapsShape {
+    MapsShape {
+        segment_blocks: geometry.blocks_per_segment(),
+        data_blocks: geometry.data_blocks(),
+        memory_bytes,
+    }
 }
 
 fn restore_segments(maps: &Maps, geometry: &Geometry) -> Result<SegmentTable, StoreError> {
     let Geometry { segment_count, stripes_per_segment, .. } = *geometry;
     let segments = SegmentTable::new(segment_count, stripes_per_segment, cleaning_reserve(geometry));
     for segment in (0..segment_count).map(SegmentId) {
-        let Some(bytes) = maps.get(tree::PROPERTIES, segment_key(segment)) else { continue };
-        match decode_segment(bytes) {
+        let Some(bytes) = maps.property(segment_key(segment)) else { continue };
+        match decode_segment(&bytes) {
             Some((state, next_stripe)) if next_stripe <= stripes_per_segment => {
-                let begun = maps.get(tree::PROPERTIES, begun_key(segment)).and_then(decode_counter);
+                let begun = maps.property(begun_key(segment)).as_deref().and_then(decode_counter);
                 segments.restore(segment, state, next_stripe, begun.unwrap_or(0).max(0) as u64);
             }
             _ => {
@@ -142,28 +157,28 @@ fn restore_segments(maps: &Maps, geometry: &Geometry) -> Result<SegmentTable, St
     Ok(segments)
 }
 
+fn damaged(place: &impl Fn() -> String, what: String) -> StoreError {
+    StoreError::new(ErrorKind::Damaged, "replay", place(), what)
+}
+
 impl State {
     /// Takes in one record; returns how many of its transactions were new.
-    fn replay_record(
+    async fn replay_record(
         &mut self,
+        pages: &Pages<'_>,
         record: &FoundRecord,
         applied: u64,
         found: &mut Found,
     ) -> Result<u64, StoreError> {
-        let damaged = |what: String| {
-            let place = format!("log record {}", record.live.sequence);
-            StoreError::new(ErrorKind::Damaged, "replay", place, what)
-        };
+        let place = || format!("log record {}", record.live.sequence);
         let data: BTreeMap<PhysicalBlock, &Slice> =
             record.data.iter().map(|(at, block)| (*at, block)).collect();
         let mut replayed = 0;
         for (index, entries) in record.transactions.iter().enumerate() {
             let transaction = record.first_transaction + index as u64;
             if transaction > applied && transaction != self.next_transaction {
-                return Err(damaged(format!(
-                    "transaction {transaction} where {} was due",
-                    self.next_transaction
-                )));
+                let what = format!("transaction {transaction} where {} was due", self.next_transaction);
+                return Err(damaged(&place, what));
             }
             for entry in entries {
                 match entry {
@@ -192,7 +207,7 @@ impl State {
                     }
                 }
                 if transaction > applied {
-                    self.replay_entry(entry).map_err(damaged)?;
+                    self.replay_entry(pages, entry, &place).await?;
                 }
             }
             if transaction > applied {
@@ -203,7 +218,26 @@ impl State {
         Ok(replayed)
     }
 
-    pub(super) fn replay_entry(&mut self, entry: &Entry) -> Result<(), String> {
+    /// Takes in an entry of what `place` names.
+    pub(super) async fn replay_entry(
+        &mut self,
+        pages: &Pages<'_>,
+        entry: &Entry,
+        place: &impl Fn() -> String,
+    ) -> Result<(), StoreError> {
+        self.check_entry(entry).map_err(|what| damaged(place, what))?;
+        if let Entry::Shift { object, from, to, len_blocks } = *entry {
+            // Nobody else changes anything meanwhile.
+            let steps = self.maps.shift_steps(pages, object, from, to, len_blocks).await?;
+            shift_entries(object, steps).for_each(|entry| self.merge_entry(&entry));
+        } else {
+            self.merge_entry(entry);
+        }
+        Ok(())
+    }
+
+    /// What is wrong with an entry, if anything; and what it says of segments and addresses.
+    fn check_entry(&mut self, entry: &Entry) -> Result<(), String> {
         let geometry = self.geometry;
         let check = |segment: SegmentId, end: u64| {
             let fits = segment.0 < geometry.segment_count && end <= u64::from(geometry.stripes_per_segment);
@@ -259,9 +293,14 @@ impl State {
                     ));
                 }
             }
+            Entry::Share { object, start, middle, len_blocks } => {
+                let ends = [start.0, middle.0].map(|first| first.checked_add(*len_blocks));
+                if ends.contains(&None) {
+                    return Err(format!("{len_blocks} blocks from block {start} of object {object} on"));
+                }
+            }
             Entry::Put { .. } | Entry::Delete { .. } | Entry::Unmap { .. } => {}
         }
-        self.merge_entry(entry);
         Ok(())
     }
 }

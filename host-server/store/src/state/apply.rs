@@ -11,7 +11,25 @@ use crate::map::{Message, tree};
 use crate::segment::bank::{Bank, Slot};
 use crate::segment::heat::Heat;
 use crate::segment::table::Class;
-use crate::volume::{Change, StagedPiece, WrittenRun};
+use crate::volume::{Change, ShiftStep, StagedPiece, WrittenRun};
+
+/// The entries that move mappings.
+pub(crate) fn shift_entries(object: ObjectId, steps: Vec<ShiftStep>) -> impl Iterator<Item = Entry> {
+    steps.into_iter().flat_map(move |step| -> Vec<Entry> {
+        match step {
+            ShiftStep::Unmap { start, len_blocks } => vec![Entry::Unmap { object, start, len_blocks }],
+            ShiftStep::Share { start, len_blocks, middle } => (0..len_blocks)
+                .step_by(WRITE_BLOCKS_MAX)
+                .map(|offset| Entry::Share {
+                    object,
+                    start: LogicalBlock(start.0 + offset),
+                    middle: MiddleAddress(middle.0 + offset),
+                    len_blocks: (len_blocks - offset).min(WRITE_BLOCKS_MAX as u64),
+                })
+                .collect(),
+        }
+    })
+}
 
 impl State {
     /// Changes the maps as one logged entry says.
@@ -22,9 +40,10 @@ impl State {
             Entry::Unmap { object, start, len_blocks } => {
                 Message::UnmapRun { object: *object, start: *start, len_blocks: *len_blocks }
             }
-            Entry::Shift { object, from, to, len_blocks } => {
-                Message::ShiftRun { object: *object, from: *from, to: *to, len_blocks: *len_blocks }
+            Entry::Share { object, start, middle, len_blocks } => {
+                Message::ShareRun { object: *object, start: *start, len_blocks: *len_blocks, middle: *middle }
             }
+            Entry::Shift { .. } => unreachable!("whoever reads a shift takes its steps"),
             Entry::Write(run) => {
                 let WriteRun { object, start, middle, physical, .. } = *run;
                 let len_blocks = run.checksums.len() as u64;
@@ -82,9 +101,7 @@ impl State {
                 Change::Unmap { object, start, len_blocks } => {
                     entries.push(Entry::Unmap { object, start, len_blocks });
                 }
-                Change::Shift { object, from, to, len_blocks } => {
-                    entries.push(Entry::Shift { object, from, to, len_blocks });
-                }
+                Change::Shift { object, steps, .. } => entries.extend(shift_entries(object, steps)),
                 Change::Write { object, start, blocks } => {
                     let mut next = start;
                     for piece in blocks.pieces {

@@ -4,7 +4,7 @@
 //! to the log at the next commit, and change the maps again at recovery. Middle and physical addresses are
 //! given when a transaction is applied, so the maps are complete at every instant and a snapshot of them needs no care.
 
-mod apply;
+pub(crate) mod apply;
 mod counters;
 mod reserve;
 
@@ -61,7 +61,7 @@ impl RetainedBody {
 
 pub(crate) struct State {
     pub geometry: Geometry,
-    pub maps: Maps,
+    pub maps: Rc<Maps>,
     /// The log.
     pub ring: Ring,
     /// The metadata log.
@@ -96,7 +96,7 @@ pub(crate) struct State {
 impl State {
     pub fn new(
         geometry: Geometry,
-        maps: Maps,
+        maps: Rc<Maps>,
         ring: Ring,
         moved_ring: Ring,
         segments: SegmentTable,

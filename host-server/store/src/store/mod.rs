@@ -15,8 +15,10 @@ use crate::core::Core;
 use crate::create::{self, CreateOptions};
 use crate::error::StoreError;
 use crate::keep;
+use crate::map::Reclaim;
 use crate::limits::{COMMIT_INTERVAL_DEFAULT, MEMORY_BYTES_DEFAULT};
 use crate::object::{self, Object, OpenReport};
+use crate::pages::Pages;
 use crate::recover::{self, RecoveryReport};
 use crate::state::Reservation;
 use crate::status::StatusReport;
@@ -100,6 +102,7 @@ impl Store {
         core.tasks.spawn(Rc::clone(&core).run_commits());
         core.tasks.spawn(Rc::clone(&core).run_interval());
         core.tasks.spawn(Rc::clone(&core).run_checkpoints());
+        core.tasks.spawn(Rc::clone(&core).run_merges());
         core.tasks.spawn(Rc::clone(&core).run_cleaning());
         Ok(Self { core, recovery })
     }
@@ -122,6 +125,7 @@ impl Store {
         self.core.closing.set();
         self.core.commit_wanted.notify_one();
         self.core.checkpoint_wanted.notify_one();
+        self.core.merges_wanted.notify_one();
         if result.is_ok() {
             keep::forget(&self.core.engine, self.core.volume);
         }
@@ -133,6 +137,16 @@ impl Store {
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
         let core = Rc::clone(&self.core);
         self.core.complete("checkpoint", async move { core.checkpoint(true).await }).await
+    }
+
+    /// Has every change meet what it displaced, so that counts of blocks are exact and the space of what was deleted is free.
+    pub async fn reclaim(&self) -> Result<(), StoreError> {
+        let core = Rc::clone(&self.core);
+        let work = async move {
+            core.reclaim(Reclaim::Pages).await?;
+            core.checkpoint(true).await
+        };
+        self.core.complete("reclaim", work).await
     }
 
     pub fn volume_id(&self) -> VolumeId {
@@ -157,7 +171,7 @@ impl Volume for Store {
     type Reservation = Reservation;
 
     async fn get(&self, tree: TreeId, key: Key) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.core.state().maps.get(tree, key).map(<[u8]>::to_vec))
+        self.core.maps().get(&Pages::new(&self.core.object), tree, key).await
     }
 
     async fn scan(
@@ -167,7 +181,7 @@ impl Volume for Store {
         to: Key,
         limit: usize,
     ) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
-        Ok(self.core.state().maps.scan(tree, from, to, limit))
+        self.core.maps().scan(&Pages::new(&self.core.object), tree, from, to, limit).await
     }
 
     async fn read(
@@ -180,7 +194,7 @@ impl Volume for Store {
     }
 
     async fn next_extent(&self, object: ObjectId, from: LogicalBlock) -> Result<Option<Extent>, StoreError> {
-        Ok(self.core.state().maps.next_extent(object, from))
+        self.core.maps().next_extent(&Pages::new(&self.core.object), object, from).await
     }
 
     async fn begin(&self, cost: Cost) -> Result<Transaction<Reservation>, StoreError> {
@@ -195,11 +209,29 @@ impl Volume for Store {
         self.stage_blocks(&mut transaction.reservation, &data).await
     }
 
+    async fn shift(
+        &self,
+        transaction: &mut Transaction<Reservation>,
+        object: ObjectId,
+        from: LogicalBlock,
+        to: LogicalBlock,
+        len_blocks: u64,
+    ) -> Result<(), StoreError> {
+        let pages = Pages::new(&self.core.object);
+        let steps = self.core.maps().shift_steps(&pages, object, from, to, len_blocks).await?;
+        transaction.push_shift(object, from, to, len_blocks, steps);
+        Ok(())
+    }
+
     fn apply(&self, mut transaction: Transaction<Reservation>) -> Result<(), StoreError> {
         let changes = std::mem::take(&mut transaction.changes);
         let (large, waiting) = {
             let mut state = self.core.state_mut();
             state.apply(changes, &mut transaction.reservation)?;
+            if state.maps.memory_is_full() {
+                self.core.maps_wanted.set(true);
+                self.core.checkpoint_wanted.notify_one();
+            }
             (state.pending_is_large(), state.banks.values().any(|bank| bank.sealed && bank.is_gathering()))
         };
         if waiting {
@@ -225,6 +257,6 @@ impl Volume for Store {
     }
 
     fn space(&self) -> SpaceReport {
-        self.core.state_mut().space(self.core.memory_bytes)
+        self.core.state().space()
     }
 }

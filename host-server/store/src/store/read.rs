@@ -13,9 +13,13 @@ use crate::error::{ErrorKind, StoreError};
 use crate::limits::CACHED_READ_BLOCKS_MAX;
 use crate::map::Content;
 use crate::object::{Fetched, PartialRead};
+use crate::pages::Pages;
 use crate::segment::table::SegmentPin;
 use crate::state::State;
 use crate::volume::ReadPiece;
+
+/// So often is a range looked up of which something lies nowhere: others may overwrite it meanwhile.
+const LOOKUPS_MAX: u32 = 8;
 
 /// What a read finds before it goes to the devices.
 enum Found {
@@ -133,7 +137,7 @@ impl Store {
         for chunk in &arrival.held {
             chunk.filled().await;
         }
-        let found = self.find(object, start, len_blocks, &arrival.held)?;
+        let found = self.find(object, start, len_blocks, &arrival.held).await?;
         let mut pieces = Vec::with_capacity(found.len());
         for (found, fetched) in self.fetch_all(object, found).await {
             match found {
@@ -155,7 +159,7 @@ impl Store {
     /// Reads a range for those who will come for it. What fails is left to them.
     async fn read_ahead(&self, object: ObjectId, chunk: Rc<Chunk>) {
         let filling = self.core.ahead.begin(Rc::clone(&chunk));
-        let Ok(found) = self.find(object, chunk.start, chunk.len_blocks, &[]) else { return };
+        let Ok(found) = self.find(object, chunk.start, chunk.len_blocks, &[]).await else { return };
         let mut runs = Vec::new();
         for (found, fetched) in self.fetch_all(object, found).await {
             if let (Found::Stored(run), Ok(slices)) = (found, fetched) {
@@ -165,30 +169,47 @@ impl Store {
         filling.fill(runs);
     }
 
-    fn find(
+    /// Looks a range up and keeps the segments that it lies in.
+    async fn find(
         &self,
         object: ObjectId,
         start: LogicalBlock,
         len_blocks: u64,
         held: &[Rc<Chunk>],
     ) -> Result<Vec<Found>, StoreError> {
-        let state = self.core.state();
-        let mut finder = Finder { state: &state, cache: &self.core.cache, held, found: Vec::new() };
-        for piece in state.maps.lookup(object, start, len_blocks) {
-            match piece.content {
-                Content::Hole => finder.found.push(Found::Hole { len_blocks: piece.len_blocks }),
-                Content::Unborn { middle } => {
-                    let place = format!("block {} of object {object}", piece.start);
-                    let what = format!("middle address {middle} lies nowhere");
-                    return Err(StoreError::new(ErrorKind::Damaged, "read", place, what)
-                        .advice("run `ringfort volume check`"));
-                }
-                Content::Data { middle, physical, checksums } => {
-                    finder.add_data(middle, physical, &checksums);
+        let pages = Pages::new(&self.core.object);
+        let mut attempts = 0;
+        loop {
+            let freed = self.core.state().counters.freed_segments;
+            let pieces = self.core.maps().lookup(&pages, object, start, len_blocks).await?;
+            let state = self.core.state();
+            let lost = pieces.iter().find_map(|piece| match piece.content {
+                Content::Lost { middle } => Some((piece.start, middle)),
+                _ => None,
+            });
+            attempts += 1;
+            // What was overwritten while it was looked up is looked up again; so is what may lie in a segment that has got another life.
+            if let Some((block, middle)) = lost.filter(|_| attempts == LOOKUPS_MAX) {
+                let place = format!("block {block} of object {object}");
+                let what = format!("middle address {middle} lies nowhere");
+                return Err(StoreError::new(ErrorKind::Damaged, "read", place, what)
+                    .advice("run `ringfort volume check`"));
+            }
+            if lost.is_some() || state.counters.freed_segments != freed {
+                continue;
+            }
+            let mut finder = Finder { state: &state, cache: &self.core.cache, held, found: Vec::new() };
+            for piece in pieces {
+                match piece.content {
+                    Content::Hole => finder.found.push(Found::Hole { len_blocks: piece.len_blocks }),
+                    Content::Data { middle, physical, checksums } => {
+                        finder.add_data(middle, physical, &checksums);
+                    }
+                    Content::Lost { .. } => unreachable!("asked above"),
                 }
             }
+            return Ok(finder.found);
         }
-        Ok(finder.found)
     }
 
     /// Reads what is stored, all at once; nothing for the rest.

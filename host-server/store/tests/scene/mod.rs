@@ -119,7 +119,7 @@ pub async fn shift(store: &Store, object: u64, from: u64, to: u64, len: u64) -> 
     // Room for an extent a block is more than a small log promises; there are fewer.
     let cost = Cost { data_blocks: 0, entries: shift_entries(len.min(500)), frees_space: true };
     let mut transaction = store.begin(cost).await?;
-    transaction.shift(ObjectId(object), LogicalBlock(from), LogicalBlock(to), len);
+    store.shift(&mut transaction, ObjectId(object), LogicalBlock(from), LogicalBlock(to), len).await?;
     store.apply(transaction)
 }
 
