@@ -224,6 +224,11 @@ impl<V: Volume> Mount<V> {
 
     /// Applies the changes to the volume, then to memory.
     pub fn commit(&self, mut batch: Batch<V>) -> Result<()> {
+        let mapped = |inode: &Inode, metadata: &Metadata| {
+            metadata.allocated_blocks as i64 - inode.metadata().allocated_blocks as i64
+        };
+        let change = batch.updates.iter().map(|(inode, metadata)| mapped(inode, metadata)).sum();
+        batch.transaction.note_mapped(change);
         for (inode, metadata) in &batch.updates {
             batch.transaction.put(format::INODES, Key::new(inode.number, 0), metadata.encode());
         }

@@ -39,7 +39,7 @@ pub fn label(bytes: &[u8]) {
     for block in [bytes.to_vec(), sealed(Kind::ComponentLabel, bytes, LABEL_BYTES)] {
         if let Ok(label) = Label::decode(&block) {
             let encoded = label.encode();
-            let body = |block| open(block, Kind::ComponentLabel, 1, None).map(|opened| opened.body.to_vec());
+            let body = |block| open(block, Kind::ComponentLabel, 2, None).map(|opened| opened.body.to_vec());
             assert_eq!(body(&encoded), body(&block));
         }
     }

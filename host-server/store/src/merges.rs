@@ -7,6 +7,9 @@ use crate::error::StoreError;
 use crate::map::Reclaim;
 use crate::pages::Pages;
 
+/// When this part of the volume is known to be dead and counts as live, tables merge for its sake.
+const UNMET_PART: u64 = 64;
+
 impl Core {
     /// The task that merges when there are too many tables.
     pub async fn run_merges(self: Rc<Self>) {
@@ -24,11 +27,14 @@ impl Core {
 
     async fn merge_what_is_due(&self) -> Result<(), StoreError> {
         let maps = self.maps();
-        while maps.wants_merge() && !self.closing.is_set() {
+        while (maps.wants_merge() || self.holds_back_blocks()) && !self.closing.is_set() {
             let merged = {
                 let _edit = self.edit_turn.lock().await;
                 let pages = Pages::new(&self.object);
-                let merged = maps.merge_piece(&pages).await?;
+                let merged = match maps.merge_piece(&pages).await? {
+                    true => true,
+                    false => maps.reclaim_piece(&pages, Reclaim::Blocks).await?,
+                };
                 self.state_mut().counters.page_bytes += pages.take_written_bytes();
                 merged
             };
@@ -42,6 +48,13 @@ impl Core {
             self.engine.yield_now().await;
         }
         Ok(())
+    }
+
+    /// Whether so many blocks are known to have died that tables which have them should merge for that alone.
+    fn holds_back_blocks(&self) -> bool {
+        let state = self.state();
+        let many_blocks = state.geometry.blocks_per_segment().max(state.root.total_blocks / UNMET_PART);
+        state.maps.unmet_blocks() >= many_blocks && state.maps.may_reclaim(Reclaim::Blocks)
     }
 
     fn report_failed_merge(&self, error: &StoreError) {

@@ -121,6 +121,8 @@ pub(crate) struct WrittenRun {
 #[derive(Debug)]
 pub struct Transaction<R> {
     pub(crate) changes: Vec<Change>,
+    /// How many blocks more are mapped afterwards, where the caller knows.
+    pub(crate) mapped_blocks: Option<i64>,
     /// Returned to the volume when dropped.
     #[allow(dead_code)]
     pub(crate) reservation: R,
@@ -151,7 +153,7 @@ pub const fn shift_entries(extents: u64) -> u64 {
 
 impl<R> Transaction<R> {
     pub(crate) fn new(reservation: R) -> Self {
-        Self { changes: Vec::new(), reservation }
+        Self { changes: Vec::new(), mapped_blocks: None, reservation }
     }
 
     /// Sets an entry. `value` is at most [`VALUE_BYTES_MAX`] long.
@@ -168,6 +170,12 @@ impl<R> Transaction<R> {
     /// Maps staged contents at `start`.
     pub fn write(&mut self, object: ObjectId, start: LogicalBlock, blocks: StagedBlocks) {
         self.changes.push(Change::Write { object, start, blocks });
+    }
+
+    /// Tells by how many the transaction changes the number of blocks that objects have. Without that, blocks that it overwrites or
+    /// unmaps count as used until the change has met what it displaces.
+    pub fn note_mapped(&mut self, change_blocks: i64) {
+        self.mapped_blocks = Some(change_blocks);
     }
 
     /// Turns a range into a hole.

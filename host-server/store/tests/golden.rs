@@ -125,6 +125,15 @@ fn entries() -> Vec<(&'static str, Entry)> {
             },
         ),
         (
+            "share",
+            Entry::Share {
+                object: ObjectId(5),
+                start: LogicalBlock(6),
+                middle: MiddleAddress(9),
+                len_blocks: 3,
+            },
+        ),
+        (
             "move",
             Entry::Move {
                 middle: MiddleAddress(9),

@@ -97,7 +97,7 @@ fn a_root_that_one_mirror_alone_has_is_on_all_before_the_next_one_is_written() {
     let (mut alone, mut torn) = (0, 0);
     for seed in 0..1000_u64 {
         let world = world_with(seed, &create_options());
-        let (volume, synced) = checkpoint_until_crash(&world, 300 + seed % 120);
+        let (volume, synced) = checkpoint_until_crash(&world, 150 + seed % 250);
         world.restart(CrashMode::PowerLoss, seed);
         let newest: Vec<u64> = (0..3).map(|mirror| newest_root(&world, mirror, volume)).collect();
         let highest = newest.iter().copied().max().unwrap();

@@ -67,14 +67,14 @@ pub fn page_of(hash: u64, pages: usize) -> usize {
 
 /// The block of a hash, in a page, and the bits of it.
 #[inline]
-fn place(hash: u64) -> (usize, [u8; BITS_SET as usize]) {
+fn place(hash: u64) -> (usize, [u16; BITS_SET as usize]) {
     // Other bits than those which have chosen the page.
     let spread = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let block = ((spread & 0xffff_ffff) * BLOCKS) >> 32;
     let mut bits = [0; BITS_SET as usize];
     let mut rest = hash.rotate_left(25).wrapping_mul(0xd6e8_feb8_6659_fd93);
     for bit in &mut bits {
-        *bit = (rest >> 55) as u8;
+        *bit = (rest >> 55) as u16;
         rest = rest.rotate_left(9);
     }
     (HEADER_BYTES + block as usize * BLOCK_BYTES, bits)

@@ -20,7 +20,7 @@ mod tests;
 mod upgrade;
 mod usage;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 pub use message::Message;
@@ -144,6 +144,9 @@ pub struct Maps {
     merge: MergeStore<Rules>,
     catalogue: RefCell<KeyValue>,
     shape: MapsShape,
+    /// No more blocks than this are mapped, as those know who map and unmap them. Counts of live blocks come down to it as
+    /// everything merges.
+    mapped_blocks: Cell<u64>,
 }
 
 impl Maps {
@@ -158,7 +161,7 @@ impl Maps {
         let options = shape.merge_options(allocator.page_count());
         let rules = Rules { segment_blocks: shape.segment_blocks };
         let merge = MergeStore::new(volume, rules, options, allocator);
-        Self { merge, catalogue: RefCell::new(kv), shape }
+        Self { merge, catalogue: RefCell::new(kv), shape, mapped_blocks: Cell::new(0) }
     }
 
     /// Reads the catalogue that the checkpoint behind `roots` left. Tables are verified when they are read. Maps of earlier releases are taken into memory
@@ -181,6 +184,7 @@ impl Maps {
         let maps = Self::over(volume, kv, shape);
         tables.into_iter().for_each(|(tree, levels)| maps.merge.restore(tree, levels));
         maps.merge.restore_items(earlier);
+        maps.mapped_blocks.set(maps.counted_blocks());
         Ok(maps)
     }
 
@@ -209,6 +213,8 @@ impl Maps {
         let mut kv = self.catalogue.borrow_mut();
         catalogue::note_edit(&mut kv, &edit, |tree| self.merge.levels(tree));
         self.merge.install(edit, kv.generation());
+        drop(kv);
+        self.mapped_blocks.set(self.live_blocks_in_all());
     }
 
     /// Merges one piece of what is too many tables. False where nothing is, or where there are no pages for it before the next checkpoint.
@@ -305,8 +311,23 @@ impl Maps {
         u64::try_from(count).unwrap_or(0)
     }
 
-    /// The same of the volume.
+    /// Live blocks of the volume, those left out of which it is known that they have died.
     pub fn live_blocks_in_all(&self) -> u64 {
+        self.counted_blocks().min(self.mapped_blocks.get())
+    }
+
+    /// Notes how many blocks more, or fewer, are mapped.
+    pub fn note_mapped(&self, change_blocks: i64) {
+        self.mapped_blocks.set(self.mapped_blocks.get().saturating_add_signed(change_blocks));
+    }
+
+    /// Blocks that have died without having met what ended them, as far as is known.
+    pub fn unmet_blocks(&self) -> u64 {
+        self.counted_blocks() - self.live_blocks_in_all()
+    }
+
+    /// The sum of all counts of live blocks.
+    fn counted_blocks(&self) -> u64 {
         let mut count = 0;
         usage::visit_segments(&self.catalogue.borrow(), |_, live_blocks| count += live_blocks);
         self.merge.visit_memory(tree::USAGE, |item| count += decode_signed(item.number));

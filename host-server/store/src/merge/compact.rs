@@ -82,6 +82,7 @@ impl<M: Meaning> MergeStore<M> {
         let mut sweep = Sweep::new(tree, runs.len(), is_bottom);
         let (mut output, mut effects) = (Output::new(self, tree), Memory::default());
         let (mut left, mut fired, mut steps) = (Vec::new(), Fired::new(), 0);
+        let mut merged_steps = 0;
         // All keys up to this one have merged.
         let mut done: Option<(u64, u64)> = None;
         loop {
@@ -93,6 +94,7 @@ impl<M: Meaning> MergeStore<M> {
                 Step::Merged => {
                     done = sweep.passed();
                     output.push(&mut left);
+                    merged_steps += 1;
                 }
                 Step::Needs(source) => match runs[source].next(&reader).await? {
                     Some(item) => sweep.feed(source, item),
@@ -102,7 +104,7 @@ impl<M: Meaning> MergeStore<M> {
             fired.drain(..).for_each(|(tree, item)| effects.apply(&self.meaning, tree, item));
             steps += 1;
             if output.page_count() >= self.options.piece_pages
-                || steps >= self.options.piece_pages * STEPS_PER_PAGE && done.is_some()
+                || merged_steps >= self.options.piece_pages * STEPS_PER_PAGE
             {
                 break;
             }

@@ -5,7 +5,6 @@ use std::rc::Rc;
 use super::item::{Item, decode_signed};
 use super::read::Bounds;
 use super::store::{MergeOptions, MergeStore};
-use super::table::LEAVES_MAX;
 use super::testing::{LOGICAL, MIDDLE, Maps, Model, USAGE, VALUES, fired_by_birth};
 use crate::address::{MetadataAddress, VolumeId};
 use crate::format::page::PAGE_BYTES;
@@ -40,8 +39,8 @@ impl Volume {
             cache_bytes: 8 * PAGE_BYTES,
             newest_runs: 2,
             first_level_pages: 4,
-            piece_pages: 3,
-            table_leaves: LEAVES_MAX,
+            piece_pages: 8,
+            table_leaves: 4,
         };
         Self {
             store: MergeStore::new(VolumeId(3), Maps::default(), options, Rc::clone(&allocator)),

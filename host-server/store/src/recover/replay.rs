@@ -231,6 +231,9 @@ impl State {
             let steps = self.maps.shift_steps(pages, object, from, to, len_blocks).await?;
             shift_entries(object, steps).for_each(|entry| self.merge_entry(&entry));
         } else {
+            if let Entry::Write(run) = entry {
+                self.maps.note_mapped(run.checksums.len() as i64);
+            }
             self.merge_entry(entry);
         }
         Ok(())

@@ -89,9 +89,15 @@ impl State {
     }
 
     /// Applies a transaction. Fails only if the volume has failed.
-    pub fn apply(&mut self, changes: Vec<Change>, reservation: &mut Reservation) -> Result<u64, StoreError> {
+    pub fn apply(
+        &mut self,
+        changes: Vec<Change>,
+        mapped_blocks: Option<i64>,
+        reservation: &mut Reservation,
+    ) -> Result<u64, StoreError> {
         self.check_alive()?;
         self.check_room(&changes)?;
+        let user_bytes = self.counters.user_bytes;
         let mut entries = Vec::with_capacity(changes.len());
         let mut bank_runs = Vec::new();
         for change in changes {
@@ -123,6 +129,8 @@ impl State {
             }
         }
         self.counters.transactions += 1;
+        let written_blocks = (self.counters.user_bytes - user_bytes) / BLOCK_BYTES as u64;
+        self.maps.note_mapped(mapped_blocks.unwrap_or(written_blocks as i64));
         Ok(self.append_frame(&entries, bank_runs))
     }
 

@@ -227,7 +227,7 @@ impl Volume for Store {
         let changes = std::mem::take(&mut transaction.changes);
         let (large, waiting) = {
             let mut state = self.core.state_mut();
-            state.apply(changes, &mut transaction.reservation)?;
+            state.apply(changes, transaction.mapped_blocks, &mut transaction.reservation)?;
             if state.maps.memory_is_full() {
                 self.core.maps_wanted.set(true);
                 self.core.checkpoint_wanted.notify_one();

@@ -104,6 +104,8 @@ pub async fn write(store: &Store, object: u64, start: u64, contents: &[u64]) -> 
     let mut transaction = store.begin(cost).await?;
     let data = contents.iter().map(|content| block(*content)).collect();
     let staged = store.stage(&mut transaction, data).await?;
+    let before = mapped(store, object, start, contents.len() as u64).await?;
+    transaction.note_mapped(contents.len() as i64 - before as i64);
     transaction.write(ObjectId(object), LogicalBlock(start), staged);
     store.apply(transaction)
 }
@@ -111,8 +113,22 @@ pub async fn write(store: &Store, object: u64, start: u64, contents: &[u64]) -> 
 pub async fn unmap(store: &Store, object: u64, start: u64, len: u64) -> Result<(), StoreError> {
     let cost = Cost { data_blocks: 0, entries: 1, frees_space: true };
     let mut transaction = store.begin(cost).await?;
+    transaction.note_mapped(-(mapped(store, object, start, len).await? as i64));
     transaction.unmap(ObjectId(object), LogicalBlock(start), len);
     store.apply(transaction)
+}
+
+/// Blocks of a range that are mapped.
+async fn mapped(store: &Store, object: u64, start: u64, len: u64) -> Result<u64, StoreError> {
+    let (mut at, end, mut count) = (start, start.saturating_add(len), 0);
+    while let Some(extent) = store.next_extent(ObjectId(object), LogicalBlock(at)).await? {
+        if extent.start.0 >= end {
+            break;
+        }
+        at = (extent.start.0 + extent.len_blocks).min(end);
+        count += at - extent.start.0;
+    }
+    Ok(count)
 }
 
 pub async fn shift(store: &Store, object: u64, from: u64, to: u64, len: u64) -> Result<(), StoreError> {

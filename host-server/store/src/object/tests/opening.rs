@@ -310,7 +310,7 @@ fn a_label_of_a_later_release_is_refused() {
     crate::format::envelope::seal(
         &mut block,
         crate::format::envelope::Kind::ComponentLabel,
-        2,
+        3,
         label.volume,
         body_bytes,
     );
@@ -320,7 +320,7 @@ fn a_label_of_a_later_release_is_refused() {
             let error = open(&engine, &geometry, WRITE).await.map(drop).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Incompatible);
             assert!(
-                error.to_string().contains("disk5") && error.to_string().contains("version 2"),
+                error.to_string().contains("disk5") && error.to_string().contains("version 3"),
                 "{error}"
             );
         })
