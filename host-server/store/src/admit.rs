@@ -126,7 +126,13 @@ impl State {
     /// Pages that ordinary transactions leave, so that the largest one which gives space back still fits.
     fn page_reserve(&self) -> usize {
         let freeing = Cost { data_blocks: 1, entries: FREEING_ENTRIES_MAX, frees_space: true };
-        self.pages_of(Demand::from(&freeing)) + self.maps.allocator().page_count() / PAGE_RESERVE_PART
+        let removals = self.maps.allocator().page_count() / PAGE_RESERVE_PART;
+        self.pages_of(Demand::from(&freeing)) + removals + self.maps.merge_page_bound()
+    }
+
+    /// Pages that transactions which have begun may still need.
+    pub fn promised_pages(&self) -> usize {
+        self.pages_of(Demand::promised(self))
     }
 
     /// Pages that an ordinary transaction would find after a checkpoint; `None` where they would not do even for a small one.
@@ -160,9 +166,9 @@ impl State {
 /// How long a transaction goes on hoping although space is short.
 #[derive(Default)]
 struct Patience {
-    /// The count of checkpoints at which no more space can be hoped for.
-    last_checkpoint: Option<u64>,
-    /// The same of rounds of cleaning that gave nothing.
+    /// The count of merges of everything at which no more pages can be hoped for.
+    last_reclaim: Option<u64>,
+    /// The same of rounds of cleaning that gave nothing, and of blocks.
     last_fruitless: Option<u64>,
     /// So often has that been put off because space was being given back.
     put_off: u32,
@@ -242,8 +248,7 @@ impl Core {
                     if self.state().counters.checkpoints >= last_checkpoint {
                         return Err(self.no_space(Obstacle::Metadata));
                     }
-                    self.maps_wanted.set(true);
-                    self.checkpoint_wanted.notify_one();
+                    self.ask_for_checkpoint_of_maps();
                 }
                 Some(obstacle @ (Obstacle::Memory | Obstacle::Merges)) => self.ask_maps(obstacle),
                 Some(Obstacle::Log) => self.checkpoint_wanted.notify_one(),
@@ -308,7 +313,7 @@ impl Core {
         if !matches!(alone, Some(Obstacle::Data | Obstacle::Metadata)) {
             // Promises alone are in the way. They are kept or given back soon, unless whoever holds one waits for this transaction.
             let (now, applied) = (self.engine.monotonic(), self.state().last_transaction());
-            (patience.last_checkpoint, patience.last_fruitless) = (None, None);
+            (patience.last_reclaim, patience.last_fruitless) = (None, None);
             return match patience.crowded_since {
                 Some((since, then)) if then == applied => now - since < PROMISES_WAIT,
                 _ => {
@@ -318,15 +323,14 @@ impl Core {
             };
         }
         let is_data = alone == Some(Obstacle::Data);
-        // Cleaning finds what has died, and ends with a checkpoint; other space comes back with one: once for what has died, once more
-        // for what the first one emptied. One that is under way may have looked too early.
+        // Cleaning finds which blocks have died, merges find which pages have: twice, since what is under way may have looked too early, and
+        // pages of the first come back when the second begins.
         let (done, last) = if is_data {
-            let fruitless = self.pace.fruitless_rounds();
-            (fruitless, &mut patience.last_fruitless)
+            (self.pace.fruitless_rounds(), &mut patience.last_fruitless)
         } else {
-            (self.state().counters.checkpoints, &mut patience.last_checkpoint)
+            (self.reclaims.get(), &mut patience.last_reclaim)
         };
-        let under_way = u64::from(!is_data && self.checkpoint_turn.try_lock().is_none());
+        let under_way = u64::from(!is_data && self.reclaim_from.get().is_some());
         if done >= *last.get_or_insert(done + 2 + under_way) {
             let frees_wait = {
                 let state = self.state();
@@ -341,8 +345,7 @@ impl Core {
         if is_data {
             self.pace.ask();
         } else {
-            self.reclaim_wanted.set(true);
-            self.checkpoint_wanted.notify_one();
+            self.ask_for_pages();
         }
         true
     }
@@ -350,8 +353,7 @@ impl Core {
     /// Has the maps do what changes wait for.
     fn ask_maps(&self, obstacle: Obstacle) {
         if obstacle == Obstacle::Memory {
-            self.maps_wanted.set(true);
-            self.checkpoint_wanted.notify_one();
+            self.ask_for_checkpoint_of_maps();
         } else {
             self.merges_wanted.notify_one();
         }

@@ -29,7 +29,7 @@ use crate::format::root::{ROOT_SLOT_BYTES, Root};
 use crate::format::segment::{SegmentEntry, StripeSummary};
 use crate::limits::MIDDLE_RESERVE;
 use crate::log::ring::{RecordContent, ReplayPoint, body_blocks};
-use crate::map::{Message, Reclaim, tree};
+use crate::map::{Message, tree};
 use crate::pages::Pages;
 use crate::segment::heat::Heat;
 use crate::segment::table::{Class, Segment, SegmentState};
@@ -349,10 +349,9 @@ impl Core {
             if self.closing.is_set() {
                 break;
             }
-            let result = match (self.reclaim_wanted.take(), self.maps_wanted.take()) {
-                (true, _) => self.reclaim(Reclaim::Pages).await,
-                (false, true) => self.checkpoint(false).await,
-                (false, false) => self.relieve_log().await,
+            let result = match self.maps_wanted.take() {
+                true => self.checkpoint(false).await,
+                false => self.relieve_log().await,
             };
             if result.is_err() {
                 break;

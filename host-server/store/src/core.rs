@@ -41,8 +41,10 @@ pub(crate) struct Core {
     pub checkpoint_wanted: Notify,
     /// The next checkpoint is to be one of the maps: space is short.
     pub maps_wanted: Cell<bool>,
-    /// And everything is to merge with it.
-    pub reclaim_wanted: Cell<bool>,
+    /// Everything that was sent before is to merge, which it can from this count of checkpoints on.
+    pub reclaim_from: Cell<Option<u64>>,
+    /// So often has everything merged, or was found not to.
+    pub reclaims: Cell<u64>,
     /// A commit or bank flush has ended or a reservation was given back: durable transaction, log, banks, room or failure
     /// have changed.
     pub progress: Rc<Notify>,
@@ -82,7 +84,8 @@ impl Core {
             edit_turn: Mutex::new(()),
             merges_wanted: Notify::new(),
             merges_failed: Cell::new(false),
-            reclaim_wanted: Cell::new(false),
+            reclaim_from: Cell::new(None),
+            reclaims: Cell::new(0),
             commit_wanted: Notify::new(),
             checkpoint_wanted: Notify::new(),
             clean_turn: Mutex::new(()),

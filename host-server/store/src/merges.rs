@@ -10,44 +10,105 @@ use crate::pages::Pages;
 /// When this part of the volume is known to be dead and counts as live, tables merge for its sake.
 const UNMET_PART: u64 = 64;
 
+/// Checkpoints that may free the pages which a merge lacks, before it is given up.
+const CHECKPOINTS_FOR_PAGES: u32 = 3;
+
+/// Why tables merge next.
+enum Due {
+    TooManyTables,
+    /// Of what they hide.
+    Space(Reclaim),
+}
+
 impl Core {
-    /// The task that merges when there are too many tables.
+    /// The task that merges when there are too many tables, or when what they hide is wanted.
     pub async fn run_merges(self: Rc<Self>) {
+        let mut without_pages = 0;
         loop {
             self.merges_wanted.notified().await;
             if self.closing.is_set() || self.state().failed.is_some() {
                 return;
             }
-            if let Err(error) = self.merge_what_is_due().await {
+            if let Err(error) = self.merge_what_is_due(&mut without_pages).await {
                 self.report_failed_merge(&error);
                 return;
             }
         }
     }
 
-    async fn merge_what_is_due(&self) -> Result<(), StoreError> {
+    /// `without_pages`: so often in turn was there no page for a merge, although checkpoints gave back what they could.
+    async fn merge_what_is_due(&self, without_pages: &mut u32) -> Result<(), StoreError> {
         let maps = self.maps();
-        while (maps.wants_merge() || self.holds_back_blocks()) && !self.closing.is_set() {
+        while !self.closing.is_set()
+            && let Some(due) = self.due_merge()
+        {
             let merged = {
                 let _edit = self.edit_turn.lock().await;
                 let pages = Pages::new(&self.object);
-                let merged = match maps.merge_piece(&pages).await? {
-                    true => true,
-                    false => maps.reclaim_piece(&pages, Reclaim::Blocks).await?,
+                let promised = self.state().promised_pages();
+                let merged = match due {
+                    Due::TooManyTables => maps.merge_piece(&pages, promised).await?,
+                    Due::Space(what) => maps.reclaim_piece(&pages, what, promised).await?,
                 };
                 self.state_mut().counters.page_bytes += pages.take_written_bytes();
                 merged
             };
             self.progress.notify_all();
-            if !merged {
-                // Pages of what has merged are free after the next checkpoint, which comes back here.
-                self.maps_wanted.set(true);
-                self.checkpoint_wanted.notify_one();
-                break;
+            if merged {
+                *without_pages = 0;
+                self.engine.yield_now().await;
+                continue;
             }
-            self.engine.yield_now().await;
+            // Pages of what has merged are free after the next checkpoint, which comes back here.
+            *without_pages += 1;
+            if *without_pages < CHECKPOINTS_FOR_PAGES {
+                self.ask_for_checkpoint_of_maps();
+            } else {
+                self.end_reclaim();
+            }
+            break;
         }
         Ok(())
+    }
+
+    fn due_merge(&self) -> Option<Due> {
+        let maps = self.maps();
+        if maps.wants_merge() {
+            return Some(Due::TooManyTables);
+        }
+        if self.holds_back_blocks() {
+            return Some(Due::Space(Reclaim::Blocks));
+        }
+        let from = self.reclaim_from.get()?;
+        if maps.may_reclaim(Reclaim::Pages) {
+            return Some(Due::Space(Reclaim::Pages));
+        }
+        if self.state().counters.checkpoints >= from {
+            self.end_reclaim();
+        }
+        None
+    }
+
+    /// Has everything merge that was sent so far, in the background; [`Core::reclaims`] tells when that is done.
+    pub fn ask_for_pages(&self) {
+        if self.reclaim_from.get().is_none() {
+            let under_way = u64::from(self.checkpoint_turn.try_lock().is_none());
+            self.reclaim_from.set(Some(self.state().counters.checkpoints + under_way + 1));
+        }
+        self.ask_for_checkpoint_of_maps();
+        self.merges_wanted.notify_one();
+    }
+
+    fn end_reclaim(&self) {
+        if self.reclaim_from.take().is_some() {
+            self.reclaims.set(self.reclaims.get() + 1);
+            self.ask_for_checkpoint_of_maps();
+        }
+    }
+
+    pub fn ask_for_checkpoint_of_maps(&self) {
+        self.maps_wanted.set(true);
+        self.checkpoint_wanted.notify_one();
     }
 
     /// Whether so many blocks are known to have died that tables which have them should merge for that alone.
@@ -65,6 +126,7 @@ impl Core {
              start the server again; run `ringfort volume check` when the volume is not being served"
         );
         self.merges_failed.set(true);
+        self.end_reclaim();
         self.progress.notify_all();
     }
 
@@ -80,7 +142,8 @@ impl Core {
             let merged = {
                 let _edit = self.edit_turn.lock().await;
                 let pages = Pages::new(&self.object);
-                let merged = maps.reclaim_piece(&pages, what).await;
+                let promised = self.state().promised_pages();
+                let merged = maps.reclaim_piece(&pages, what, promised).await;
                 self.state_mut().counters.page_bytes += pages.take_written_bytes();
                 merged
             };

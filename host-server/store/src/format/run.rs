@@ -28,6 +28,9 @@ const EPOCH: usize = 3;
 const KIND: usize = 4;
 const NUMBER: usize = 5;
 
+/// What an item takes in a page beside its bytes, at most: full columns, and the end of its bytes.
+pub const ITEM_BYTES_MAX: usize = COLUMNS * size_of::<u64>() + 2;
+
 /// `item_bytes` where items have bytes of different lengths, whose ends follow the columns.
 const LISTED: u16 = u16::MAX;
 

@@ -28,7 +28,7 @@ pub use message::Message;
 use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, PhysicalBlock, SegmentId, VolumeId};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::page::{PAGE_CAPACITY_BYTES, Roots};
-use crate::format::run::{ItemKind, RunItem};
+use crate::format::run::{ITEM_BYTES_MAX, ItemKind, RunItem};
 use crate::kv::{KeyValue, PageAllocator, PageStore, Snapshot};
 use crate::limits::{MEMORY_TABLE_BYTES_MAX, MEMORY_TABLE_BYTES_MIN, MERGE_TABLE_LEAVES_MIN};
 use crate::merge::fold::Fired;
@@ -36,7 +36,7 @@ use crate::merge::item::decode_signed;
 use crate::merge::memory::Memory;
 use crate::merge::read::Bounds;
 use crate::merge::store::{MergeOptions, MergeStore};
-use crate::merge::table::LEAVES_MAX;
+use crate::merge::table::{LEAVES_MAX, page_bound, table_bound};
 use crate::volume::{Key, TreeId, VALUE_BYTES_MAX};
 use rules::Rules;
 
@@ -217,10 +217,15 @@ impl Maps {
         self.mapped_blocks.set(self.live_blocks_in_all());
     }
 
-    /// Merges one piece of what is too many tables. False where nothing is, or where there are no pages for it before the next checkpoint.
-    pub async fn merge_piece(&self, pages: &impl PageStore) -> Result<bool, StoreError> {
+    /// Merges one piece of what is too many tables. False where nothing is, or where there are no pages for it before the next checkpoint, `promised_pages`
+    /// left to others.
+    pub async fn merge_piece(
+        &self,
+        pages: &impl PageStore,
+        promised_pages: usize,
+    ) -> Result<bool, StoreError> {
         match self.merge.wants_merge() {
-            Some((tree, level)) => self.merge_one(pages, tree, level).await,
+            Some((tree, level)) => self.merge_one(pages, tree, level, promised_pages).await,
             None => Ok(false),
         }
     }
@@ -236,11 +241,17 @@ impl Maps {
         self.merge.wants_merge().is_some()
     }
 
-    /// Merges one piece of whatever may still displace blocks or end them. False where all have met, or where there are no pages for it before the next checkpoint.
-    pub async fn reclaim_piece(&self, pages: &impl PageStore, what: Reclaim) -> Result<bool, StoreError> {
+    /// Merges one piece of whatever may still displace blocks or end them. False where all have met, or where there are no pages for it as with
+    /// [`Maps::merge_piece`].
+    pub async fn reclaim_piece(
+        &self,
+        pages: &impl PageStore,
+        what: Reclaim,
+        promised_pages: usize,
+    ) -> Result<bool, StoreError> {
         let next = self.trees_of(what).find_map(|tree| Some((tree, self.unsettled_level(tree)?)));
         match next {
-            Some((tree, level)) => self.merge_one(pages, tree, level).await,
+            Some((tree, level)) => self.merge_one(pages, tree, level, promised_pages).await,
             None => Ok(false),
         }
     }
@@ -275,19 +286,26 @@ impl Maps {
         pages: &impl PageStore,
         tree: TreeId,
         level: usize,
+        promised_pages: usize,
     ) -> Result<bool, StoreError> {
-        if self.piece_page_bound() > self.merge.allocator().free_count() {
+        let needed_pages = self.checkpoint_page_bound() + promised_pages;
+        let free_pages = self.merge.allocator().free_count();
+        if needed_pages > free_pages {
             return Ok(false);
         }
-        let edit = self.merge.merge_piece(pages, tree, level).await?;
+        // Tables of which a part has merged keep all their pages until the rest has.
+        let options = self.merge.options();
+        let spare_pages = free_pages - needed_pages;
+        let runs_max = options.newest_runs + spare_pages / table_bound(options.table_leaves);
+        let edit = self.merge.merge_piece(pages, tree, level, runs_max).await?;
         self.install(edit);
         Ok(true)
     }
 
-    /// Pages that a piece of a merge takes, at most: what it writes, one table more, and what it fires.
-    fn piece_page_bound(&self) -> usize {
+    /// Pages that a merge of everything has in use at once beyond those that it begins with, at most, made of pieces for each of which there is room.
+    pub fn merge_page_bound(&self) -> usize {
         let options = self.merge.options();
-        options.piece_pages + 2 * options.table_leaves + 8
+        (options.newest_runs + 2) * table_bound(options.table_leaves)
     }
 
     /// The catalogue as it is, with the tables of every flush and merge so far.
@@ -412,18 +430,21 @@ impl Maps {
     /// Free pages that a checkpoint and the merges around it need which begin now, at most. Compare with [`PageAllocator::free_count`].
     pub fn checkpoint_page_bound(&self) -> usize {
         let kv = self.catalogue.borrow();
-        let flushed = self.merge.memory_bytes().div_ceil(PAGE_CAPACITY_BYTES) + PAGES_A_TREE * TREES;
+        let table_leaves = self.merge.options().table_leaves;
+        let flushed = page_bound(self.merge.encoded_bytes(), table_leaves) + PAGES_A_TREE * TREES;
         let catalogue = kv.dirty_page_bound() + kv.page_bound_of_changes(TREES + flushed / 8, VALUE_BYTES_MAX / 4);
-        flushed + catalogue + self.piece_page_bound()
+        flushed + catalogue + self.merge.piece_page_bound()
     }
 
     /// Free pages more that the checkpoint needs after `changes`.
     pub fn page_bound_of(&self, changes: &Changes) -> usize {
-        let long = changes.long_entries.saturating_mul((VALUE_BYTES_MAX + ITEM_BYTES) as u64);
+        const ITEM_BYTES: u64 = ITEM_BYTES_MAX as u64;
+        let long = changes.long_entries.saturating_mul(VALUE_BYTES_MAX as u64 + ITEM_BYTES);
         let short = changes.short_entries.saturating_add(changes.data_blocks.saturating_mul(2));
-        let summaries = changes.stripes.saturating_mul((changes.summary_bytes_max + ITEM_BYTES as u64) as u64);
-        let bytes = long.saturating_add(short.saturating_mul(ITEM_BYTES as u64)).saturating_add(summaries);
-        usize::try_from(bytes.div_ceil(PAGE_CAPACITY_BYTES as u64)).unwrap_or(usize::MAX / 4)
+        let summaries = changes.stripes.saturating_mul(changes.summary_bytes_max + ITEM_BYTES);
+        let bytes = long.saturating_add(short.saturating_mul(ITEM_BYTES)).saturating_add(summaries);
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).min(usize::MAX / 4);
+        page_bound(bytes, self.merge.options().table_leaves)
     }
 
     pub fn allocator(&self) -> &Rc<PageAllocator> {
@@ -444,9 +465,6 @@ pub struct Changes {
     pub stripes: u64,
     pub summary_bytes_max: u64,
 }
-
-/// What an item takes in a page beside its bytes, with its part of the filter and of the index.
-const ITEM_BYTES: usize = 64;
 
 /// Trees that a flush may make a run of.
 const TREES: usize = 10;

@@ -6,6 +6,7 @@ use super::memory::Memory;
 use super::read::{RunCursor, View};
 use super::store::{Edit, LEVEL_GROWTH, MergeStore};
 use super::sweep::{Step, Sweep};
+use super::table::{page_bound, table_bound};
 use super::write::Output;
 use crate::error::StoreError;
 use crate::kv::PageStore;
@@ -16,6 +17,9 @@ const SLICE_STEPS: usize = 512;
 
 /// A piece ends after so many stretches of keys for each page that it may write, where little is left of what it reads.
 const STEPS_PER_PAGE: usize = 2048;
+
+/// Trees in which merges of others can cause something.
+const CAUSED_TREES: usize = 3;
 
 impl<M: Meaning> MergeStore<M> {
     /// The tree and the level whose tables should merge with those below next, if any are too many.
@@ -37,22 +41,30 @@ impl<M: Meaning> MergeStore<M> {
         worst.map(|(_, tree, level)| (tree, level))
     }
 
-    /// Merges a piece of a level with what it meets in the one below.
+    /// Merges a piece of a level with what it meets in the one below. Of level 0, no more than `runs_max` runs take part.
     pub async fn merge_piece<P: PageStore>(
         &self,
         pages: &P,
         tree: TreeId,
         level: usize,
+        runs_max: usize,
     ) -> Result<Edit, StoreError> {
         let mut edit = Edit::default();
-        let result = self.merge_into(pages, tree, level, &mut edit).await;
+        let result = self.merge_into(pages, tree, level, runs_max, &mut edit).await;
         self.settle_failure(result, edit)
     }
 
-    /// What of a level merges next: all runs of level 0, one table of another.
-    fn choose(&self, levels: &Levels, tree: TreeId, level: usize) -> Vec<Vec<View>> {
+    /// Pages that a piece writes at most: those after which it ends, a table that is not complete then, and what one more step and the ends of the tables
+    /// of what it causes add.
+    pub fn piece_page_bound(&self) -> usize {
+        self.options.piece_pages + 2 * table_bound(self.options.table_leaves) + CAUSED_TREES * 3
+    }
+
+    /// What of a level merges next: the oldest runs of level 0, one table of another.
+    fn choose(&self, levels: &Levels, tree: TreeId, level: usize, runs_max: usize) -> Vec<Vec<View>> {
         if level == 0 {
-            return levels.newest.clone();
+            let newer = levels.newest.len().saturating_sub(runs_max);
+            return levels.newest[newer..].to_vec();
         }
         let Some(run) = levels.deeper.get(level - 1) else { return Vec::new() };
         let turn = self.turns.borrow().get(&(tree, level)).copied().unwrap_or_default();
@@ -65,10 +77,11 @@ impl<M: Meaning> MergeStore<M> {
         pages: &P,
         tree: TreeId,
         level: usize,
+        runs_max: usize,
         edit: &mut Edit,
     ) -> Result<(), StoreError> {
         let levels = self.levels(tree);
-        let upper = self.choose(&levels, tree, level);
+        let upper = self.choose(&levels, tree, level, runs_max);
         let Some(bounds) = upper.iter().flatten().map(|view| view.bounds).reduce(|a, b| a.with(&b)) else {
             return Ok(());
         };
@@ -103,7 +116,8 @@ impl<M: Meaning> MergeStore<M> {
             }
             fired.drain(..).for_each(|(tree, item)| effects.apply(&self.meaning, tree, item));
             steps += 1;
-            if output.page_count() >= self.options.piece_pages
+            let caused = page_bound(effects.encoded_bytes(), self.options.table_leaves);
+            if output.page_count() + caused >= self.options.piece_pages
                 || merged_steps >= self.options.piece_pages * STEPS_PER_PAGE
             {
                 break;

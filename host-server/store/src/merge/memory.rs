@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use super::fold::{Fired, Layer, Meaning, fold};
 use super::item::{Item, OwnedItem, continues, cut, extend};
-use crate::format::run::RunItem;
+use crate::format::run::{ITEM_BYTES_MAX, RunItem};
 use crate::volume::TreeId;
 
 /// What an item takes beyond its bytes, in nodes that are two thirds full.
@@ -30,6 +30,11 @@ impl Memory {
     /// What the items take.
     pub fn memory_bytes(&self) -> usize {
         self.item_count * ITEM_BYTES + self.byte_count
+    }
+
+    /// What the items take in pages, at most.
+    pub fn encoded_bytes(&self) -> usize {
+        self.item_count * ITEM_BYTES_MAX + self.byte_count
     }
 
     /// Takes in an item, and what follows from it.

@@ -29,7 +29,7 @@ pub struct MergeOptions {
     pub newest_runs: usize,
     /// Pages of level 1; each level below has [`LEVEL_GROWTH`] times as many.
     pub first_level_pages: u64,
-    /// Pages that one piece of a merge writes before it ends.
+    /// Pages that one piece of a merge writes before it ends, with those of what it causes elsewhere.
     pub piece_pages: usize,
     /// Leaves of a table, [`LEAVES_MAX`] at most.
     pub table_leaves: usize,
@@ -174,6 +174,12 @@ impl<M: Meaning> MergeStore<M> {
     pub fn memory_bytes(&self) -> usize {
         let frozen: usize = self.frozen.borrow().iter().map(|memory| memory.memory_bytes()).sum();
         self.memory.borrow().memory_bytes() + frozen
+    }
+
+    /// What the items in memory take in pages, at most, frozen ones included.
+    pub fn encoded_bytes(&self) -> usize {
+        let frozen: usize = self.frozen.borrow().iter().map(|memory| memory.encoded_bytes()).sum();
+        self.memory.borrow().encoded_bytes() + frozen
     }
 
     /// What the items take that have not been frozen.

@@ -88,8 +88,8 @@ impl Volume {
 
     /// Merges one piece; false where nothing wants to.
     fn merge(&self) -> bool {
-        let Some((tree, level)) = self.store.wants_merge() else { return false };
-        let edit = run(self.store.merge_piece(&self.pages, tree, level)).unwrap();
+        let Some((tree, level, usize::MAX)) = self.store.wants_merge() else { return false };
+        let edit = run(self.store.merge_piece(&self.pages, tree, level, usize::MAX)).unwrap();
         self.store.install(edit, 0);
         self.store.settle(0);
         true
@@ -198,7 +198,7 @@ fn what_merging_causes_is_counted_once() {
                     if !is_there || levels.is_lowest(level) && level > 0 {
                         break;
                     }
-                    let edit = run(volume.store.merge_piece(&volume.pages, tree, level)).unwrap();
+                    let edit = run(volume.store.merge_piece(&volume.pages, tree, level, usize::MAX)).unwrap();
                     volume.store.install(edit, 0);
                     volume.store.settle(0);
                 }
@@ -228,7 +228,7 @@ fn an_edit_that_fails_leaves_what_was() {
     volume.pages.fail_from.set(Some(volume.pages.writes.get() + 2));
     volume.store.freeze();
     assert!(run(volume.store.flush(&volume.pages)).is_err());
-    assert!(run(volume.store.merge_piece(&volume.pages, LOGICAL, 0)).is_err());
+    assert!(run(volume.store.merge_piece(&volume.pages, LOGICAL, 0, usize::MAX)).is_err());
     assert_eq!(volume.allocator.free_count(), free_count);
     volume.compare();
     volume.pages.fail_from.set(None);

@@ -7,9 +7,9 @@ use ringfort_engine::buffer::{Buffer, Slice};
 use super::item::OwnedItem;
 use crate::address::{MetadataAddress, VolumeId};
 use crate::format::filter;
-use crate::format::page::{PAGE_BYTES, PagePointer};
-use crate::format::run::{ItemKind, RunIdentity, RunItem, RunPageBuilder};
-use crate::volume::TreeId;
+use crate::format::page::{PAGE_BYTES, PAGE_CAPACITY_BYTES, PagePointer};
+use crate::format::run::{ITEM_BYTES_MAX, ItemKind, RunIdentity, RunItem, RunPageBuilder};
+use crate::volume::{TreeId, VALUE_BYTES_MAX};
 
 /// Leaves of a table: 4 MiB, so that merging one takes a bounded time, and few enough that one page indexes them.
 pub const LEAVES_MAX: usize = 256;
@@ -99,6 +99,21 @@ pub fn filter_hash(hi: u64, lo: u64, by_chunks: bool) -> u64 {
 
 /// An item that covers more chunks than this is not in the filter by them: the table has none then.
 const FILTERED_CHUNKS_MAX: u64 = 1024;
+
+/// A filter that takes more than this part of the leaves is not worth its pages: items cover so much that there are few of them.
+const FILTER_PART: usize = 4;
+
+/// Pages of tables, at most, that hold items of so many encoded bytes, no more of them than leaves in a table.
+pub fn page_bound(encoded_bytes: usize, table_leaves: usize) -> usize {
+    // The next item does not fit into a leaf that is complete.
+    let leaves = encoded_bytes.div_ceil(PAGE_CAPACITY_BYTES - VALUE_BYTES_MAX - ITEM_BYTES_MAX);
+    leaves + leaves.div_ceil(table_leaves) * (table_bound(table_leaves) - table_leaves)
+}
+
+/// Pages of one table, at most: leaves, index and filter.
+pub fn table_bound(leaves: usize) -> usize {
+    leaves + 1 + (leaves / FILTER_PART).max(1)
+}
 
 /// Makes the pages of a table of items that come in order.
 pub struct TableWriter {
@@ -192,7 +207,9 @@ impl TableWriter {
         let (index, index_checksum) = self.seal(1);
         self.pages.push(index);
         let RunIdentity { volume, table: number, tree, .. } = self.identity;
-        let filter = self.hashes.map(|hashes| filter::encode(&hashes, volume, number)).unwrap_or_default();
+        let filter_pages_max = (leaf_count as usize / FILTER_PART).max(1);
+        let hashes = self.hashes.filter(|hashes| filter::page_count(hashes.len()) <= filter_pages_max);
+        let filter = hashes.map(|hashes| filter::encode(&hashes, volume, number)).unwrap_or_default();
         let filter_checksums = filter.iter().map(|(_, checksum)| *checksum).collect();
         self.pages.extend(filter.iter().map(|(page, _)| Slice::copy_of(page)));
         let table = Table {
