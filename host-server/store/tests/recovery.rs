@@ -97,7 +97,7 @@ fn a_root_that_one_mirror_alone_has_is_on_all_before_the_next_one_is_written() {
     let (mut alone, mut torn) = (0, 0);
     for seed in 0..1000_u64 {
         let world = world_with(seed, &create_options());
-        let (volume, synced) = checkpoint_until_crash(&world, 150 + seed % 250);
+        let (volume, synced) = checkpoint_until_crash(&world, 150 + 2 * seed);
         world.restart(CrashMode::PowerLoss, seed);
         let newest: Vec<u64> = (0..3).map(|mirror| newest_root(&world, mirror, volume)).collect();
         let highest = newest.iter().copied().max().unwrap();
@@ -108,7 +108,7 @@ fn a_root_that_one_mirror_alone_has_is_on_all_before_the_next_one_is_written() {
         }
         alone += 1;
         let slot = (highest + 1) % 2;
-        for point in 30..80 {
+        for point in 30..180 {
             let copy = copy_of(&world, seed + point);
             copy.crash_at_point(point);
             let engine = copy.engine();

@@ -88,7 +88,7 @@ impl Volume {
 
     /// Merges one piece; false where nothing wants to.
     fn merge(&self) -> bool {
-        let Some((tree, level, usize::MAX)) = self.store.wants_merge() else { return false };
+        let Some((tree, level)) = self.store.wants_merge() else { return false };
         let edit = run(self.store.merge_piece(&self.pages, tree, level, usize::MAX)).unwrap();
         self.store.install(edit, 0);
         self.store.settle(0);
@@ -147,7 +147,7 @@ fn a_store_in_tables_is_what_was_sent_to_it() {
             volume.erase(2, 0..=u64::MAX);
         }
         volume.flush();
-        for _ in 0..random.below(4) {
+        for _ in 0..random.below(16) {
             volume.merge();
         }
         if round % 10 == 0 {
