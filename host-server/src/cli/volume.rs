@@ -54,8 +54,8 @@ pub struct Create {
     /// The same for one metadata mirror; M+1 of them. Without any, the first M+1 components carry the metadata.
     #[arg(long = "metadata-component", value_name = "PATH", requires = "components")]
     pub metadata_components: Vec<PathBuf>,
-    /// Bound of the memory for the volume's maps; limits the size.
-    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    /// Bound of the memory for the volume's maps: what was changed lately, and what was read. They may be far larger.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     pub memory: ByteSize,
     /// Size of the log, which bounds what has to be replayed after a crash: 1/64 of the volume's, 32MiB to 512MiB, where not given.
     #[arg(long, value_name = "SIZE")]
@@ -129,7 +129,7 @@ pub struct Grow {
     /// Usable size to add.
     #[arg(long, value_name = "SIZE")]
     pub by: Option<ByteSize>,
-    /// Bound of the memory for the volume's maps, where they need more than the volume's setting; kept as its new setting.
+    /// Bound of the memory for the volume's maps from now on.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
     /// Do not ask.

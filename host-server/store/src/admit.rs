@@ -18,6 +18,9 @@ use crate::map::Changes;
 use crate::state::{Reservation, State, bank_stripes, summary_limit_bytes};
 use crate::volume::{Cost, FREEING_ENTRIES_MAX, SpaceReport, VALUE_BYTES_MAX};
 
+/// Entries of a transaction that makes or renames a file: where these do not fit, nothing does.
+const SMALL_ENTRIES: u64 = 8;
+
 /// What keeps a transaction from beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
@@ -137,7 +140,7 @@ impl State {
 
     /// Pages that an ordinary transaction would find after a checkpoint; `None` where they would not do even for a small one.
     fn pages_for_more(&self) -> Option<usize> {
-        let small = Cost { data_blocks: 1, entries: 3, frees_space: false };
+        let small = Cost { data_blocks: 1, entries: SMALL_ENTRIES, frees_space: false };
         let taken = self.maps.page_count()
             + self.maps.checkpoint_page_bound()
             + self.pages_of(Demand::from(&small))
