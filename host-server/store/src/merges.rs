@@ -13,6 +13,25 @@ const UNMET_PART: u64 = 64;
 /// Checkpoints that may free the pages which a merge lacks, before it is given up.
 const CHECKPOINTS_FOR_PAGES: u32 = 3;
 
+/// That there were no pages for a merge.
+#[derive(Default)]
+struct LackOfPages {
+    /// After so many checkpoints in turn.
+    count: u32,
+    /// The count of all checkpoints when that was found last.
+    found_at: Option<u64>,
+}
+
+impl LackOfPages {
+    /// Notes the lack; whether checkpoints have given back what they could.
+    fn is_hopeless(&mut self, checkpoints: u64) -> bool {
+        if self.found_at.replace(checkpoints) != Some(checkpoints) {
+            self.count += 1;
+        }
+        self.count >= CHECKPOINTS_FOR_PAGES
+    }
+}
+
 /// Why tables merge next.
 enum Due {
     TooManyTables,
@@ -23,21 +42,20 @@ enum Due {
 impl Core {
     /// The task that merges when there are too many tables, or when what they hide is wanted.
     pub async fn run_merges(self: Rc<Self>) {
-        let mut without_pages = 0;
+        let mut lack = LackOfPages::default();
         loop {
             self.merges_wanted.notified().await;
             if self.closing.is_set() || self.state().failed.is_some() {
                 return;
             }
-            if let Err(error) = self.merge_what_is_due(&mut without_pages).await {
+            if let Err(error) = self.merge_what_is_due(&mut lack).await {
                 self.report_failed_merge(&error);
                 return;
             }
         }
     }
 
-    /// `without_pages`: so often in turn was there no page for a merge, although checkpoints gave back what they could.
-    async fn merge_what_is_due(&self, without_pages: &mut u32) -> Result<(), StoreError> {
+    async fn merge_what_is_due(&self, lack: &mut LackOfPages) -> Result<(), StoreError> {
         let maps = self.maps();
         while !self.closing.is_set()
             && let Some(due) = self.due_merge()
@@ -53,18 +71,18 @@ impl Core {
                 self.state_mut().counters.page_bytes += pages.take_written_bytes();
                 merged
             };
-            self.progress.notify_all();
             if merged {
-                *without_pages = 0;
+                self.progress.notify_all();
+                *lack = LackOfPages::default();
                 self.engine.yield_now().await;
                 continue;
             }
             // Pages of what has merged are free after the next checkpoint, which comes back here.
-            *without_pages += 1;
-            if *without_pages < CHECKPOINTS_FOR_PAGES {
-                self.ask_for_checkpoint_of_maps();
-            } else {
+            if lack.is_hopeless(self.state().counters.checkpoints) {
+                *lack = LackOfPages::default();
                 self.end_reclaim();
+            } else {
+                self.ask_for_checkpoint_of_maps();
             }
             break;
         }
@@ -91,10 +109,11 @@ impl Core {
 
     /// Has everything merge that was sent so far, in the background; [`Core::reclaims`] tells when that is done.
     pub fn ask_for_pages(&self) {
-        if self.reclaim_from.get().is_none() {
-            let under_way = u64::from(self.checkpoint_turn.try_lock().is_none());
-            self.reclaim_from.set(Some(self.state().counters.checkpoints + under_way + 1));
+        if self.reclaim_from.get().is_some() {
+            return;
         }
+        let under_way = u64::from(self.checkpoint_turn.try_lock().is_none());
+        self.reclaim_from.set(Some(self.state().counters.checkpoints + under_way + 1));
         self.ask_for_checkpoint_of_maps();
         self.merges_wanted.notify_one();
     }
@@ -103,6 +122,7 @@ impl Core {
         if self.reclaim_from.take().is_some() {
             self.reclaims.set(self.reclaims.get() + 1);
             self.ask_for_checkpoint_of_maps();
+            self.progress.notify_all();
         }
     }
 
