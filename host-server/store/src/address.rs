@@ -55,6 +55,34 @@ address! {
     BlockChecksum(u32)
 }
 
+address! {
+    /// A branch or a snapshot of the volume.
+    ViewId(u16)
+}
+
+/// Keys and objects have their view in the upper bits.
+const VIEW_SHIFT: u32 = 48;
+
+impl ViewId {
+    /// The volume itself, as it was created.
+    pub const VOLUME: ViewId = ViewId(0);
+
+    /// The view of a key's `hi`, or of an object's number.
+    pub const fn of(number: u64) -> Self {
+        Self((number >> VIEW_SHIFT) as u16)
+    }
+
+    /// The same number in this view.
+    pub const fn place(self, number: u64) -> u64 {
+        (self.0 as u64) << VIEW_SHIFT | number & ((1 << VIEW_SHIFT) - 1)
+    }
+
+    /// The least and the greatest number in this view.
+    pub const fn numbers(self) -> (u64, u64) {
+        (self.place(0), self.place(u64::MAX))
+    }
+}
+
 macro_rules! identity {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

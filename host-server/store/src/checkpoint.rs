@@ -37,6 +37,8 @@ use crate::state::{BankId, RetainedBody, State, begun_key, segment_key};
 
 /// What a checkpoint has taken hold of.
 struct Seal {
+    /// Memories of the maps that the root will hold.
+    frozen_count: usize,
     /// S: the root will hold transactions up to this one.
     transaction: u64,
     freeing: Vec<SegmentId>,
@@ -102,8 +104,8 @@ impl State {
             self.maps.set_property(segment_key(segment), &encode_segment(&entry));
             self.maps.set_property(begun_key(segment), &encode_counter(entry.begun_at as i64));
         }
-        self.maps.freeze();
         Seal {
+            frozen_count: self.maps.seal(),
             transaction: self.last_transaction(),
             freeing,
             middle_limit: self.next_middle + MIDDLE_RESERVE,
@@ -163,7 +165,7 @@ impl Core {
         let snapshot = {
             let _edit = self.edit_turn.lock().await;
             let maps = self.maps();
-            maps.flush(&pages).await?;
+            maps.flush(&pages, seal.frozen_count).await?;
             maps.snapshot()
         };
         self.make_durable(seal.transaction).await?;

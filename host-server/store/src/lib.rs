@@ -1,7 +1,7 @@
 //! Log-structured, erasure-coded store.
 //!
 //! Modules, lowest first:
-//! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `pages` · `merge` · `map` ·
+//! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `pages` · `views` · `merge` · `map` ·
 //! `segment` · `log` · `state` · `pace` · `ahead` · `cache` · `tasks` · `core` · `fetch` · `commit` · `checkpoint` · `merges` · `admit` · `clean` · `recover` · `create` · `check` ·
 //! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
@@ -39,4 +39,5 @@ pub(crate) mod state;
 pub mod status;
 pub mod store;
 pub(crate) mod tasks;
+pub mod views;
 pub mod volume;

@@ -19,6 +19,14 @@ pub struct TreeId(pub u8);
 impl TreeId {
     pub const FIRST_FILESYSTEM: TreeId = TreeId(16);
     pub const LAST_FILESYSTEM: TreeId = TreeId(63);
+    /// The filesystem's tree that is no view's: everybody sees the same.
+    pub const SHARED: TreeId = TreeId(20);
+
+    /// Whether every view has its own: keys have the view in the upper bits of `hi`.
+    pub fn is_of_views(self) -> bool {
+        let is_filesystem = (Self::FIRST_FILESYSTEM..=Self::LAST_FILESYSTEM).contains(&self);
+        self == crate::map::tree::LOGICAL || is_filesystem && self != Self::SHARED
+    }
 }
 
 /// Keys order by `hi`, then `lo`.

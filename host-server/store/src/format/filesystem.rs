@@ -22,7 +22,7 @@ pub const INODES: TreeId = TreeId(16);
 pub const ENTRIES: TreeId = TreeId(17);
 pub const XATTRS: TreeId = TreeId(18);
 pub const ORPHANS: TreeId = TreeId(19);
-pub const PROPERTIES: TreeId = TreeId(20);
+pub const PROPERTIES: TreeId = TreeId::SHARED;
 
 /// Version of every layout in this file.
 const VERSION: u8 = 1;

@@ -12,7 +12,8 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::layout::{Layout, layout};
-use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId};
+use super::view::ViewEntry;
+use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, ViewId};
 use crate::volume::{Key, TreeId, VALUE_BYTES_MAX};
 
 /// `RFLR` in little-endian order.
@@ -77,6 +78,7 @@ const TAG_BANK: u8 = 6;
 const TAG_SHIFT: u8 = 7;
 const TAG_MOVE: u8 = 8;
 const TAG_SHARE: u8 = 9;
+const TAG_VIEW: u8 = 10;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -164,6 +166,16 @@ struct ShareEntry {
     middle: U64,
 }
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct ViewChange {
+    tag: u8,
+    reserved: u8,
+    view: U16,
+    /// Length of the [view](super::view)'s entry, which follows; zero where the view is gone.
+    entry_bytes: U16,
+}
+
 const _: () = assert!(size_of::<PutEntry>() == 20);
 const _: () = assert!(size_of::<UnmapEntry>() == 28);
 const _: () = assert!(size_of::<WriteEntry>() == 36);
@@ -172,6 +184,7 @@ const _: () = assert!(size_of::<BankEntry>() == 16);
 const _: () = assert!(size_of::<ShiftEntry>() == 36);
 const _: () = assert!(size_of::<MoveEntry>() == MOVE_ENTRY_BYTES);
 const _: () = assert!(size_of::<ShareEntry>() == 28);
+const _: () = assert!(size_of::<ViewChange>() == 6);
 
 /// Length of an entry that tells of a move.
 pub const MOVE_ENTRY_BYTES: usize = 28;
@@ -216,6 +229,11 @@ pub enum Entry {
         middle: MiddleAddress,
         /// At most [`WRITE_BLOCKS_MAX`].
         len_blocks: u64,
+    },
+    /// A view is made or changed, or is gone. What is written after one that is new belongs to a later epoch.
+    View {
+        view: ViewId,
+        entry: Option<ViewEntry>,
     },
     /// What is mapped in a range of an object is mapped elsewhere in it from now on. Earlier releases wrote these; now there are shares and unmaps.
     Shift {
@@ -342,6 +360,17 @@ impl Entry {
                 };
                 out.extend_from_slice(entry.as_bytes());
             }
+            Entry::View { view, entry } => {
+                let bytes = entry.as_ref().map(ViewEntry::encode).unwrap_or_default();
+                let change = ViewChange {
+                    tag: TAG_VIEW,
+                    reserved: 0,
+                    view: U16::new(view.0),
+                    entry_bytes: U16::new(bytes.len() as u16),
+                };
+                out.extend_from_slice(change.as_bytes());
+                out.extend_from_slice(&bytes);
+            }
             Entry::Bank { segment, first_stripe, stripe_count } => {
                 let entry = BankEntry {
                     tag: TAG_BANK,
@@ -459,6 +488,16 @@ pub fn decode_body(mut body: &[u8]) -> Option<Vec<Vec<Entry>>> {
                 });
                 body = rest;
             }
+            TAG_VIEW => {
+                let (change, rest) = ViewChange::read_from_prefix(body).ok()?;
+                let (bytes, rest) = rest.split_at_checked(usize::from(change.entry_bytes.get()))?;
+                let entry = match bytes {
+                    [] => None,
+                    bytes => Some(ViewEntry::decode(bytes)?),
+                };
+                entries.push(Entry::View { view: ViewId(change.view.get()), entry });
+                body = rest;
+            }
             TAG_BANK => {
                 let (entry, rest) = BankEntry::read_from_prefix(body).ok()?;
                 entries.push(Entry::Bank {
@@ -503,14 +542,18 @@ pub const LAYOUTS: &[Layout] = &[
     layout!("bank entry", BankEntry { tag, reserved, segment, first_stripe, stripe_count }),
     layout!("shift entry", ShiftEntry { tag, reserved, object, from, to, len_blocks }),
     layout!("move entry", MoveEntry { tag, reserved, len_blocks, middle, from, to }),
+    layout!("view entry", ViewChange { tag, reserved, view, entry_bytes }),
     layout!("share entry", ShareEntry { tag, reserved, len_blocks, object, start, middle }),
 ];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::view::{ViewKind, ViewState};
 
     fn samples() -> Vec<Vec<Entry>> {
+        let kind = ViewKind::Snapshot { branch: ViewId(1) };
+        let view = ViewEntry { kind, state: ViewState::Live, epoch: 4, info: b"name".to_vec() };
         vec![
             vec![
                 Entry::Put { tree: TreeId(16), key: Key::new(1, 2), value: b"value".to_vec() },
@@ -540,6 +583,8 @@ mod tests {
                     from: PhysicalBlock(777),
                     to: PhysicalBlock(7),
                 },
+                Entry::View { view: ViewId(3), entry: Some(view) },
+                Entry::View { view: ViewId(2), entry: None },
             ],
             vec![],
         ]

@@ -3,7 +3,7 @@
 //! Everything little-endian, in zerocopy types with asserted sizes, with reserved space that is zero and checked.
 //! What a file or slot holds begins with an [`envelope`]; decoding validates every field and never panics.
 //!
-//! Modules, lowest first: `layout` · `crc32c` · `checksum` · `envelope` · `component` · `page` · `map` · `run` · `filter` · `segment` · `log` · `root` · `memory` ·
+//! Modules, lowest first: `layout` · `crc32c` · `checksum` · `envelope` · `component` · `page` · `map` · `run` · `filter` · `view` · `segment` · `log` · `root` · `memory` ·
 //! `filesystem` · `acl`
 
 pub mod acl;
@@ -22,6 +22,7 @@ pub mod root;
 pub mod run;
 pub mod segment;
 pub mod table;
+pub mod view;
 
 /// Every structure that has a table in the format document.
 pub fn layouts() -> impl Iterator<Item = &'static layout::Layout> {
@@ -33,6 +34,7 @@ pub fn layouts() -> impl Iterator<Item = &'static layout::Layout> {
         run::LAYOUTS,
         filter::LAYOUTS,
         table::LAYOUTS,
+        view::LAYOUTS,
         segment::LAYOUTS,
         log::LAYOUTS,
         root::LAYOUTS,

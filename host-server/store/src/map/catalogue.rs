@@ -7,16 +7,19 @@ use std::rc::Rc;
 
 use super::tree;
 use super::usage;
-use crate::address::{MetadataAddress, SegmentId};
+use crate::address::{MetadataAddress, SegmentId, ViewId};
 use crate::error::{ErrorKind, StoreError};
+use crate::format::map::{decode_counter, encode_counter};
 use crate::format::page::PAGE_BYTES;
 use crate::format::table::TableEntry;
+use crate::format::view::ViewEntry;
 use crate::kv::{KeyValue, PageAllocator};
 use crate::merge::item::decode_signed;
 use crate::merge::levels::Levels;
 use crate::merge::read::{Bounds, View};
 use crate::merge::store::Edit;
 use crate::merge::table::{LEAVES_MAX, PageExtent, Table};
+use crate::views::{EPOCH_MAX, Views};
 use crate::volume::{Key, TreeId};
 
 /// Levels of a tree, more than any volume has.
@@ -90,6 +93,49 @@ pub(super) fn note_edit(kv: &mut KeyValue, edit: &Edit, before: impl Fn(TreeId) 
         debug_assert_eq!(*tree, tree::USAGE);
         usage::add_to_segment(kv, SegmentId(sum.hi as u32), decode_signed(sum.number));
     }
+}
+
+/// Where the epoch is kept, among the store's properties.
+const EPOCH_KEY: Key = Key::new(3, 0);
+
+/// Notes which views have changed.
+pub(super) fn note_views(kv: &mut KeyValue, views: &Views) {
+    let dirty = views.take_dirty();
+    if dirty.is_empty() {
+        return;
+    }
+    for (view, entry) in dirty {
+        let key = Key::new(u64::from(view.0), 0);
+        match entry {
+            Some(entry) => kv.put(tree::VIEWS, key, &entry.encode()),
+            None => kv.delete(tree::VIEWS, key),
+        }
+    }
+    kv.put(tree::PROPERTIES, EPOCH_KEY, &encode_counter(i64::from(views.epoch())));
+}
+
+/// The views that the catalogue names.
+pub(super) fn load_views(kv: &KeyValue) -> Result<Views, String> {
+    let mut entries = BTreeMap::new();
+    let mut fault = None;
+    kv.visit(tree::VIEWS, Key::MIN, Key::MAX, |key, value| {
+        match (u16::try_from(key.hi), key.lo, ViewEntry::decode(value)) {
+            (Ok(view), 0, Some(entry)) => {
+                entries.insert(ViewId(view), entry);
+                ControlFlow::Continue(())
+            }
+            _ => {
+                fault = Some(format!("an entry of view {} that makes no sense", key.hi));
+                ControlFlow::Break(())
+            }
+        }
+    });
+    if let Some(fault) = fault {
+        return Err(fault);
+    }
+    let epoch = kv.get(tree::PROPERTIES, EPOCH_KEY).and_then(decode_counter).unwrap_or(0);
+    let epoch = u32::try_from(epoch).ok().filter(|epoch| *epoch <= EPOCH_MAX);
+    Views::restore(entries, epoch.ok_or_else(|| "an epoch that makes no sense".to_owned())?)
 }
 
 /// The tables that the catalogue names, their pages marked in use.

@@ -1,16 +1,20 @@
 //! Reading the maps.
 
+use std::ops::RangeInclusive;
+
 use super::{Content, Fate, MappedPiece, Maps, MiddlePiece, tree};
-use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock};
+use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, ViewId};
 use crate::error::StoreError;
 use crate::format::run::ItemKind;
 use crate::kv::PageStore;
 use crate::merge::item::{OwnedItem, shared_parts};
+use crate::merge::lookup::Span;
 use crate::merge::read::Bounds;
-use crate::volume::{Extent, Key, ShiftStep};
+use crate::views::Link;
+use crate::volume::{Extent, Key, ShiftStep, TreeId};
 
-/// Everybody's newest state.
-const NOW: u32 = u32::MAX;
+/// Of trees that are no view's.
+const ALL_EPOCHS: RangeInclusive<u32> = 0..=u32::MAX;
 
 fn bounds(hi: u64, lo: u64, last: u64) -> Bounds {
     Bounds { from: (hi, lo), to: (hi, last) }
@@ -21,18 +25,58 @@ impl Maps {
     pub async fn get(
         &self,
         pages: &impl PageStore,
-        tree: crate::volume::TreeId,
+        tree: TreeId,
         key: Key,
     ) -> Result<Option<Vec<u8>>, StoreError> {
-        let found = self.merge.get(pages, tree, key.hi, key.lo, NOW).await?;
+        let found = self.newest(pages, tree, key.hi, key.lo).await?;
         Ok(found.map(|item| item.bytes.into_owned()))
+    }
+
+    /// What is said of a key of a tree whose newest item hides the others, as its view sees it.
+    async fn newest(
+        &self,
+        pages: &impl PageStore,
+        tree: TreeId,
+        hi: u64,
+        lo: u64,
+    ) -> Result<Option<OwnedItem>, StoreError> {
+        if !tree.is_of_views() {
+            return self.merge.get(pages, tree, hi, lo, &ALL_EPOCHS).await;
+        }
+        let chain = self.views.chain(ViewId::of(hi));
+        for link in chain.iter().flat_map(|chain| chain.iter()) {
+            let found = self.merge.get(pages, tree, link.branch.place(hi), lo, &(link.from..=link.to)).await?;
+            if let Some(item) = found {
+                return Ok(Some(OwnedItem { hi, ..item }).filter(|item| item.kind != ItemKind::Erase));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where to look for keys of one view, or of a tree that is no view's.
+    fn spans(&self, tree: TreeId, bounds: Bounds) -> Vec<Span> {
+        if !tree.is_of_views() {
+            return vec![Span::all(bounds)];
+        }
+        let view = ViewId::of(bounds.from.0);
+        debug_assert_eq!(view, ViewId::of(bounds.to.0), "keys of several views");
+        let span = |link: &Link| {
+            let place = |(hi, lo)| (link.branch.place(hi), lo);
+            Span {
+                bounds: Bounds { from: place(bounds.from), to: place(bounds.to) },
+                epochs: link.from..=link.to,
+                rebase: link.branch.place(0) ^ view.place(0),
+            }
+        };
+        let chain = self.views.chain(view);
+        chain.iter().flat_map(|chain| chain.iter()).map(span).collect()
     }
 
     /// The first `limit` entries with `from <= key <= to`, in key order.
     pub async fn scan(
         &self,
         pages: &impl PageStore,
-        tree: crate::volume::TreeId,
+        tree: TreeId,
         from: Key,
         to: Key,
         limit: usize,
@@ -41,7 +85,7 @@ impl Maps {
             return Ok(Vec::new());
         }
         let bounds = Bounds { from: (from.hi, from.lo), to: (to.hi, to.lo) };
-        let found = self.merge.scan(pages, tree, bounds, NOW, limit).await?;
+        let found = self.merge.scan(pages, tree, &self.spans(tree, bounds), limit).await?;
         Ok(found.into_iter().map(|item| (Key::new(item.hi, item.lo), item.bytes.into_owned())).collect())
     }
 
@@ -95,10 +139,11 @@ impl Maps {
         last: u64,
     ) -> Result<Vec<OwnedItem>, StoreError> {
         if start == last {
-            let found = self.merge.get(pages, tree::LOGICAL, object.0, start, NOW).await?;
+            let found = self.newest(pages, tree::LOGICAL, object.0, start).await?;
             return Ok(found.into_iter().collect());
         }
-        self.merge.scan(pages, tree::LOGICAL, bounds(object.0, start, last), NOW, usize::MAX).await
+        let spans = self.spans(tree::LOGICAL, bounds(object.0, start, last));
+        self.merge.scan(pages, tree::LOGICAL, &spans, usize::MAX).await
     }
 
     /// The first run of an object that ends after `from`, cut to begin at or after it.
@@ -108,8 +153,8 @@ impl Maps {
         object: ObjectId,
         from: LogicalBlock,
     ) -> Result<Option<Extent>, StoreError> {
-        let bounds = bounds(object.0, from.0, u64::MAX);
-        let found = self.merge.scan(pages, tree::LOGICAL, bounds, NOW, 1).await?;
+        let spans = self.spans(tree::LOGICAL, bounds(object.0, from.0, u64::MAX));
+        let found = self.merge.scan(pages, tree::LOGICAL, &spans, 1).await?;
         Ok(found.first().map(|item| Extent {
             start: LogicalBlock(item.lo),
             len_blocks: item.last - item.lo + 1,
@@ -132,8 +177,11 @@ impl Maps {
         };
         let found: Vec<OwnedItem> = match len_blocks {
             0 => return Ok(pieces),
-            1 => self.merge.get(pages, tree::MIDDLE, 0, at, NOW).await?.into_iter().collect(),
-            _ => self.merge.scan(pages, tree::MIDDLE, bounds(0, at, end - 1), NOW, usize::MAX).await?,
+            1 => self.merge.get(pages, tree::MIDDLE, 0, at, &ALL_EPOCHS).await?.into_iter().collect(),
+            _ => {
+                let span = Span::all(bounds(0, at, end - 1));
+                self.merge.scan(pages, tree::MIDDLE, &[span], usize::MAX).await?
+            }
         };
         for item in found {
             let Some(fate) = self.fate_of(&item) else { continue };
@@ -175,7 +223,7 @@ impl Maps {
         pages: &impl PageStore,
         middle: MiddleAddress,
     ) -> Result<Option<PhysicalBlock>, StoreError> {
-        let found = self.merge.get(pages, tree::MIDDLE, 0, middle.0, NOW).await?;
+        let found = self.merge.get(pages, tree::MIDDLE, 0, middle.0, &ALL_EPOCHS).await?;
         Ok(found.and_then(|item| match self.fate_of(&item) {
             Some(Fate::Stored { physical, .. }) => Some(physical),
             _ => None,

@@ -33,34 +33,35 @@ pub enum Message {
 impl Message {
     /// What to apply, in order.
     pub(super) fn into_items(self, rules: &Rules) -> Fired {
+        let epoch = rules.views.epoch();
         match self {
             Self::Put { tree, key, value } => {
                 assert_not_a_map(tree);
-                let item = Item::plain(ItemKind::Put, key.hi, key.lo..=key.lo, 0, 0);
+                let item = Item::plain(ItemKind::Put, key.hi, key.lo..=key.lo, epoch, 0);
                 vec![(tree, Item { bytes: value.into(), ..item })]
             }
             Self::Delete { tree, key } => {
                 assert_not_a_map(tree);
-                vec![(tree, Item::plain(ItemKind::Erase, key.hi, key.lo..=key.lo, 0, 0))]
+                vec![(tree, Item::plain(ItemKind::Erase, key.hi, key.lo..=key.lo, epoch, 0))]
             }
             Self::DeleteAll { tree, hi } => {
                 assert_not_a_map(tree);
-                vec![(tree, Item::plain(ItemKind::Erase, hi, 0..=u64::MAX, 0, 0))]
+                vec![(tree, Item::plain(ItemKind::Erase, hi, 0..=u64::MAX, epoch, 0))]
             }
-            Self::MapRun { object, start, len_blocks, middle } => map_items(object, start, len_blocks, middle),
+            Self::MapRun { object, start, len_blocks, middle } => map_items(object, start, len_blocks, middle, epoch),
             Self::ShareRun { object, start, len_blocks, middle } => {
                 let references = encode_signed(1);
                 let shared =
                     Item::plain(ItemKind::Refer, 0, middle.0..=middle.0 + len_blocks - 1, 0, references);
                 // The reference first: what is mapped is referred to at all times.
                 let mut items = vec![(tree::MIDDLE, shared)];
-                items.extend(map_items(object, start, len_blocks, middle));
+                items.extend(map_items(object, start, len_blocks, middle, epoch));
                 items
             }
             Self::UnmapRun { len_blocks: 0, .. } => Vec::new(),
             Self::UnmapRun { object, start, len_blocks } => {
                 let last = start.0.saturating_add(len_blocks - 1);
-                vec![(tree::LOGICAL, Item::plain(ItemKind::Erase, object.0, start.0..=last, 0, 0))]
+                vec![(tree::LOGICAL, Item::plain(ItemKind::Erase, object.0, start.0..=last, epoch, 0))]
             }
             Self::Birth { middle, physical, checksums } => birth_items(middle, physical, &checksums, rules),
             Self::Move { middle, len_blocks, from, to } => {
@@ -80,11 +81,17 @@ fn pieces(len_blocks: u64) -> impl Iterator<Item = (u64, u64)> {
         .map(move |offset| (offset, RUN_BLOCKS_MAX.min(len_blocks - offset)))
 }
 
-fn map_items(object: ObjectId, start: LogicalBlock, len_blocks: u64, middle: MiddleAddress) -> Fired {
+fn map_items(
+    object: ObjectId,
+    start: LogicalBlock,
+    len_blocks: u64,
+    middle: MiddleAddress,
+    epoch: u32,
+) -> Fired {
     let item = |(offset, len): (u64, u64)| {
         let first = start.0 + offset;
         let keys = first..=first + (len - 1);
-        (tree::LOGICAL, Item::plain(ItemKind::Map, object.0, keys, 0, middle.0 + offset))
+        (tree::LOGICAL, Item::plain(ItemKind::Map, object.0, keys, epoch, middle.0 + offset))
     };
     pieces(len_blocks).map(item).collect()
 }
@@ -115,7 +122,7 @@ pub(super) fn birth_item(middle: u64, physical: u64, checksums: &[BlockChecksum]
 /// The maps change by their own messages alone: a bare put would displace blocks that then never die.
 fn assert_not_a_map(tree: TreeId) {
     assert!(
-        ![tree::LOGICAL, tree::MIDDLE, tree::USAGE, tree::PROPERTIES, tree::TABLES].contains(&tree),
+        tree >= TreeId::FIRST_FILESYSTEM || tree == tree::SUMMARY,
         "bare change of map {} of the store",
         tree.0
     );

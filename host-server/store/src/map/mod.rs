@@ -25,18 +25,21 @@ use std::rc::Rc;
 
 pub use message::Message;
 
-use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, PhysicalBlock, SegmentId, VolumeId};
+use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, PhysicalBlock, SegmentId, ViewId, VolumeId};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::page::{PAGE_CAPACITY_BYTES, Roots};
+use crate::format::view::ViewEntry;
 use crate::format::run::{ITEM_BYTES_MAX, ItemKind, RunItem};
 use crate::kv::{KeyValue, PageAllocator, PageStore, Snapshot};
 use crate::limits::{MEMORY_TABLE_BYTES_MAX, MEMORY_TABLE_BYTES_MIN, MERGE_TABLE_LEAVES_MIN};
 use crate::merge::fold::Fired;
 use crate::merge::item::decode_signed;
+use crate::merge::lookup::Span;
 use crate::merge::memory::Memory;
 use crate::merge::read::Bounds;
 use crate::merge::store::{MergeOptions, MergeStore};
 use crate::merge::table::{LEAVES_MAX, page_bound, table_bound};
+use crate::views::Views;
 use crate::volume::{Key, TreeId, VALUE_BYTES_MAX};
 use rules::Rules;
 
@@ -57,6 +60,10 @@ pub mod tree {
     pub const PROPERTIES: TreeId = TreeId(5);
     /// Tables of the merge store.
     pub const TABLES: TreeId = TreeId(6);
+    /// Views, branches and snapshots.
+    pub const VIEWS: TreeId = TreeId(7);
+    /// Branch and epochs, middle address → mappings that were displaced and that snapshots see.
+    pub const DEAD: TreeId = TreeId(8);
 
     /// The key of a stripe in [`SUMMARY`]. Those of one segment lie together.
     pub fn summary_key(segment: SegmentId, stripe: StripeIndex) -> Key {
@@ -142,6 +149,7 @@ impl MapsShape {
 /// The maps and all other trees of a volume.
 pub struct Maps {
     merge: MergeStore<Rules>,
+    pub views: Rc<Views>,
     catalogue: RefCell<KeyValue>,
     shape: MapsShape,
     /// No more blocks than this are mapped, as those know who map and unmap them. Counts of live blocks come down to it as
@@ -152,16 +160,16 @@ pub struct Maps {
 impl Maps {
     /// Empty maps.
     pub fn new(volume: VolumeId, allocator: Rc<PageAllocator>, shape: MapsShape) -> Self {
-        Self::over(volume, KeyValue::new(volume, allocator), shape)
+        Self::over(volume, KeyValue::new(volume, allocator), Rc::default(), shape)
     }
 
-    fn over(volume: VolumeId, kv: KeyValue, shape: MapsShape) -> Self {
+    fn over(volume: VolumeId, kv: KeyValue, views: Rc<Views>, shape: MapsShape) -> Self {
         assert!(shape.segment_blocks > 0);
         let allocator = Rc::clone(kv.allocator());
         let options = shape.merge_options(allocator.page_count());
-        let rules = Rules { segment_blocks: shape.segment_blocks };
+        let rules = Rules { segment_blocks: shape.segment_blocks, views: Rc::clone(&views) };
         let merge = MergeStore::new(volume, rules, options, allocator);
-        Self { merge, catalogue: RefCell::new(kv), shape, mapped_blocks: Cell::new(0) }
+        Self { merge, views, catalogue: RefCell::new(kv), shape, mapped_blocks: Cell::new(0) }
     }
 
     /// Reads the catalogue that the checkpoint behind `roots` left. Tables are verified when they are read. Maps of earlier releases are taken into memory
@@ -178,10 +186,11 @@ impl Maps {
         };
         let mut kv = KeyValue::load(volume, roots, store, allocator).await?;
         usage::check(&kv).map_err(damaged)?;
-        let rules = Rules { segment_blocks: shape.segment_blocks };
+        let views = Rc::new(catalogue::load_views(&kv).map_err(damaged)?);
+        let rules = Rules { segment_blocks: shape.segment_blocks, views: Rc::clone(&views) };
         let earlier = upgrade::take_trees(&mut kv, &rules).map_err(damaged)?;
         let tables = catalogue::load_tables(&kv, kv.allocator())?;
-        let maps = Self::over(volume, kv, shape);
+        let maps = Self::over(volume, kv, views, shape);
         tables.into_iter().for_each(|(tree, levels)| maps.merge.restore(tree, levels));
         maps.merge.restore_items(earlier);
         maps.mapped_blocks.set(maps.counted_blocks());
@@ -197,14 +206,25 @@ impl Maps {
 
     // ---- checkpoints and merges ------------------------------------------------------------------------------------------
 
-    /// What was applied so far is what the next flush writes.
-    pub fn freeze(&self) {
-        self.merge.freeze();
+    /// What was applied so far is what the next checkpoint holds. Gives the count of frozen memories, for [`Maps::flush`].
+    pub fn seal(&self) -> usize {
+        let mut kv = self.catalogue.borrow_mut();
+        catalogue::note_views(&mut kv, &self.views);
+        self.merge.freeze()
     }
 
-    /// Makes tables of what was frozen. One flush or merge at a time.
-    pub async fn flush(&self, pages: &impl PageStore) -> Result<(), StoreError> {
-        let edit = self.merge.flush(pages).await?;
+    /// A view is made or changed, or is gone.
+    pub fn put_view(&self, view: ViewId, entry: Option<ViewEntry>) {
+        // Memories are of one epoch.
+        if entry.as_ref().is_some_and(|entry| self.views.ends_epoch(view, entry)) {
+            self.merge.freeze();
+        }
+        self.views.put(view, entry);
+    }
+
+    /// Makes tables of so many frozen memories, the oldest. One flush or merge at a time.
+    pub async fn flush(&self, pages: &impl PageStore, frozen_count: usize) -> Result<(), StoreError> {
+        let edit = self.merge.flush(pages, frozen_count).await?;
         self.install(edit);
         Ok(())
     }
@@ -263,7 +283,7 @@ impl Maps {
 
     /// In the order in which one tree's merges give work to the next.
     fn trees_of(&self, what: Reclaim) -> impl Iterator<Item = TreeId> {
-        let maps = [tree::LOGICAL, tree::MIDDLE];
+        let maps = [tree::LOGICAL, tree::DEAD, tree::MIDDLE];
         let others = match what {
             Reclaim::Blocks => Vec::new(),
             Reclaim::Pages => self.merge.trees(),
@@ -336,6 +356,11 @@ impl Maps {
 
     /// Notes how many blocks more, or fewer, are mapped.
     pub fn note_mapped(&self, change_blocks: i64) {
+        // What snapshots see stays.
+        let change_blocks = match self.views.keeps_what_is_overwritten() {
+            true => change_blocks.max(0),
+            false => change_blocks,
+        };
         self.mapped_blocks.set(self.mapped_blocks.get().saturating_add_signed(change_blocks));
     }
 
@@ -381,7 +406,7 @@ impl Maps {
         let mut fire = |fired: &mut Fired| {
             fired.drain(..).for_each(|(tree, item)| effects.apply(&self.merge.meaning, tree, item));
         };
-        self.merge.sweep(pages, tree, ALL, u32::MAX, newest, each, &mut fire).await?;
+        self.merge.sweep(pages, tree, &[Span::all(ALL)], newest, each, &mut fire).await?;
         Ok(effects)
     }
 
@@ -467,7 +492,7 @@ pub struct Changes {
 }
 
 /// Trees that a flush may make a run of.
-const TREES: usize = 10;
+const TREES: usize = 11;
 
 /// Pages of a run that need not be full: the last leaf, index and filter.
 const PAGES_A_TREE: usize = 3;

@@ -13,7 +13,7 @@ use crate::merge::memory::Memory;
 use crate::volume::{Key, TreeId};
 
 /// Trees that the catalogue keeps.
-const KEPT: [TreeId; 3] = [tree::USAGE, tree::PROPERTIES, tree::TABLES];
+const KEPT: [TreeId; 4] = [tree::USAGE, tree::PROPERTIES, tree::TABLES, tree::VIEWS];
 
 /// Takes all trees but those of the catalogue out of it, as items whose effects have been counted. Empty for a volume that has none.
 pub(super) fn take_trees(kv: &mut KeyValue, rules: &Rules) -> Result<Memory, String> {

@@ -15,6 +15,8 @@ pub enum Rule {
     Runs,
     /// Add: they sum up.
     Sums,
+    /// Add: they sum up as long as somebody [keeps](Meaning::is_kept) what they count.
+    Cells,
     /// Birth, refer, move. An address is born before all else is said of it, once; a move names the place where it lies when the move is sent, or it is dead.
     Addresses,
 }
@@ -31,10 +33,20 @@ pub trait Meaning {
         false
     }
 
-    /// Whether a snapshot sees what was written in epoch `birth` and displaced in epoch `death`.
-    fn is_seen(&self, tree: TreeId, birth: u32, death: u32) -> bool;
+    /// Whether a snapshot sees what an item says that was displaced in epoch `death`.
+    fn is_seen(&self, tree: TreeId, item: &RunItem<'_>, death: u32) -> bool;
 
-    /// A map was displaced: in epoch `death`, if a snapshot keeps it.
+    /// Whether an erasure hides what other keys say, so that it must stay although nothing older is said of its own.
+    fn hides_others(&self, _tree: TreeId, _erasure: &RunItem<'_>) -> bool {
+        false
+    }
+
+    /// Whether the cell still counts. Where it does not, what follows from its end is added to `fired`.
+    fn is_kept(&self, _tree: TreeId, _cell: &RunItem<'_>, _fired: &mut Fired) -> bool {
+        true
+    }
+
+    /// A map was displaced: in epoch `seen_until`, if a snapshot keeps it.
     fn displaced(&self, tree: TreeId, map: &RunItem<'_>, seen_until: Option<u32>, fired: &mut Fired);
 
     /// Nothing refers to these addresses any more, which lay at physical blocks from the number of `birth` on.
@@ -63,7 +75,11 @@ pub fn fold<'a>(
 ) {
     match meaning.rule(tree) {
         Rule::Values | Rule::Runs => fold_versions(meaning, tree, layers, is_bottom, left, fired),
-        Rule::Sums => fold_sums(layers, left),
+        Rule::Sums => left.extend(sum_of(layers)),
+        Rule::Cells => {
+            let is_kept = |cell: &Item<'_>| meaning.is_kept(tree, &cell.as_run_item(), fired);
+            left.extend(sum_of(layers).filter(is_kept));
+        }
         Rule::Addresses => fold_addresses(meaning, tree, layers, is_bottom, left, fired),
     }
 }
@@ -81,7 +97,7 @@ fn fold_versions<'a>(
     left.push(newest.item.clone());
     let mut death = newest.item.epoch;
     for Layer { item, is_top } in older {
-        let is_seen = meaning.is_seen(tree, item.epoch, death);
+        let is_seen = meaning.is_seen(tree, &item.as_run_item(), death);
         if *is_top && item.kind == ItemKind::Map {
             meaning.displaced(tree, &item.as_run_item(), is_seen.then_some(death), fired);
         }
@@ -91,17 +107,18 @@ fn fold_versions<'a>(
         death = item.epoch;
     }
     // What hides nothing need not be.
-    while is_bottom && left.len() > begin && left.last().is_some_and(|item| item.kind == ItemKind::Erase) {
+    let hides_nothing = |item: &Item<'_>| {
+        item.kind == ItemKind::Erase && !meaning.hides_others(tree, &item.as_run_item())
+    };
+    while is_bottom && left.len() > begin && left.last().is_some_and(hides_nothing) {
         left.pop();
     }
 }
 
-fn fold_sums<'a>(layers: &[Layer<'a>], left: &mut Vec<Item<'a>>) {
-    let Some(newest) = layers.first() else { return };
+fn sum_of<'a>(layers: &[Layer<'a>]) -> Option<Item<'a>> {
+    let newest = layers.first()?;
     let sum = layers.iter().fold(0_i64, |sum, layer| sum.saturating_add(decode_signed(layer.item.number)));
-    if sum != 0 {
-        left.push(Item { number: encode_signed(sum), ..newest.item.clone() });
-    }
+    (sum != 0).then(|| Item { number: encode_signed(sum), ..newest.item.clone() })
 }
 
 /// From one place to another.

@@ -1,6 +1,7 @@
 //! Reading the merge store: what memory, frozen memories and tables say of the same keys, folded.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 use super::cache::PageCache;
 use super::fold::{Fired, Layer, Meaning, Rule, fold};
@@ -19,26 +20,54 @@ use crate::volume::TreeId;
 /// Stretches of keys after which others may run.
 const SLICE_STEPS: usize = 512;
 
+/// A part of what is read.
+#[derive(Clone, Debug)]
+pub struct Span {
+    pub bounds: Bounds,
+    /// Items of others are passed over.
+    pub epochs: RangeInclusive<u32>,
+    /// What is read is told of under `hi` with these bits the other way.
+    pub rebase: u64,
+}
+
+impl Span {
+    /// Everything that is said of some keys.
+    pub fn all(bounds: Bounds) -> Self {
+        Self { bounds, epochs: 0..=u32::MAX, rebase: 0 }
+    }
+}
+
+/// One of the sorted lists that a sweep merges.
+struct Source {
+    span: Span,
+    of: Of,
+}
+
+enum Of {
+    Memory(VecDeque<OwnedItem>),
+    Run(RunCursor),
+}
+
 impl<M: Meaning> MergeStore<M> {
-    /// What is said of keys that a snapshot of `epoch` sees, folded, in order: at most one item for each key, no erasures, and no more than `limit` items.
+    /// What is said of keys that all of some spans are of, folded, in order: at most one item for each key, no erasures, and no more than `limit` items.
+    /// Spans that come first hide those behind.
     pub async fn scan<P: PageStore>(
         &self,
         pages: &P,
         tree: TreeId,
-        bounds: Bounds,
-        epoch: u32,
+        spans: &[Span],
         limit: usize,
     ) -> Result<Vec<OwnedItem>, StoreError> {
         let mut found = Vec::new();
         let mut effects = Fired::new();
         let none = Memory::default();
         let visit = |left: &mut Vec<OwnedItem>| {
-            // Of versions the newest is what the snapshot sees.
+            // Of versions the newest is what is seen.
             found.extend(left.drain(..).next().filter(|item| item.kind != ItemKind::Erase));
             found.len() < limit
         };
         if limit > 0 {
-            self.sweep(pages, tree, bounds, epoch, &none, visit, &mut |fired| {
+            self.sweep(pages, tree, spans, &none, visit, &mut |fired| {
                 effects.append(fired);
                 effects.clear();
             })
@@ -49,27 +78,28 @@ impl<M: Meaning> MergeStore<M> {
 
     /// Goes through what all memories and tables say of a tree, as if everything had merged with `newest` as well. `visit` gets what is left of each stretch of keys,
     /// newest first, and says whether to go on; `fire` what the meetings cause.
-    #[allow(clippy::too_many_arguments)]
     pub async fn sweep<P: PageStore>(
         &self,
         pages: &P,
         tree: TreeId,
-        bounds: Bounds,
-        epoch: u32,
+        spans: &[Span],
         newest: &Memory,
         mut visit: impl FnMut(&mut Vec<OwnedItem>) -> bool,
         fire: &mut impl FnMut(&mut Fired),
     ) -> Result<(), StoreError> {
         let reader = self.reader(pages);
-        // Taken at once: what is applied while pages are read is not seen.
-        let mut in_memory = vec![in_memory(newest, tree, &bounds), in_memory(&self.memory.borrow(), tree, &bounds)];
-        in_memory.extend(self.frozen.borrow().iter().rev().map(|memory| self::in_memory(memory, tree, &bounds)));
-        in_memory.retain(|items| !items.is_empty());
         let levels = self.levels(tree);
-        let met = levels.runs().map(|run| meeting(run, &bounds)).filter(|met| !met.is_empty());
-        let mut runs: Vec<RunCursor> = met.map(|met| RunCursor::new(met, bounds)).collect();
-        let memory_count = in_memory.len();
-        let mut sweep = Sweep::new(tree, memory_count + runs.len(), true);
+        // Taken at once: what is applied while pages are read is not seen.
+        let mut sources = Vec::new();
+        for span in spans {
+            let (memory, frozen) = (self.memory.borrow(), self.frozen.borrow());
+            let memories = [newest, &memory].into_iter().chain(frozen.iter().rev().map(|memory| &**memory));
+            let in_memory = memories.map(|memory| in_memory(memory, tree, span)).filter(|items| !items.is_empty());
+            sources.extend(in_memory.map(|items| Source { span: span.clone(), of: Of::Memory(items) }));
+            let met = levels.runs().map(|run| meeting(run, &span.bounds)).filter(|met| !met.is_empty());
+            sources.extend(met.map(|met| Source { span: span.clone(), of: Of::Run(RunCursor::new(met, span.bounds)) }));
+        }
+        let mut sweep = Sweep::new(tree, sources.len(), true);
         let (mut left, mut fired, mut steps) = (Vec::new(), Fired::new(), 0);
         loop {
             match sweep.step(&self.meaning, &mut left, &mut fired) {
@@ -88,12 +118,16 @@ impl<M: Meaning> MergeStore<M> {
                     }
                 }
                 Step::Needs(source) => {
-                    let next = match source.checked_sub(memory_count) {
-                        None => in_memory[source].pop_front(),
-                        Some(run) => runs[run].next(&reader).await?,
+                    let Source { span, of } = &mut sources[source];
+                    let next = match of {
+                        Of::Memory(items) => items.pop_front(),
+                        Of::Run(run) => run.next(&reader).await?,
                     };
                     match next {
-                        Some(item) if item.epoch <= epoch => sweep.feed(source, item),
+                        Some(item) if span.epochs.contains(&item.epoch) => {
+                            let hi = item.hi ^ span.rebase;
+                            sweep.feed(source, OwnedItem { hi, ..item });
+                        }
                         Some(_) => {}
                         None => sweep.end(source),
                     }
@@ -102,26 +136,26 @@ impl<M: Meaning> MergeStore<M> {
         }
     }
 
-    /// What is said of one key, as a snapshot of `epoch` sees it.
+    /// What is said of one key in some epochs, be it that it is erased.
     pub async fn get<P: PageStore>(
         &self,
         pages: &P,
         tree: TreeId,
         hi: u64,
         lo: u64,
-        epoch: u32,
+        epochs: &RangeInclusive<u32>,
     ) -> Result<Option<OwnedItem>, StoreError> {
         let rule = self.meaning.rule(tree);
         let mut layers = Vec::new();
         // Both at once: what becomes a table meanwhile is in one of them.
         let levels = self.levels(tree);
-        let ended = self.layers_in_memory(rule, tree, (hi, lo), epoch, &mut layers);
+        let ended = self.layers_in_memory(rule, tree, (hi, lo), epochs, &mut layers);
         if !ended {
-            self.layers_in_tables(pages, &levels, rule, tree, (hi, lo), epoch, &mut layers).await?;
+            self.layers_in_tables(pages, &levels, rule, tree, (hi, lo), epochs, &mut layers).await?;
         }
         let (mut left, mut fired) = (Vec::new(), Fired::new());
         fold(&self.meaning, tree, &layers, true, &mut left, &mut fired);
-        Ok(left.into_iter().next().filter(|item| item.kind != ItemKind::Erase))
+        Ok(left.into_iter().next())
     }
 
     /// True where what lies below cannot matter.
@@ -130,13 +164,13 @@ impl<M: Meaning> MergeStore<M> {
         rule: Rule,
         tree: TreeId,
         key: (u64, u64),
-        epoch: u32,
+        epochs: &RangeInclusive<u32>,
         layers: &mut Vec<Layer<'static>>,
     ) -> bool {
         let bounds = Bounds { from: key, to: key };
         let mut add = |memory: &Memory| {
             let covering = memory.covering(tree, key.0, key.1, key.1);
-            let clipped = covering.filter(|item| item.epoch <= epoch).filter_map(|item| bounds.clip(&item));
+            let clipped = covering.filter(|item| epochs.contains(&item.epoch)).filter_map(|item| bounds.clip(&item));
             for item in clipped {
                 let is_last = hides_older(rule, item.kind);
                 layers.push(Layer { item, is_top: true });
@@ -157,7 +191,7 @@ impl<M: Meaning> MergeStore<M> {
         rule: Rule,
         tree: TreeId,
         key: (u64, u64),
-        epoch: u32,
+        epochs: &RangeInclusive<u32>,
         layers: &mut Vec<Layer<'static>>,
     ) -> Result<(), StoreError> {
         let reader: Reader<'_, P> = self.reader(pages);
@@ -171,7 +205,7 @@ impl<M: Meaning> MergeStore<M> {
                 cursor.seek(&reader, key.0, key.1).await?;
                 while let Some(item) = cursor.next(&reader).await? {
                     let Some(item) = bounds.clip(&item.as_run_item()) else { break };
-                    if item.epoch > epoch {
+                    if !epochs.contains(&item.epoch) {
                         continue;
                     }
                     let is_last = hides_older(rule, item.kind);
@@ -199,12 +233,13 @@ impl<M: Meaning> MergeStore<M> {
 fn hides_older(rule: Rule, kind: ItemKind) -> bool {
     match rule {
         Rule::Values | Rule::Runs => true,
-        Rule::Sums => false,
+        Rule::Sums | Rule::Cells => false,
         Rule::Addresses => matches!(kind, ItemKind::Birth | ItemKind::SharedBirth),
     }
 }
 
-fn in_memory(memory: &Memory, tree: TreeId, bounds: &Bounds) -> VecDeque<OwnedItem> {
+fn in_memory(memory: &Memory, tree: TreeId, span: &Span) -> VecDeque<OwnedItem> {
+    let bounds = &span.bounds;
     let items = memory.from(tree, bounds.from.0, bounds.from.1);
     let items = items.take_while(|item| (item.hi, item.lo) <= bounds.to);
     owned(items).into_iter().filter_map(|item| bounds.clip(&item.as_run_item())).collect()

@@ -12,7 +12,7 @@ mod compact;
 pub mod fold;
 pub mod item;
 pub mod levels;
-mod lookup;
+pub mod lookup;
 pub mod memory;
 pub mod read;
 pub mod store;

@@ -221,12 +221,14 @@ impl<M: Meaning> MergeStore<M> {
         trees.values().flat_map(|levels| levels.views()).map(|view| u64::from(view.table.page_count())).sum()
     }
 
-    /// What was applied so far changes no more: a snapshot's moment, or a checkpoint's.
-    pub fn freeze(&self) {
+    /// What was applied so far changes no more: a snapshot's moment, or a checkpoint's. Gives the count of memories that do not.
+    pub fn freeze(&self) -> usize {
         let memory = std::mem::take(&mut *self.memory.borrow_mut());
+        let mut frozen = self.frozen.borrow_mut();
         if !memory.is_empty() {
-            self.frozen.borrow_mut().push_back(Rc::new(memory));
+            frozen.push_back(Rc::new(memory));
         }
+        frozen.len()
     }
 
     /// The edit counts from now on. Roots of `generation` and later name it.

@@ -120,10 +120,10 @@ impl<M: Meaning> MergeStore<M> {
         Ok(views)
     }
 
-    /// Writes what was frozen, as runs of level 0. Versions of several frozen memories merge on the way.
-    pub async fn flush<P: PageStore>(&self, pages: &P) -> Result<Edit, StoreError> {
+    /// Writes the oldest `frozen_count` frozen memories, as runs of level 0. Versions of several merge on the way.
+    pub async fn flush<P: PageStore>(&self, pages: &P, frozen_count: usize) -> Result<Edit, StoreError> {
         let mut edit = Edit::default();
-        let result = self.flush_into(pages, &mut edit).await;
+        let result = self.flush_into(pages, frozen_count, &mut edit).await;
         self.settle_failure(result, edit)
     }
 
@@ -141,8 +141,14 @@ impl<M: Meaning> MergeStore<M> {
         }
     }
 
-    async fn flush_into<P: PageStore>(&self, pages: &P, edit: &mut Edit) -> Result<(), StoreError> {
-        let frozen: Vec<Rc<Memory>> = self.frozen.borrow().iter().rev().cloned().collect();
+    async fn flush_into<P: PageStore>(
+        &self,
+        pages: &P,
+        frozen_count: usize,
+        edit: &mut Edit,
+    ) -> Result<(), StoreError> {
+        let mut frozen: Vec<Rc<Memory>> = self.frozen.borrow().iter().take(frozen_count).cloned().collect();
+        frozen.reverse();
         edit.frozen_count = frozen.len();
         if let [only] = &frozen[..] {
             return self.write_memory(pages, only, edit).await;

@@ -302,6 +302,10 @@ impl State {
                     return Err(format!("{len_blocks} blocks from block {start} of object {object} on"));
                 }
             }
+            Entry::View { view, entry: Some(entry) } => {
+                self.maps.views.require_sound(*view, entry).map_err(|fault| format!("a {fault}"))?;
+            }
+            Entry::View { entry: None, .. } => {}
             Entry::Put { .. } | Entry::Delete { .. } | Entry::Unmap { .. } => {}
         }
         Ok(())

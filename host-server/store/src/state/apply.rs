@@ -59,6 +59,10 @@ impl State {
                 key: tree::summary_key(*segment, StripeIndex(*stripe)),
                 value: summary.clone(),
             },
+            Entry::View { view, entry } => {
+                self.maps.put_view(*view, entry.clone());
+                return;
+            }
             Entry::Bank { .. } => return,
         };
         self.maps.apply(message);
