@@ -126,7 +126,7 @@ impl<M: Meaning> MergeStore<M> {
                 pages.give_way().await;
             }
         }
-        let merged = self.write_tables(pages, output.finish(), edit).await?;
+        let merged = self.write_tables(pages, output.finish(), false, edit).await?;
         self.replace(edit, tree, level, &upper, merged, done);
         self.write_memory(pages, &effects, edit).await?;
         if level > 0 {

@@ -7,6 +7,7 @@ use super::item::{OwnedItem, cut};
 use super::table::{Table, filter_hash};
 use crate::address::VolumeId;
 use crate::error::{ErrorKind, StoreError};
+use crate::format::envelope;
 use crate::format::filter;
 use crate::format::page::{PageFault, PagePointer};
 use crate::format::run::{RunItem, RunPage, is_run_page};
@@ -93,6 +94,22 @@ impl<P: PageStore> Reader<'_, P> {
         });
         self.cache.keep(table.number, page, &read);
         Ok(read)
+    }
+
+    /// Keeps a page that has just been written, for those who read it soon.
+    pub fn keep_written(&self, table: &Table, page: u32, bytes: ringfort_engine::buffer::Slice) {
+        let level = u8::from(page == table.leaf_count);
+        let cached = if page > table.leaf_count {
+            CachedPage::of_filter(bytes)
+        } else {
+            let checksum = envelope::checksum_of(&bytes).unwrap_or_default();
+            let Some(pointer) = table.leaf(page, checksum) else { return };
+            match RunPage::decode(&bytes, pointer, self.volume, table.tree, level) {
+                Ok(layout) => CachedPage::of_items(bytes, layout),
+                Err(fault) => unreachable!("a page that was just made: {fault}"),
+            }
+        };
+        self.cache.keep(table.number, page, &Rc::new(cached));
     }
 
     async fn index(&self, table: &Table) -> Result<Rc<CachedPage>, StoreError> {

@@ -88,14 +88,17 @@ impl<M: Meaning> MergeStore<M> {
         TableWriter::new(self.volume, tree, number, self.by_chunks(tree))
     }
 
+    /// Writes tables. `keeps`: their pages stay in the cache, since a merge reads them soon.
     pub(super) async fn write_tables<P: PageStore>(
         &self,
         pages: &P,
         finished: Vec<(Table, Vec<Slice>)>,
+        keeps: bool,
         edit: &mut Edit,
     ) -> Result<Vec<View>, StoreError> {
         let mut views = Vec::with_capacity(finished.len());
         for (mut table, contents) in finished {
+            let written = contents.clone();
             let addresses = self.allocator.allocate(contents.len())?;
             edit.written.extend(&addresses);
             table.extents = extents_of(&addresses);
@@ -115,6 +118,10 @@ impl<M: Meaning> MergeStore<M> {
                 outcome = outcome.and(result);
             }
             outcome?;
+            if keeps {
+                let reader = self.reader(pages);
+                (0..).zip(written).for_each(|(page, bytes)| reader.keep_written(&table, page, bytes));
+            }
             views.push(View::whole(table));
         }
         Ok(views)
@@ -176,7 +183,7 @@ impl<M: Meaning> MergeStore<M> {
                 }
             }
             edit.sums.append(&mut sums);
-            let views = self.write_tables(pages, output.finish(), edit).await?;
+            let views = self.write_tables(pages, output.finish(), true, edit).await?;
             self.add_newest(edit, tree, views);
         }
         self.write_memory(pages, &effects, edit).await
@@ -201,7 +208,7 @@ impl<M: Meaning> MergeStore<M> {
                     pages.give_way().await;
                 }
             }
-            let views = self.write_tables(pages, tables.finish(), edit).await?;
+            let views = self.write_tables(pages, tables.finish(), true, edit).await?;
             self.add_newest(edit, tree, views);
         }
         Ok(())
