@@ -44,6 +44,14 @@ impl Bounds {
     }
 }
 
+/// The key that follows.
+pub fn after((hi, last): (u64, u64)) -> (u64, u64) {
+    match last.checked_add(1) {
+        Some(lo) => (hi, lo),
+        None => (hi.saturating_add(1), 0),
+    }
+}
+
 /// A table, and which keys of it count still.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -296,7 +304,10 @@ impl RunCursor {
         Self { bounds, left: run.iter().rev().cloned().collect(), current: None }
     }
 
-    pub async fn next<P: PageStore>(&mut self, reader: &Reader<'_, P>) -> Result<Option<OwnedItem>, StoreError> {
+    pub async fn next<P: PageStore>(
+        &mut self,
+        reader: &Reader<'_, P>,
+    ) -> Result<Option<OwnedItem>, StoreError> {
         loop {
             if self.current.is_none() {
                 let Some(view) = self.left.pop() else { return Ok(None) };
