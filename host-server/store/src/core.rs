@@ -34,6 +34,8 @@ pub(crate) struct Core {
     pub edit_turn: Mutex<()>,
     /// Tables may be too many.
     pub merges_wanted: Notify,
+    /// Views may have been removed.
+    pub removals_wanted: Notify,
     /// A merge could not read what it needs: none is tried any more.
     pub merges_failed: Cell<bool>,
     /// Somebody wants what is applied to become durable.
@@ -83,6 +85,7 @@ impl Core {
             checkpoint_turn: Mutex::new(()),
             edit_turn: Mutex::new(()),
             merges_wanted: Notify::new(),
+            removals_wanted: Notify::new(),
             merges_failed: Cell::new(false),
             reclaim_from: Cell::new(None),
             reclaims: Cell::new(0),

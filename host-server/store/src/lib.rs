@@ -1,8 +1,8 @@
 //! Log-structured, erasure-coded store.
 //!
 //! Modules, lowest first:
-//! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `pages` · `views` · `merge` · `map` ·
-//! `segment` · `log` · `state` · `pace` · `ahead` · `cache` · `tasks` · `core` · `fetch` · `commit` · `checkpoint` · `merges` · `admit` · `clean` · `recover` · `create` · `check` ·
+//! `address` · `error` · `limits` · `geometry` · `volume` · `format` · `views` · `model` · `keep` · `object` · `kv` · `pages` · `merge` · `map` ·
+//! `segment` · `log` · `state` · `pace` · `ahead` · `cache` · `tasks` · `core` · `fetch` · `commit` · `checkpoint` · `merges` · `admit` · `removals` · `clean` · `recover` · `create` · `check` ·
 //! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
 
@@ -30,9 +30,10 @@ pub mod merge;
 pub(crate) mod merges;
 pub mod model;
 pub mod object;
-pub(crate) mod pages;
 pub(crate) mod pace;
+pub(crate) mod pages;
 pub mod recover;
+pub(crate) mod removals;
 pub mod replace;
 pub(crate) mod segment;
 pub(crate) mod state;

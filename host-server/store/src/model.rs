@@ -12,11 +12,12 @@ use std::task::Poll;
 
 use ringfort_engine::buffer::{BLOCK_BYTES, Slice};
 
-use crate::address::{LogicalBlock, ObjectId};
+use crate::address::{LogicalBlock, ObjectId, ViewId};
 use crate::error::{ErrorKind, StoreError};
+use crate::views::Views;
 use crate::volume::{
     Change, Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, StagedPiece, Transaction, TreeId,
-    Volume, shift_entries,
+    ViewEntry, ViewKind, ViewState, Volume, shift_entries,
 };
 
 /// What a [`ModelVolume`] is made of.
@@ -56,6 +57,7 @@ const ENTRY_BYTES: u64 = 100;
 struct Contents {
     trees: BTreeMap<(TreeId, Key), Vec<u8>>,
     blocks: BTreeMap<(ObjectId, LogicalBlock), Slice>,
+    views: Views,
 }
 
 /// A change as it was applied, kept until it is synced.
@@ -66,6 +68,7 @@ enum Applied {
     Write(ObjectId, LogicalBlock, Vec<Slice>),
     Unmap(ObjectId, LogicalBlock, u64),
     Shift(ObjectId, LogicalBlock, LogicalBlock, u64),
+    View(ViewId, ViewEntry),
 }
 
 impl Contents {
@@ -85,6 +88,7 @@ impl Contents {
             Applied::Unmap(object, start, len_blocks) => {
                 self.unmap(object, start, len_blocks);
             }
+            Applied::View(view, entry) => self.put_view(view, entry),
             Applied::Shift(object, from, to, len_blocks) => {
                 let moving = self.unmap(object, from, len_blocks);
                 self.unmap(object, to, len_blocks);
@@ -93,6 +97,45 @@ impl Contents {
                 }
             }
         }
+    }
+
+    /// A new view has a copy of what it begins with.
+    fn put_view(&mut self, view: ViewId, entry: ViewEntry) {
+        let begins_with = match entry.kind {
+            ViewKind::Snapshot { branch } => Some(branch),
+            ViewKind::Branch { origin } => origin,
+        };
+        if entry.state != ViewState::Live {
+            self.forget(view);
+            self.views.put(view, None);
+            return;
+        }
+        if let Some(from) = begins_with.filter(|_| self.views.get(view).is_none()) {
+            let (least, most) = from.numbers();
+            let keys = |tree| (tree, Key::new(least, 0))..=(tree, Key::new(most, u64::MAX));
+            for tree in (TreeId::FIRST_FILESYSTEM.0..=TreeId::LAST_FILESYSTEM.0).map(TreeId) {
+                if tree == TreeId::SHARED {
+                    continue;
+                }
+                let copied = self.trees.range(keys(tree)).map(|((tree, key), value)| {
+                    ((*tree, Key::new(view.place(key.hi), key.lo)), value.clone())
+                });
+                let copied: Vec<_> = copied.collect();
+                self.trees.extend(copied);
+            }
+            let blocks = (ObjectId(least), LogicalBlock(0))..=(ObjectId(most), LogicalBlock(u64::MAX));
+            let copied = self.blocks.range(blocks);
+            let copied =
+                copied.map(|((object, at), block)| ((ObjectId(view.place(object.0)), *at), block.clone()));
+            let copied: Vec<_> = copied.collect();
+            self.blocks.extend(copied);
+        }
+        self.views.put(view, Some(entry));
+    }
+
+    fn forget(&mut self, view: ViewId) {
+        self.trees.retain(|(tree, key), _| *tree == TreeId::SHARED || ViewId::of(key.hi) != view);
+        self.blocks.retain(|(object, _), _| ViewId::of(object.0) != view);
     }
 
     fn unmap(
@@ -407,6 +450,8 @@ impl Volume for ModelVolume {
         self.fault("apply a transaction to")?;
         let cost = transaction.reservation.cost;
         let mut contents = self.current.borrow_mut();
+        let of_views = transaction.changes.iter().filter_map(Change::of_view);
+        let mut view_entries = contents.views.entries_after(of_views)?;
         let (mut data_blocks, mut entries) = (0, 0);
         let mut applied = Vec::new();
         for change in transaction.changes {
@@ -433,6 +478,13 @@ impl Volume for ModelVolume {
                 Change::Unmap { object, start, len_blocks } => {
                     entries += contents.mapped(object, start, len_blocks).len() as u64;
                     Applied::Unmap(object, start, len_blocks)
+                }
+                Change::View { view, change } => {
+                    entries += 1;
+                    Applied::View(
+                        view,
+                        view_entries.pop_front().unwrap_or_else(|| unreachable!("{change:?}")),
+                    )
                 }
                 Change::Shift { object, from, to, len_blocks, .. } => {
                     entries += shift_entries(contents.extents(object, from, len_blocks));
@@ -466,6 +518,14 @@ impl Volume for ModelVolume {
             self.first_unsynced.set(self.first_unsynced.get() + 1);
         }
         Ok(())
+    }
+
+    fn views(&self) -> Vec<(ViewId, ViewEntry)> {
+        self.current.borrow().views.all()
+    }
+
+    fn new_view(&self) -> Result<ViewId, StoreError> {
+        self.current.borrow().views.new_id()
     }
 
     fn entry_count(&self, tree: TreeId) -> u64 {

@@ -5,11 +5,12 @@
 //! either changes no item and no count.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use crate::address::ViewId;
-use crate::format::view::{ViewEntry, ViewKind, ViewState};
+use crate::error::{ErrorKind, StoreError};
+use crate::volume::{ViewChange, ViewEntry, ViewKind, ViewState};
 
 /// Branches that a view may stand on: what is read is looked for in so many.
 pub const DEPTH_MAX: usize = 32;
@@ -28,12 +29,25 @@ pub struct Link {
 /// What a view sees, what hides the rest first.
 pub type Chain = Rc<[Link]>;
 
-#[derive(Default)]
+/// The volume itself, before anything was said of it.
+const VOLUME_ENTRY: ViewEntry =
+    ViewEntry { kind: ViewKind::Branch { origin: None }, state: ViewState::Live, epoch: 0, info: Vec::new() };
+
+#[derive(Clone, Debug)]
 pub struct Views {
     state: RefCell<State>,
 }
 
-#[derive(Default)]
+impl Default for Views {
+    /// The volume alone, in the first epoch.
+    fn default() -> Self {
+        let mut state = State::default();
+        state.derive();
+        Self { state: RefCell::new(state) }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
 struct State {
     entries: BTreeMap<ViewId, ViewEntry>,
     /// What is written now belongs to it.
@@ -80,8 +94,8 @@ impl Views {
         self.state.borrow().entries.iter().map(|(view, entry)| (*view, entry.clone())).collect()
     }
 
-    /// An id that no view has, given to nobody else before all others have been. `None` where there is none.
-    pub fn new_id(&self) -> Option<ViewId> {
+    /// An id that no view has, given to nobody else before all others have been.
+    pub fn new_id(&self) -> Result<ViewId, StoreError> {
         let mut state = self.state.borrow_mut();
         let begin = state.last_id;
         loop {
@@ -91,22 +105,38 @@ impl Views {
             };
             let view = ViewId(state.last_id);
             if !state.entries.contains_key(&view) {
-                return Some(view);
+                return Ok(view);
             }
             if state.last_id == begin {
-                return None;
+                let found = format!("there are {} already", state.entries.len());
+                return Err(StoreError::new(ErrorKind::NoSpace, "make", "a view", found)
+                    .advice("remove snapshots or clones"));
             }
         }
     }
 
-    /// Whether what is written after this entry belongs to a later epoch than what was before.
-    pub fn ends_epoch(&self, view: ViewId, entry: &ViewEntry) -> bool {
-        let state = self.state.borrow();
-        let current = match entry.kind {
-            ViewKind::Snapshot { .. } => state.epoch,
-            ViewKind::Branch { .. } => state.epoch + 1,
-        };
-        !state.entries.contains_key(&view) && entry.epoch == current
+    /// Whether the view is one that is about to be made: what is written from then on belongs to a later epoch.
+    pub fn is_new(&self, view: ViewId) -> bool {
+        view != ViewId::VOLUME && !self.state.borrow().entries.contains_key(&view)
+    }
+
+    /// What some changes make of their views, one after the other, if all of them can be.
+    pub fn entries_after<'a>(
+        &self,
+        changes: impl Iterator<Item = (ViewId, &'a ViewChange)>,
+    ) -> Result<VecDeque<ViewEntry>, StoreError> {
+        let mut changes = changes.peekable();
+        if changes.peek().is_none() {
+            return Ok(VecDeque::new());
+        }
+        let after = self.clone();
+        changes
+            .map(|(view, change)| {
+                let entry = after.entry_after(view, change)?;
+                after.put(view, Some(entry.clone()));
+                Ok(entry)
+            })
+            .collect()
     }
 
     /// Takes in an entry; `None` removes the view.
@@ -134,16 +164,67 @@ impl Views {
     pub fn require_sound(&self, view: ViewId, entry: &ViewEntry) -> Result<(), String> {
         let state = self.state.borrow();
         require_sound(&state.entries, view, entry)?;
-        let is_known = state.entries.contains_key(&view);
-        let latest = match entry.kind {
+        let is_known = view == ViewId::VOLUME || state.entries.contains_key(&view);
+        let current = match entry.kind {
             ViewKind::Snapshot { .. } => state.epoch,
             ViewKind::Branch { .. } => state.epoch + 1,
         };
-        // Several views that are made at once are of one epoch.
-        if !is_known && (entry.epoch > latest || entry.epoch + 1 < state.epoch) {
+        if !is_known && entry.epoch != current {
             return Err(format!("view {view} of epoch {} in epoch {}", entry.epoch, state.epoch));
         }
         Ok(())
+    }
+
+    /// What a change makes of a view, if it can be.
+    fn entry_after(&self, view: ViewId, change: &ViewChange) -> Result<ViewEntry, StoreError> {
+        let state = self.state.borrow();
+        let refused = |kind, found: String| StoreError::new(kind, "change", format!("view {view}"), found);
+        let live = |view: ViewId| {
+            let volume = (view == ViewId::VOLUME).then_some(VOLUME_ENTRY);
+            let entry = state.entries.get(&view).cloned().or(volume);
+            entry
+                .filter(|entry| entry.state == ViewState::Live)
+                .ok_or_else(|| refused(ErrorKind::NotFound, format!("there is no view {view}")))
+        };
+        let made = |kind, epoch, info: &[u8]| {
+            if state.entries.contains_key(&view) {
+                return Err(refused(ErrorKind::Exists, "it is there already".to_owned()));
+            }
+            if epoch >= EPOCH_MAX {
+                let found = format!("{epoch} views have been made, and there are no numbers for more");
+                return Err(refused(ErrorKind::NoSpace, found).advice("copy the data to a new volume"));
+            }
+            Ok(ViewEntry { kind, state: ViewState::Live, epoch, info: info.to_vec() })
+        };
+        match change {
+            ViewChange::Snapshot { branch, info } => {
+                let ViewKind::Branch { .. } = live(*branch)?.kind else {
+                    return Err(refused(ErrorKind::Invalid, format!("view {branch} is a snapshot itself")));
+                };
+                made(ViewKind::Snapshot { branch: *branch }, state.epoch, info)
+            }
+            ViewChange::Branch { origin, info } => {
+                if let Some(origin) = origin {
+                    let ViewKind::Snapshot { .. } = live(*origin)?.kind else {
+                        return Err(refused(ErrorKind::Invalid, format!("view {origin} is no snapshot")));
+                    };
+                    let depth = state.chains.get(origin).map_or(0, |chain| chain.len());
+                    if depth >= DEPTH_MAX {
+                        let found = format!("view {origin} is a clone of a clone already, {depth} times");
+                        return Err(refused(ErrorKind::Invalid, found).advice("copy the data instead"));
+                    }
+                }
+                made(ViewKind::Branch { origin: *origin }, state.epoch + 1, info)
+            }
+            ViewChange::Describe { info } => Ok(ViewEntry { info: info.clone(), ..live(view)? }),
+            ViewChange::Remove => {
+                let clones = state.clones_of(view).filter(|clone| state.is_needed(*clone)).count();
+                if clones > 0 {
+                    return Err(refused(ErrorKind::Busy, format!("{clones} clones stand on it")));
+                }
+                Ok(ViewEntry { state: ViewState::Deleting, ..live(view)? })
+            }
+        }
     }
 
     /// Views that were put or removed since this was asked last, with their entries.
@@ -187,11 +268,9 @@ impl Views {
         state.entries.values().any(|entry| entry.kind == ViewKind::Snapshot { branch })
     }
 
-    /// Branches that began as this snapshot, of whatever state.
-    pub fn clones_of(&self, snapshot: ViewId) -> Vec<ViewId> {
-        let state = self.state.borrow();
-        let is_clone = |entry: &ViewEntry| entry.kind == ViewKind::Branch { origin: Some(snapshot) };
-        state.entries.iter().filter(|(_, entry)| is_clone(entry)).map(|(view, _)| *view).collect()
+    /// Whether branches began as this snapshot, of whatever state.
+    pub fn has_clones(&self, snapshot: ViewId) -> bool {
+        self.state.borrow().clones_of(snapshot).next().is_some()
     }
 
     /// Whether any snapshot holds what is overwritten in a branch from now on.
@@ -199,17 +278,23 @@ impl Views {
         !self.state.borrow().kept.is_empty()
     }
 
-    /// The epochs around a snapshot in which its branch's items must have been born and have died to be seen by it alone: born after the first and up to the second, dead after the
-    /// second and up to the third.
-    pub fn alone(&self, snapshot: ViewId) -> Option<(ViewId, u32, u32, u32)> {
+    /// When that must have died which a snapshot alone sees.
+    pub fn alone(&self, snapshot: ViewId) -> Option<Alone> {
         let state = self.state.borrow();
         let entry = state.entries.get(&snapshot)?;
         let ViewKind::Snapshot { branch } = entry.kind else { return None };
         let kept = state.kept.get(&branch).map(Vec::as_slice).unwrap_or_default();
-        let before = kept[..kept.partition_point(|epoch| *epoch < entry.epoch)].last();
-        let after = kept.iter().find(|epoch| **epoch > entry.epoch);
-        Some((branch, before.copied().unwrap_or(0), entry.epoch, after.copied().unwrap_or(EPOCH_MAX)))
+        let next = kept.iter().find(|epoch| **epoch > entry.epoch);
+        Some(Alone { branch, epoch: entry.epoch, next: next.copied().unwrap_or(EPOCH_MAX) })
     }
+}
+
+/// Of a snapshot: what it alone sees died after its epoch, and not after that of the next snapshot of its branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alone {
+    pub branch: ViewId,
+    pub epoch: u32,
+    pub next: u32,
 }
 
 fn require_sound(
@@ -238,6 +323,20 @@ fn require_sound(
 }
 
 impl State {
+    fn clones_of(&self, snapshot: ViewId) -> impl Iterator<Item = ViewId> {
+        let is_clone = move |entry: &ViewEntry| entry.kind == ViewKind::Branch { origin: Some(snapshot) };
+        self.entries.iter().filter(move |(_, entry)| is_clone(entry)).map(|(view, _)| *view)
+    }
+
+    /// Whether somebody sees a branch, or a snapshot of it.
+    fn is_needed(&self, branch: ViewId) -> bool {
+        let is_seen = |(view, entry): (&ViewId, &ViewEntry)| {
+            let is_of = *view == branch || entry.kind == ViewKind::Snapshot { branch };
+            is_of && entry.state == ViewState::Live
+        };
+        self.entries.iter().any(is_seen)
+    }
+
     /// Works out what follows from the entries.
     fn derive(&mut self) {
         self.kept.clear();
@@ -266,7 +365,9 @@ impl State {
         while links.len() <= DEPTH_MAX {
             let entry = self.entries.get(&branch);
             links.push(Link { branch, from: entry.map_or(0, |entry| entry.epoch), to });
-            let Some(ViewKind::Branch { origin: Some(origin) }) = entry.map(|entry| entry.kind) else { break };
+            let Some(ViewKind::Branch { origin: Some(origin) }) = entry.map(|entry| entry.kind) else {
+                break;
+            };
             let origin = self.entries.get(&origin)?;
             let ViewKind::Snapshot { branch: below } = origin.kind else { return None };
             (branch, to) = (below, origin.epoch);
@@ -307,7 +408,7 @@ mod tests {
         assert_eq!(links(&views, 2), [(2, 2, u32::MAX), (0, 0, 0)]);
         assert_eq!(links(&views, 3), [(2, 2, 2), (0, 0, 0)]);
         assert!(views.stands_on_another(ViewId(2)) && !views.stands_on_another(ViewId(0)));
-        assert_eq!(views.clones_of(ViewId(1)), [ViewId(2)]);
+        assert!(views.has_clones(ViewId(1)) && !views.has_clones(ViewId(3)));
         assert_eq!(views.chain(ViewId(9)), None);
     }
 
@@ -321,7 +422,7 @@ mod tests {
         assert!(is_seen(0, 1) && is_seen(3, 6) && is_seen(5, 6) && is_seen(0, 100));
         assert!(!is_seen(1, 5) && !is_seen(6, 9) && !is_seen(10, 100) && !is_seen(5, 5));
         assert!(!views.is_seen(ViewId(4), 0, 100));
-        assert_eq!(views.alone(ViewId(2)), Some((ViewId(0), 0, 5, 9)));
+        assert_eq!(views.alone(ViewId(2)), Some(Alone { branch: ViewId(0), epoch: 5, next: 9 }));
         views.purge(&[ViewId(2)]);
         assert!(!views.is_seen(ViewId(0), 3, 6) && views.is_seen(ViewId(0), 3, 10));
     }
@@ -329,23 +430,26 @@ mod tests {
     #[test]
     fn ids_are_given_in_turn() {
         let views = Views::default();
-        assert_eq!(views.new_id(), Some(ViewId(1)));
+        assert_eq!(views.new_id().unwrap(), ViewId(1));
         views.put(ViewId(2), snapshot(0, 0));
-        assert_eq!(views.new_id(), Some(ViewId(3)));
+        assert_eq!(views.new_id().unwrap(), ViewId(3));
         views.put(ViewId(2), None);
-        assert_eq!(views.new_id(), Some(ViewId(4)));
+        assert_eq!(views.new_id().unwrap(), ViewId(4));
     }
 
     #[test]
     fn entries_that_stand_on_nothing_are_refused() {
         let views = Views::default();
         views.put(ViewId(1), snapshot(0, 0));
-        let refused = |view, entry: Option<ViewEntry>| views.require_sound(ViewId(view), &entry.unwrap()).is_err();
+        let refused =
+            |view, entry: Option<ViewEntry>| views.require_sound(ViewId(view), &entry.unwrap()).is_err();
         assert!(refused(2, snapshot(1, 1)), "a snapshot of a snapshot");
         assert!(refused(2, branch(Some(0), 2)), "a clone of a branch");
         assert!(refused(0, branch(Some(1), 2)), "the volume is no clone");
         assert!(refused(2, snapshot(0, 7)), "an epoch to come");
-        assert!(!refused(2, snapshot(0, 1)) && !refused(2, branch(Some(1), 2)) && !refused(2, branch(None, 2)));
+        assert!(
+            !refused(2, snapshot(0, 1)) && !refused(2, branch(Some(1), 2)) && !refused(2, branch(None, 2))
+        );
     }
 
     #[test]

@@ -4,12 +4,15 @@
 //! changed together by atomic [`Transaction`]s. Power loss leaves the state cut at some point of the order in which
 //! transactions were applied; everything applied before a completed [`Volume::sync`] is inside the cut.
 //!
+//! What is read and written belongs to a *view*, which the upper 16 bits of `Key::hi` and of an [`ObjectId`] name ([`ViewId::of`]): the volume itself (0), a subvolume or
+//! clone, or a snapshot, which is only read. Of a view that is not there nothing is found. [`TreeId::SHARED`] alone belongs to no view.
+//!
 //! All methods belong to the volume's thread. Reads may suspend, and other tasks then run: a caller that reads,
 //! decides and applies must hold its own lock over what it read. [`Volume::apply`] never suspends.
 
 use ringfort_engine::buffer::Slice;
 
-use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock};
+use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, ViewId};
 use crate::error::StoreError;
 
 /// Names one tree of a volume. Trees below [`TreeId::FIRST_FILESYSTEM`] belong to the store.
@@ -21,12 +24,6 @@ impl TreeId {
     pub const LAST_FILESYSTEM: TreeId = TreeId(63);
     /// The filesystem's tree that is no view's: everybody sees the same.
     pub const SHARED: TreeId = TreeId(20);
-
-    /// Whether every view has its own: keys have the view in the upper bits of `hi`.
-    pub fn is_of_views(self) -> bool {
-        let is_filesystem = (Self::FIRST_FILESYSTEM..=Self::LAST_FILESYSTEM).contains(&self);
-        self == crate::map::tree::LOGICAL || is_filesystem && self != Self::SHARED
-    }
 }
 
 /// Keys order by `hi`, then `lo`.
@@ -143,14 +140,32 @@ pub(crate) enum Change {
     Write { object: ObjectId, start: LogicalBlock, blocks: StagedBlocks },
     Unmap { object: ObjectId, start: LogicalBlock, len_blocks: u64 },
     Shift { object: ObjectId, from: LogicalBlock, to: LogicalBlock, len_blocks: u64, steps: Vec<ShiftStep> },
+    View { view: ViewId, change: ViewChange },
+}
+
+impl Change {
+    /// The view that it changes, if it does.
+    pub(crate) fn of_view(&self) -> Option<(ViewId, &ViewChange)> {
+        match self {
+            Self::View { view, change } => Some((*view, change)),
+            _ => None,
+        }
+    }
 }
 
 /// A part of what shifting a range is, as the store's maps do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShiftStep {
     /// What is mapped elsewhere is mapped here as well.
-    Share { start: LogicalBlock, len_blocks: u64, middle: MiddleAddress },
-    Unmap { start: LogicalBlock, len_blocks: u64 },
+    Share {
+        start: LogicalBlock,
+        len_blocks: u64,
+        middle: MiddleAddress,
+    },
+    Unmap {
+        start: LogicalBlock,
+        len_blocks: u64,
+    },
 }
 
 /// What shifting a range with so many extents costs, in entries of [`Cost`] that put no value: each is taken out and put back, and both
@@ -191,6 +206,12 @@ impl<R> Transaction<R> {
         self.changes.push(Change::Unmap { object, start, len_blocks });
     }
 
+    /// Makes, changes or removes a view; one entry. The id of a new one comes from [`Volume::new_view`]. [`Volume::apply`] refuses what cannot be: `NotFound` for a view that is
+    /// not, or no more; `Busy` for a snapshot that clones stand on which somebody sees.
+    pub fn change_view(&mut self, view: ViewId, change: ViewChange) {
+        self.changes.push(Change::View { view, change });
+    }
+
     /// See [`Volume::shift`].
     pub(crate) fn push_shift(
         &mut self,
@@ -204,6 +225,55 @@ impl<R> Transaction<R> {
         assert!(last.checked_add(len_blocks).is_some(), "shift of {len_blocks} blocks beyond block {last}");
         self.changes.push(Change::Shift { object, from, to, len_blocks, steps });
     }
+}
+
+/// The longest bytes that a view's maker adds to it.
+pub const VIEW_INFO_BYTES_MAX: usize = 2048;
+
+/// What a view is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ViewKind {
+    Branch {
+        /// The snapshot that it began as.
+        origin: Option<ViewId>,
+    },
+    Snapshot {
+        branch: ViewId,
+    },
+}
+
+/// Whether a view is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ViewState {
+    Live,
+    /// Nobody sees it any more; what it alone holds is being given back.
+    Deleting,
+    /// A branch that nobody sees; its snapshots do.
+    Emptied,
+}
+
+/// What is known of a view.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewEntry {
+    pub kind: ViewKind,
+    pub state: ViewState,
+    /// Of a snapshot: the last that it holds. Of a branch: the first in which it could be written.
+    pub epoch: u32,
+    /// Its maker's own, at most [`VIEW_INFO_BYTES_MAX`].
+    pub info: Vec<u8>,
+}
+
+/// A change of the views. What a transaction changes before it is in a snapshot that it makes, what it changes after is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ViewChange {
+    /// Keeps what a branch holds.
+    Snapshot { branch: ViewId, info: Vec<u8> },
+    /// A line of changes that begins empty or with what a snapshot holds, which cannot be removed before it.
+    Branch { origin: Option<ViewId>, info: Vec<u8> },
+    /// Other bytes of the maker's own.
+    Describe { info: Vec<u8> },
+    /// Nobody sees it any more; what it alone holds is given back in the background.
+    Remove,
 }
 
 /// Room on the volume, for data in 4 KiB blocks.
@@ -276,6 +346,12 @@ pub trait Volume: 'static {
 
     /// Returns once everything applied before the call is on stable media on every live mirror.
     async fn sync(&self) -> Result<(), StoreError>;
+
+    /// Every view with an entry, in the order of their ids. The volume itself has none before it is changed.
+    fn views(&self) -> Vec<(ViewId, ViewEntry)>;
+
+    /// An id for a view that is about to be made. `NoSpace` where there is none.
+    fn new_view(&self) -> Result<ViewId, StoreError>;
 
     /// Entries of a tree, and what was changed or removed and still takes room. Known without looking at them.
     fn entry_count(&self, tree: TreeId) -> u64;

@@ -11,7 +11,7 @@ use ringfort_engine::buffer::Slice;
 use ringfort_engine::engine::Engine;
 
 use self::references::References;
-use crate::address::{LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, StripeIndex};
+use crate::address::{LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, StripeIndex, ViewId};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::run::ItemKind;
 use crate::format::segment::StripeSummary;
@@ -25,7 +25,9 @@ use crate::recover::replay;
 use crate::segment::summary::Summaries;
 use crate::segment::table::SegmentState;
 use crate::state::State;
-use crate::volume::{Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, Transaction, TreeId, Volume};
+use crate::volume::{
+    Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, Transaction, TreeId, ViewEntry, Volume,
+};
 
 /// How far a check has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +133,14 @@ impl Volume for CheckedVolume {
         Ok(())
     }
 
+    fn views(&self) -> Vec<(ViewId, ViewEntry)> {
+        self.state.maps.views.all()
+    }
+
+    fn new_view(&self) -> Result<ViewId, StoreError> {
+        trees_only()
+    }
+
     fn entry_count(&self, tree: TreeId) -> u64 {
         self.state.maps.entry_count(tree)
     }
@@ -184,6 +194,15 @@ async fn check_maps(
             kind => faults.push(format!("object {} block {}: an item of kind {kind:?}", item.hi, item.lo)),
         })
         .await?;
+    let ended = state
+        .maps
+        .walk(pages, tree::DEAD, &displaced, |item| {
+            if item.kind != ItemKind::Add || decode_signed(item.number) <= 0 {
+                faults.push(format!("dead at middle address {}: {:?} {}", item.lo, item.kind, item.number));
+            }
+        })
+        .await?;
+    let displaced = state.maps.joined(displaced, &ended);
     report.mapped_blocks = runs.iter().map(|(_, len)| len).sum();
     progress(CheckProgress { stage: "maps", done: 1, total: 2 });
     let mut references = References::of(&runs);

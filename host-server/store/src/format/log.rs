@@ -12,9 +12,10 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::layout::{Layout, layout};
-use super::view::ViewEntry;
-use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, ViewId};
-use crate::volume::{Key, TreeId, VALUE_BYTES_MAX};
+use crate::address::{
+    BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, ViewId,
+};
+use crate::volume::{Key, TreeId, VALUE_BYTES_MAX, ViewEntry};
 
 /// `RFLR` in little-endian order.
 pub const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"RFLR");
@@ -549,7 +550,7 @@ pub const LAYOUTS: &[Layout] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::view::{ViewKind, ViewState};
+    use crate::volume::{ViewKind, ViewState};
 
     fn samples() -> Vec<Vec<Entry>> {
         let kind = ViewKind::Snapshot { branch: ViewId(1) };

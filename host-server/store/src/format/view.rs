@@ -8,11 +8,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::layout::{Layout, layout};
 use crate::address::ViewId;
+use crate::volume::{VIEW_INFO_BYTES_MAX, ViewEntry, ViewKind, ViewState};
 
 const VERSION: u8 = 1;
-
-/// The longest bytes of its maker's own.
-pub const INFO_BYTES_MAX: usize = 2048;
 
 /// No view: a branch that begins empty.
 const NO_ORIGIN: u16 = u16::MAX;
@@ -37,41 +35,8 @@ struct ViewBytes {
 const _: () = assert!(size_of::<ViewBytes>() == 16);
 
 /// Tables of the format document.
-pub const LAYOUTS: &[Layout] = &[layout!(
-    "view",
-    ViewBytes { version, kind, state, reserved, origin, info_bytes, epoch, reserved_too }
-)];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ViewKind {
-    Branch {
-        /// The snapshot that it began as.
-        origin: Option<ViewId>,
-    },
-    Snapshot {
-        branch: ViewId,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ViewState {
-    Live,
-    /// Nobody sees it any more; what it alone holds is being given back.
-    Deleting,
-    /// A branch that nobody sees; its snapshots do.
-    Emptied,
-}
-
-/// What the catalogue says of a view.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ViewEntry {
-    pub kind: ViewKind,
-    pub state: ViewState,
-    /// Of a snapshot: the last that it holds. Of a branch: the first in which it could be written.
-    pub epoch: u32,
-    /// Its maker's own, at most [`INFO_BYTES_MAX`].
-    pub info: Vec<u8>,
-}
+pub const LAYOUTS: &[Layout] =
+    &[layout!("view", ViewBytes { version, kind, state, reserved, origin, info_bytes, epoch, reserved_too })];
 
 impl ViewEntry {
     pub fn encode(&self) -> Vec<u8> {
@@ -104,7 +69,7 @@ impl ViewEntry {
             && head.reserved == 0
             && head.reserved_too.get() == 0
             && info.len() == usize::from(head.info_bytes.get())
-            && info.len() <= INFO_BYTES_MAX;
+            && info.len() <= VIEW_INFO_BYTES_MAX;
         if !is_sound {
             return None;
         }
@@ -159,7 +124,8 @@ mod tests {
         assert_eq!(ViewEntry::decode(&bytes[..bytes.len() - 1]), None);
         let emptied = ViewEntry { state: ViewState::Emptied, ..entries()[2].clone() };
         assert_eq!(ViewEntry::decode(&emptied.encode()), None, "a snapshot is not emptied");
-        let nowhere = ViewEntry { kind: ViewKind::Snapshot { branch: ViewId(u16::MAX) }, ..entries()[2].clone() };
+        let nowhere =
+            ViewEntry { kind: ViewKind::Snapshot { branch: ViewId(u16::MAX) }, ..entries()[2].clone() };
         assert_eq!(ViewEntry::decode(&nowhere.encode()), None, "a snapshot is of a branch");
     }
 }

@@ -12,7 +12,6 @@ use crate::error::{ErrorKind, StoreError};
 use crate::format::map::{decode_counter, encode_counter};
 use crate::format::page::PAGE_BYTES;
 use crate::format::table::TableEntry;
-use crate::format::view::ViewEntry;
 use crate::kv::{KeyValue, PageAllocator};
 use crate::merge::item::decode_signed;
 use crate::merge::levels::Levels;
@@ -20,7 +19,7 @@ use crate::merge::read::{Bounds, View};
 use crate::merge::store::Edit;
 use crate::merge::table::{LEAVES_MAX, PageExtent, Table};
 use crate::views::{EPOCH_MAX, Views};
-use crate::volume::{Key, TreeId};
+use crate::volume::{Key, TreeId, ViewEntry};
 
 /// Levels of a tree, more than any volume has.
 const LEVELS_MAX: u64 = 32;
@@ -46,8 +45,8 @@ fn entry_of(view: &View) -> TableEntry {
 
 fn view_of(tree: TreeId, number: u64, entry: TableEntry) -> View {
     let extents = entry.extents.iter();
-    let extents =
-        extents.map(|(start, page_count)| PageExtent { start: MetadataAddress(*start), page_count: *page_count });
+    let extents = extents
+        .map(|(start, page_count)| PageExtent { start: MetadataAddress(*start), page_count: *page_count });
     let table = Table {
         number,
         tree,
@@ -108,7 +107,9 @@ pub(super) fn note_views(kv: &mut KeyValue, views: &Views) {
         let key = Key::new(u64::from(view.0), 0);
         match entry {
             Some(entry) => kv.put(tree::VIEWS, key, &entry.encode()),
-            None => kv.delete(tree::VIEWS, key),
+            None => {
+                kv.delete(tree::VIEWS, key);
+            }
         }
     }
     kv.put(tree::PROPERTIES, EPOCH_KEY, &encode_counter(i64::from(views.epoch())));

@@ -40,12 +40,13 @@ impl Maps {
         hi: u64,
         lo: u64,
     ) -> Result<Option<OwnedItem>, StoreError> {
-        if !tree.is_of_views() {
+        if !tree::is_of_views(tree) {
             return self.merge.get(pages, tree, hi, lo, &ALL_EPOCHS).await;
         }
         let chain = self.views.chain(ViewId::of(hi));
         for link in chain.iter().flat_map(|chain| chain.iter()) {
-            let found = self.merge.get(pages, tree, link.branch.place(hi), lo, &(link.from..=link.to)).await?;
+            let found =
+                self.merge.get(pages, tree, link.branch.place(hi), lo, &(link.from..=link.to)).await?;
             if let Some(item) = found {
                 return Ok(Some(OwnedItem { hi, ..item }).filter(|item| item.kind != ItemKind::Erase));
             }
@@ -55,7 +56,7 @@ impl Maps {
 
     /// Where to look for keys of one view, or of a tree that is no view's.
     fn spans(&self, tree: TreeId, bounds: Bounds) -> Vec<Span> {
-        if !tree.is_of_views() {
+        if !tree::is_of_views(tree) {
             return vec![Span::all(bounds)];
         }
         let view = ViewId::of(bounds.from.0);
@@ -155,10 +156,9 @@ impl Maps {
     ) -> Result<Option<Extent>, StoreError> {
         let spans = self.spans(tree::LOGICAL, bounds(object.0, from.0, u64::MAX));
         let found = self.merge.scan(pages, tree::LOGICAL, &spans, 1).await?;
-        Ok(found.first().map(|item| Extent {
-            start: LogicalBlock(item.lo),
-            len_blocks: item.last - item.lo + 1,
-        }))
+        Ok(found
+            .first()
+            .map(|item| Extent { start: LogicalBlock(item.lo), len_blocks: item.last - item.lo + 1 }))
     }
 
     /// What has become of a range of middle addresses: pieces in order that cover it exactly.

@@ -25,22 +25,23 @@ use std::rc::Rc;
 
 pub use message::Message;
 
-use crate::address::{BlockChecksum, LogicalBlock, MiddleAddress, PhysicalBlock, SegmentId, ViewId, VolumeId};
+use crate::address::{
+    BlockChecksum, LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, ViewId, VolumeId,
+};
 use crate::error::{ErrorKind, StoreError};
 use crate::format::page::{PAGE_CAPACITY_BYTES, Roots};
-use crate::format::view::ViewEntry;
 use crate::format::run::{ITEM_BYTES_MAX, ItemKind, RunItem};
 use crate::kv::{KeyValue, PageAllocator, PageStore, Snapshot};
 use crate::limits::{MEMORY_TABLE_BYTES_MAX, MEMORY_TABLE_BYTES_MIN, MERGE_TABLE_LEAVES_MIN};
 use crate::merge::fold::Fired;
-use crate::merge::item::decode_signed;
+use crate::merge::item::{Item, decode_signed};
 use crate::merge::lookup::Span;
 use crate::merge::memory::Memory;
-use crate::merge::read::Bounds;
+use crate::merge::read::{Bounds, View};
 use crate::merge::store::{MergeOptions, MergeStore};
 use crate::merge::table::{LEAVES_MAX, page_bound, table_bound};
 use crate::views::Views;
-use crate::volume::{Key, TreeId, VALUE_BYTES_MAX};
+use crate::volume::{Key, TreeId, VALUE_BYTES_MAX, ViewEntry};
 use rules::Rules;
 
 /// The store's own trees.
@@ -65,6 +66,12 @@ pub mod tree {
     /// Branch and epochs, middle address → mappings that were displaced and that snapshots see.
     pub const DEAD: TreeId = TreeId(8);
 
+    /// Whether every view has its own: keys have the view in the upper bits of `hi`.
+    pub fn is_of_views(tree: TreeId) -> bool {
+        let is_filesystem = (TreeId::FIRST_FILESYSTEM..=TreeId::LAST_FILESYSTEM).contains(&tree);
+        tree == LOGICAL || is_filesystem && tree != TreeId::SHARED
+    }
+
     /// The key of a stripe in [`SUMMARY`]. Those of one segment lie together.
     pub fn summary_key(segment: SegmentId, stripe: StripeIndex) -> Key {
         Key::new(u64::from(segment.0), u64::from(stripe.0))
@@ -84,9 +91,15 @@ pub struct MappedPiece {
 pub enum Content {
     Hole,
     /// Stored on consecutive physical blocks.
-    Data { middle: MiddleAddress, physical: PhysicalBlock, checksums: Vec<BlockChecksum> },
+    Data {
+        middle: MiddleAddress,
+        physical: PhysicalBlock,
+        checksums: Vec<BlockChecksum>,
+    },
     /// Mapped to what lies nowhere: it was overwritten while this was looked up, or is damage.
-    Lost { middle: MiddleAddress },
+    Lost {
+        middle: MiddleAddress,
+    },
 }
 
 /// What has become of middle addresses.
@@ -111,6 +124,8 @@ pub struct MiddlePiece {
 pub enum Reclaim {
     /// Blocks that were overwritten or removed.
     Blocks,
+    /// Blocks that were overwritten or removed and that snapshots saw which are removed.
+    Dead,
     /// Pages of entries that were, too.
     Pages,
 }
@@ -216,7 +231,7 @@ impl Maps {
     /// A view is made or changed, or is gone.
     pub fn put_view(&self, view: ViewId, entry: Option<ViewEntry>) {
         // Memories are of one epoch.
-        if entry.as_ref().is_some_and(|entry| self.views.ends_epoch(view, entry)) {
+        if entry.is_some() && self.views.is_new(view) {
             self.merge.freeze();
         }
         self.views.put(view, entry);
@@ -284,11 +299,13 @@ impl Maps {
     /// In the order in which one tree's merges give work to the next.
     fn trees_of(&self, what: Reclaim) -> impl Iterator<Item = TreeId> {
         let maps = [tree::LOGICAL, tree::DEAD, tree::MIDDLE];
+        let maps = if what == Reclaim::Dead { &maps[1..2] } else { &maps[..] };
         let others = match what {
-            Reclaim::Blocks => Vec::new(),
+            Reclaim::Blocks | Reclaim::Dead => Vec::new(),
             Reclaim::Pages => self.merge.trees(),
         };
-        maps.into_iter().chain(others.into_iter().filter(move |tree| !maps.contains(tree)))
+        let others = others.into_iter().filter(|tree| !maps.contains(tree));
+        maps.iter().copied().chain(others).collect::<Vec<_>>().into_iter()
     }
 
     /// The highest level with tables that may meet others below.
@@ -337,6 +354,66 @@ impl Maps {
     pub fn settle(&self, generation: u64) {
         self.catalogue.borrow_mut().settle(generation);
         self.merge.settle(generation);
+    }
+
+    // ---- views ----------------------------------------------------------------------------------------------------------
+
+    /// Trees of which views may have something.
+    pub fn trees_of_views(&self) -> Vec<TreeId> {
+        let trees = (TreeId::FIRST_FILESYSTEM.0..=TreeId::LAST_FILESYSTEM.0).map(TreeId);
+        trees.chain([tree::LOGICAL]).filter(|tree| tree::is_of_views(*tree)).collect()
+    }
+
+    /// The first `hi`, from `next` on, under which a branch has something of its own in a tree.
+    pub async fn next_number(
+        &self,
+        pages: &impl PageStore,
+        tree: TreeId,
+        branch: ViewId,
+        next: u64,
+    ) -> Result<Option<u64>, StoreError> {
+        let bounds = Bounds { from: (next, 0), to: (branch.numbers().1, u64::MAX) };
+        let from = self.views.get(branch).map_or(0, |entry| entry.epoch);
+        let span = Span { epochs: from..=u32::MAX, ..Span::all(bounds) };
+        let found = self.merge.scan(pages, tree, &[span], 1).await?;
+        Ok(found.first().map(|item| item.hi))
+    }
+
+    /// Removes what a tree has under a `hi`.
+    pub fn remove_number(&self, tree: TreeId, hi: u64) {
+        self.apply(match tree {
+            tree::LOGICAL => {
+                Message::UnmapRun { object: ObjectId(hi), start: LogicalBlock(0), len_blocks: u64::MAX }
+            }
+            tree => Message::DeleteAll { tree, hi },
+        });
+    }
+
+    /// Tables that may hold cells which only some snapshots that are being removed keep.
+    pub fn tables_of_cells(&self, snapshots: &[ViewId]) -> Vec<u64> {
+        let alone = snapshots.iter().filter_map(|snapshot| self.views.alone(*snapshot));
+        let cells: Vec<Bounds> = alone.map(rules::bounds_of_cells).collect();
+        let levels = self.merge.levels(tree::DEAD);
+        let meets = |view: &&View| cells.iter().any(|bounds| bounds.meets(&view.bounds));
+        levels.views().filter(meets).map(|view| view.table.number).collect()
+    }
+
+    /// Ends the cells of a table that nobody keeps. False where there are no pages for more of it before the next checkpoint.
+    pub async fn rewrite_cells(
+        &self,
+        pages: &impl PageStore,
+        table: u64,
+        promised_pages: usize,
+    ) -> Result<bool, StoreError> {
+        loop {
+            let needed_pages = self.checkpoint_page_bound() + promised_pages;
+            if needed_pages > self.merge.allocator().free_count() {
+                return Ok(false);
+            }
+            let edit = self.merge.rewrite_piece(pages, tree::DEAD, table).await?;
+            let Some(edit) = edit else { return Ok(true) };
+            self.install(edit);
+        }
     }
 
     // ---- the catalogue -----------------------------------------------------------------------------------------------------
@@ -410,12 +487,17 @@ impl Maps {
         Ok(effects)
     }
 
+    /// What two walks have caused, as one.
+    pub fn joined(&self, mut memory: Memory, more: &Memory) -> Memory {
+        for tree in more.trees() {
+            let items = more.from(tree, 0, 0);
+            items.for_each(|item| memory.apply(&self.merge.meaning, tree, Item::from(item).into_owned()));
+        }
+        memory
+    }
+
     /// Reads every table whole, and calls `fault` with what is wrong. Pages come from the devices, whatever is cached.
-    pub async fn verify_tables(
-        &self,
-        pages: &impl PageStore,
-        mut fault: impl FnMut(StoreError),
-    ) {
+    pub async fn verify_tables(&self, pages: &impl PageStore, mut fault: impl FnMut(StoreError)) {
         for tree in self.merge.trees() {
             for view in self.merge.levels(tree).views() {
                 if let Err(error) = self.merge.verify_table(pages, &view.table).await {
@@ -442,6 +524,11 @@ impl Maps {
         self.merge.open_memory_bytes() >= self.shape.table_bytes(self.merge.allocator().page_count())
     }
 
+    /// Whether views were made so often that readers have many memories to look into.
+    pub fn is_in_many_memories(&self) -> bool {
+        self.merge.frozen_count() > FROZEN_WANTED_MAX
+    }
+
     /// Whether so much is in memory that changes should wait.
     pub fn memory_is_crowded(&self) -> bool {
         self.merge.memory_bytes() >= 3 * self.shape.table_bytes(self.merge.allocator().page_count())
@@ -457,7 +544,8 @@ impl Maps {
         let kv = self.catalogue.borrow();
         let table_leaves = self.merge.options().table_leaves;
         let flushed = page_bound(self.merge.encoded_bytes(), table_leaves) + PAGES_A_TREE * TREES;
-        let catalogue = kv.dirty_page_bound() + kv.page_bound_of_changes(TREES + flushed / 8, VALUE_BYTES_MAX / 4);
+        let catalogue =
+            kv.dirty_page_bound() + kv.page_bound_of_changes(TREES + flushed / 8, VALUE_BYTES_MAX / 4);
         flushed + catalogue + self.merge.piece_page_bound()
     }
 
@@ -490,6 +578,9 @@ pub struct Changes {
     pub stripes: u64,
     pub summary_bytes_max: u64,
 }
+
+/// Memories that views have ended and that no table has taken yet: readers look into each.
+const FROZEN_WANTED_MAX: usize = 8;
 
 /// Trees that a flush may make a run of.
 const TREES: usize = 11;

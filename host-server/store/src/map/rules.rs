@@ -7,7 +7,8 @@ use crate::address::ViewId;
 use crate::format::run::{ItemKind, RunItem};
 use crate::merge::fold::{Fired, Meaning, Rule};
 use crate::merge::item::{Item, decode_signed, encode_signed};
-use crate::views::{EPOCH_MAX, Views};
+use crate::merge::read::Bounds;
+use crate::views::{Alone, EPOCH_MAX, Views};
 use crate::volume::TreeId;
 
 /// How trees merge, and what follows: who is displaced from an object loses a reference, unless a snapshot sees it; whose last reference goes dies, and where something dies, is
@@ -35,11 +36,11 @@ impl Meaning for Rules {
     }
 
     fn is_seen(&self, tree: TreeId, item: &RunItem<'_>, death: u32) -> bool {
-        tree.is_of_views() && self.views.is_seen(ViewId::of(item.hi), item.epoch, death)
+        tree::is_of_views(tree) && self.views.is_seen(ViewId::of(item.hi), item.epoch, death)
     }
 
     fn hides_others(&self, tree: TreeId, erasure: &RunItem<'_>) -> bool {
-        tree.is_of_views() && self.views.stands_on_another(ViewId::of(erasure.hi))
+        tree::is_of_views(tree) && self.views.stands_on_another(ViewId::of(erasure.hi))
     }
 
     fn is_kept(&self, _tree: TreeId, cell: &RunItem<'_>, fired: &mut Fired) -> bool {
@@ -100,6 +101,13 @@ impl Cell {
             birth: (hi & mask) as u32,
         }
     }
+}
+
+/// Where cells may be that only one snapshot keeps: of its branch, with those that died after it and up to the next snapshot.
+pub(super) fn bounds_of_cells(alone: Alone) -> Bounds {
+    let Alone { branch, epoch, next } = alone;
+    let cell = |birth, death| Cell { branch, birth, death }.hi();
+    Bounds { from: (cell(0, epoch + 1), 0), to: (cell(EPOCH_MAX, next), u64::MAX) }
 }
 
 /// Blocks that lie in a row became live (positive `sign`) or died.

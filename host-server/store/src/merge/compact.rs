@@ -3,7 +3,7 @@
 use super::fold::{Fired, Meaning};
 use super::levels::{Levels, meeting};
 use super::memory::Memory;
-use super::read::{RunCursor, View};
+use super::read::{RunCursor, View, after};
 use super::store::{Edit, LEVEL_GROWTH, MergeStore};
 use super::sweep::{Step, Sweep};
 use super::table::{page_bound, table_bound};
@@ -87,11 +87,47 @@ impl<M: Meaning> MergeStore<M> {
         };
         let below = levels.deeper.get(level).map(Vec::as_slice).unwrap_or_default();
         let lower = meeting(below, &bounds).to_vec();
-        let is_bottom = levels.is_lowest(level + 1);
+        let done = self.merge_views(pages, tree, level, &upper, &lower, edit).await?;
+        if level > 0 {
+            let turn = done.or_else(|| upper.iter().flatten().map(|view| view.bounds.to).max());
+            self.turns.borrow_mut().insert((tree, level), turn.map(after).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// Makes a piece of a table anew whose items may have ended since they were written. `None` where the tree's lowest level has no such table any more.
+    pub async fn rewrite_piece<P: PageStore>(
+        &self,
+        pages: &P,
+        tree: TreeId,
+        table: u64,
+    ) -> Result<Option<Edit>, StoreError> {
+        let levels = self.levels(tree);
+        let Some(level) = levels.deeper.iter().rposition(|run| !run.is_empty()) else { return Ok(None) };
+        let found = levels.deeper[level].iter().find(|view| view.table.number == table);
+        let Some(view) = found.cloned() else { return Ok(None) };
+        let mut edit = Edit::default();
+        let result = self.merge_views(pages, tree, level, &[], &[view], &mut edit).await.map(|_| ());
+        self.settle_failure(result, edit).map(Some)
+    }
+
+    /// Merges runs of the level above, or of level 0, with tables of a level, until one of the bounds of a piece is met. Gives the last key that has merged, `None` where
+    /// all have.
+    async fn merge_views<P: PageStore>(
+        &self,
+        pages: &P,
+        tree: TreeId,
+        level: usize,
+        upper: &[Vec<View>],
+        lower: &[View],
+        edit: &mut Edit,
+    ) -> Result<Option<(u64, u64)>, StoreError> {
+        let all = upper.iter().flatten().chain(lower).map(|view| view.bounds);
+        let Some(whole) = all.reduce(|a, b| a.with(&b)) else { return Ok(None) };
+        let is_bottom = self.levels(tree).is_lowest(level + 1);
         let reader = self.reader(pages);
-        let mut runs: Vec<RunCursor> = upper.iter().map(|run| RunCursor::new(run, bounds)).collect();
-        let whole = lower.iter().map(|view| view.bounds).fold(bounds, |a, b| a.with(&b));
-        runs.push(RunCursor::new(&lower, whole));
+        let mut runs: Vec<RunCursor> = upper.iter().map(|run| RunCursor::new(run, whole)).collect();
+        runs.push(RunCursor::new(lower, whole));
         let mut sweep = Sweep::new(tree, runs.len(), is_bottom);
         let (mut output, mut effects) = (Output::new(self, tree), Memory::default());
         let (mut left, mut fired, mut steps) = (Vec::new(), Fired::new(), 0);
@@ -126,14 +162,10 @@ impl<M: Meaning> MergeStore<M> {
                 pages.give_way().await;
             }
         }
-        let merged = self.write_tables(pages, output.finish(), edit).await?;
-        self.replace(edit, tree, level, &upper, merged, done);
+        let merged = self.write_tables(pages, output.finish(), false, edit).await?;
+        self.replace(edit, tree, level, [upper, &[lower.to_vec()]], merged, done);
         self.write_memory(pages, &effects, edit).await?;
-        if level > 0 {
-            let turn = done.or_else(|| upper.iter().flatten().map(|view| view.bounds.to).max());
-            self.turns.borrow_mut().insert((tree, level), turn.map(after).unwrap_or_default());
-        }
-        Ok(())
+        Ok(done)
     }
 
     /// Takes what has merged, up to `done` or all of it, out of both levels, and puts in what became of it.
@@ -142,20 +174,17 @@ impl<M: Meaning> MergeStore<M> {
         edit: &mut Edit,
         tree: TreeId,
         level: usize,
-        upper: &[Vec<View>],
+        merging: [&[Vec<View>]; 2],
         merged: Vec<View>,
         done: Option<(u64, u64)>,
     ) {
-        let taken: Vec<u64> = upper.iter().flatten().map(|view| view.table.number).collect();
-        let bounds = upper.iter().flatten().map(|view| view.bounds).reduce(|a, b| a.with(&b));
+        let [taken, met] =
+            merging.map(|runs| runs.iter().flatten().map(|view| view.table.number).collect::<Vec<u64>>());
         let mut dropped = Vec::new();
         let levels = self.levels_of(edit, tree);
         while levels.deeper.len() <= level {
             levels.deeper.push(Vec::new());
         }
-        let below = levels.deeper.get(level).map(Vec::as_slice).unwrap_or_default();
-        let met = bounds.map(|bounds| meeting(below, &bounds).to_vec()).unwrap_or_default();
-        let met: Vec<u64> = met.iter().map(|view| view.table.number).collect();
         let mut rest = |run: &mut Vec<View>, numbers: &[u64]| {
             let mut kept = Vec::with_capacity(run.len());
             for mut view in run.drain(..) {
@@ -184,13 +213,5 @@ impl<M: Meaning> MergeStore<M> {
         levels.deeper[level].extend(merged);
         levels.deeper[level].sort_by_key(|view| view.bounds.from);
         edit.dropped.extend(dropped);
-    }
-}
-
-/// The key that follows.
-fn after((hi, last): (u64, u64)) -> (u64, u64) {
-    match last.checked_add(1) {
-        Some(lo) => (hi, lo),
-        None => (hi.saturating_add(1), 0),
     }
 }

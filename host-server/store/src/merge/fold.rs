@@ -107,9 +107,8 @@ fn fold_versions<'a>(
         death = item.epoch;
     }
     // What hides nothing need not be.
-    let hides_nothing = |item: &Item<'_>| {
-        item.kind == ItemKind::Erase && !meaning.hides_others(tree, &item.as_run_item())
-    };
+    let hides_nothing =
+        |item: &Item<'_>| item.kind == ItemKind::Erase && !meaning.hides_others(tree, &item.as_run_item());
     while is_bottom && left.len() > begin && left.last().is_some_and(hides_nothing) {
         left.pop();
     }

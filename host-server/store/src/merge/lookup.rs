@@ -2,16 +2,18 @@
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 
 use super::cache::PageCache;
 use super::fold::{Fired, Layer, Meaning, Rule, fold};
 use super::item::OwnedItem;
 use super::levels::meeting;
-use super::memory::Memory;
+use super::memory::{Memory, SharedMemory};
+use super::read::after;
 use super::read::{Bounds, Cursor, Reader, RunCursor};
 use super::store::MergeStore;
+use super::sweep::{Step, Sweep};
 use super::table::Table;
-use super::sweep::{Step, Sweep, owned};
 use crate::error::StoreError;
 use crate::format::run::ItemKind;
 use crate::kv::PageStore;
@@ -38,13 +40,13 @@ impl Span {
 }
 
 /// One of the sorted lists that a sweep merges.
-struct Source {
-    span: Span,
+struct Source<'a> {
+    span: &'a Span,
     of: Of,
 }
 
 enum Of {
-    Memory(VecDeque<OwnedItem>),
+    Memory(MemoryCursor),
     Run(RunCursor),
 }
 
@@ -88,16 +90,17 @@ impl<M: Meaning> MergeStore<M> {
         fire: &mut impl FnMut(&mut Fired),
     ) -> Result<(), StoreError> {
         let reader = self.reader(pages);
-        let levels = self.levels(tree);
-        // Taken at once: what is applied while pages are read is not seen.
+        // All at once: what becomes a table meanwhile is in one of them.
+        let (memories, levels) = (self.memories(), self.levels(tree));
         let mut sources = Vec::new();
         for span in spans {
-            let (memory, frozen) = (self.memory.borrow(), self.frozen.borrow());
-            let memories = [newest, &memory].into_iter().chain(frozen.iter().rev().map(|memory| &**memory));
-            let in_memory = memories.map(|memory| in_memory(memory, tree, span)).filter(|items| !items.is_empty());
-            sources.extend(in_memory.map(|items| Source { span: span.clone(), of: Of::Memory(items) }));
+            let source = |of| Source { span, of };
+            sources.push(source(Of::Memory(MemoryCursor::taken(newest, tree, &span.bounds))));
+            sources.extend(
+                memories.iter().map(|memory| source(Of::Memory(MemoryCursor::new(memory, &span.bounds)))),
+            );
             let met = levels.runs().map(|run| meeting(run, &span.bounds)).filter(|met| !met.is_empty());
-            sources.extend(met.map(|met| Source { span: span.clone(), of: Of::Run(RunCursor::new(met, span.bounds)) }));
+            sources.extend(met.map(|met| source(Of::Run(RunCursor::new(met, span.bounds)))));
         }
         let mut sweep = Sweep::new(tree, sources.len(), true);
         let (mut left, mut fired, mut steps) = (Vec::new(), Fired::new(), 0);
@@ -120,8 +123,8 @@ impl<M: Meaning> MergeStore<M> {
                 Step::Needs(source) => {
                     let Source { span, of } = &mut sources[source];
                     let next = match of {
-                        Of::Memory(items) => items.pop_front(),
                         Of::Run(run) => run.next(&reader).await?,
+                        Of::Memory(memory) => memory.next(tree, &span.bounds),
                     };
                     match next {
                         Some(item) if span.epochs.contains(&item.epoch) => {
@@ -170,7 +173,8 @@ impl<M: Meaning> MergeStore<M> {
         let bounds = Bounds { from: key, to: key };
         let mut add = |memory: &Memory| {
             let covering = memory.covering(tree, key.0, key.1, key.1);
-            let clipped = covering.filter(|item| epochs.contains(&item.epoch)).filter_map(|item| bounds.clip(&item));
+            let clipped =
+                covering.filter(|item| epochs.contains(&item.epoch)).filter_map(|item| bounds.clip(&item));
             for item in clipped {
                 let is_last = hides_older(rule, item.kind);
                 layers.push(Layer { item, is_top: true });
@@ -180,7 +184,8 @@ impl<M: Meaning> MergeStore<M> {
             }
             false
         };
-        add(&self.memory.borrow()) || self.frozen.borrow().iter().rev().any(|memory| add(memory))
+        add(&self.memory.borrow().borrow())
+            || self.frozen.borrow().iter().rev().any(|memory| add(&memory.borrow()))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -238,9 +243,56 @@ fn hides_older(rule: Rule, kind: ItemKind) -> bool {
     }
 }
 
-fn in_memory(memory: &Memory, tree: TreeId, span: &Span) -> VecDeque<OwnedItem> {
-    let bounds = &span.bounds;
-    let items = memory.from(tree, bounds.from.0, bounds.from.1);
-    let items = items.take_while(|item| (item.hi, item.lo) <= bounds.to);
-    owned(items).into_iter().filter_map(|item| bounds.clip(&item.as_run_item())).collect()
+/// Items that are taken out of a memory at first, and at most, at a time. Most readers want one.
+const BATCH_ITEMS_MIN: usize = 4;
+const BATCH_ITEMS_MAX: usize = 1024;
+
+/// Goes through a memory in batches. What is applied meanwhile to keys that are still to come may be seen or not.
+struct MemoryCursor {
+    /// `None` where everything has been taken.
+    memory: Option<SharedMemory>,
+    taken: VecDeque<OwnedItem>,
+    next: (u64, u64),
+    batch: usize,
+}
+
+impl MemoryCursor {
+    fn new(memory: &SharedMemory, bounds: &Bounds) -> Self {
+        let taken = VecDeque::new();
+        Self { memory: Some(Rc::clone(memory)), taken, next: bounds.from, batch: BATCH_ITEMS_MIN }
+    }
+
+    /// All that a memory says of some keys now.
+    fn taken(memory: &Memory, tree: TreeId, bounds: &Bounds) -> Self {
+        let items = memory.from(tree, bounds.from.0, bounds.from.1);
+        let items = items.take_while(|item| (item.hi, item.lo) <= bounds.to);
+        let taken = items.filter_map(|item| bounds.clip(&item)).collect();
+        Self { memory: None, taken, next: bounds.to, batch: 0 }
+    }
+
+    fn next(&mut self, tree: TreeId, bounds: &Bounds) -> Option<OwnedItem> {
+        if self.taken.is_empty()
+            && let Some(memory) = self.memory.take()
+        {
+            let rest = Bounds { from: self.next, to: bounds.to };
+            let borrowed = memory.borrow();
+            let items = borrowed.from(tree, rest.from.0, rest.from.1);
+            let items = items.take_while(|item| (item.hi, item.lo) <= rest.to).take(self.batch);
+            let (mut count, mut end) = (0, None);
+            for item in items {
+                (count, end) = (count + 1, Some((item.hi, item.last)));
+                self.taken.extend(rest.clip(&item));
+            }
+            drop(borrowed);
+            if let Some(end) = end
+                && count == self.batch
+                && end < bounds.to
+            {
+                self.next = after(end);
+                self.batch = (2 * self.batch).min(BATCH_ITEMS_MAX);
+                self.memory = Some(memory);
+            }
+        }
+        self.taken.pop_front()
+    }
 }

@@ -7,6 +7,7 @@ use super::item::{OwnedItem, cut};
 use super::table::{Table, filter_hash};
 use crate::address::VolumeId;
 use crate::error::{ErrorKind, StoreError};
+use crate::format::envelope;
 use crate::format::filter;
 use crate::format::page::{PageFault, PagePointer};
 use crate::format::run::{RunItem, RunPage, is_run_page};
@@ -40,6 +41,14 @@ impl Bounds {
     /// The least that has both.
     pub fn with(&self, other: &Bounds) -> Bounds {
         Bounds { from: self.from.min(other.from), to: self.to.max(other.to) }
+    }
+}
+
+/// The key that follows.
+pub fn after((hi, last): (u64, u64)) -> (u64, u64) {
+    match last.checked_add(1) {
+        Some(lo) => (hi, lo),
+        None => (hi.saturating_add(1), 0),
     }
 }
 
@@ -93,6 +102,22 @@ impl<P: PageStore> Reader<'_, P> {
         });
         self.cache.keep(table.number, page, &read);
         Ok(read)
+    }
+
+    /// Keeps a page that has just been written, for those who read it soon.
+    pub fn keep_written(&self, table: &Table, page: u32, bytes: ringfort_engine::buffer::Slice) {
+        let level = u8::from(page == table.leaf_count);
+        let cached = if page > table.leaf_count {
+            CachedPage::of_filter(bytes)
+        } else {
+            let checksum = envelope::checksum_of(&bytes).unwrap_or_default();
+            let Some(pointer) = table.leaf(page, checksum) else { return };
+            match RunPage::decode(&bytes, pointer, self.volume, table.tree, level) {
+                Ok(layout) => CachedPage::of_items(bytes, layout),
+                Err(fault) => unreachable!("a page that was just made: {fault}"),
+            }
+        };
+        self.cache.keep(table.number, page, &Rc::new(cached));
     }
 
     async fn index(&self, table: &Table) -> Result<Rc<CachedPage>, StoreError> {
@@ -279,7 +304,10 @@ impl RunCursor {
         Self { bounds, left: run.iter().rev().cloned().collect(), current: None }
     }
 
-    pub async fn next<P: PageStore>(&mut self, reader: &Reader<'_, P>) -> Result<Option<OwnedItem>, StoreError> {
+    pub async fn next<P: PageStore>(
+        &mut self,
+        reader: &Reader<'_, P>,
+    ) -> Result<Option<OwnedItem>, StoreError> {
         loop {
             if self.current.is_none() {
                 let Some(view) = self.left.pop() else { return Ok(None) };

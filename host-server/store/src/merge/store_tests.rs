@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::item::{Item, decode_signed};
+use super::lookup::Span;
 use super::read::Bounds;
 use super::store::{MergeOptions, MergeStore};
 use super::testing::{LOGICAL, MIDDLE, Maps, Model, USAGE, VALUES, fired_by_birth};
@@ -80,8 +81,8 @@ impl Volume {
     }
 
     fn flush(&self) {
-        self.store.freeze();
-        let edit = run(self.store.flush(&self.pages)).unwrap();
+        let frozen_count = self.store.freeze();
+        let edit = run(self.store.flush(&self.pages, frozen_count)).unwrap();
         self.store.install(edit, 0);
         self.store.settle(0);
     }
@@ -96,7 +97,7 @@ impl Volume {
     }
 
     fn scan(&self, tree: crate::volume::TreeId, bounds: Bounds) -> Vec<super::item::OwnedItem> {
-        run(self.store.scan(&self.pages, tree, bounds, u32::MAX, usize::MAX)).unwrap()
+        run(self.store.scan(&self.pages, tree, &[Span::all(bounds)], usize::MAX)).unwrap()
     }
 
     fn compare(&self) {
@@ -124,6 +125,19 @@ impl Volume {
             .sum();
         assert_eq!(self.allocator.page_count() - self.allocator.free_count(), named as usize);
     }
+}
+
+/// Items that reach to the last key of their `hi` end many batches.
+#[test]
+fn erasures_without_end_hide_nothing_behind_them() {
+    let mut volume = Volume::new();
+    for object in 0..300 {
+        volume.write(object, 5, 1);
+        volume.erase(object, 10..=u64::MAX);
+    }
+    volume.compare();
+    volume.flush();
+    volume.compare();
 }
 
 #[test]
@@ -166,7 +180,7 @@ fn a_store_in_tables_is_what_was_sent_to_it() {
     volume.require_no_leaks();
     for _ in 0..2000 {
         let (hi, lo) = (random.below(5), random.below(2100));
-        let found = run(volume.store.get(&volume.pages, VALUES, hi, lo, u32::MAX)).unwrap();
+        let found = run(volume.store.get(&volume.pages, VALUES, hi, lo, &(0..=u32::MAX))).unwrap();
         assert_eq!(found.map(|item| item.bytes.into_owned()).as_ref(), volume.model.values.get(&(hi, lo)));
         let (object, start) = (random.below(3), random.below(60_000));
         let bounds = Bounds { from: (object, start), to: (object, start + 20) };
@@ -226,8 +240,8 @@ fn an_edit_that_fails_leaves_what_was() {
     }
     let free_count = volume.allocator.free_count();
     volume.pages.fail_from.set(Some(volume.pages.writes.get() + 2));
-    volume.store.freeze();
-    assert!(run(volume.store.flush(&volume.pages)).is_err());
+    let frozen_count = volume.store.freeze();
+    assert!(run(volume.store.flush(&volume.pages, frozen_count)).is_err());
     assert!(run(volume.store.merge_piece(&volume.pages, LOGICAL, 0, usize::MAX)).is_err());
     assert_eq!(volume.allocator.free_count(), free_count);
     volume.compare();

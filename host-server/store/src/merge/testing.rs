@@ -45,6 +45,13 @@ pub struct Maps {
     pub snapshots: BTreeSet<u32>,
 }
 
+impl Maps {
+    /// Whether a snapshot sees what was written in epoch `birth` and displaced in epoch `death`.
+    pub fn keeps(&self, birth: u32, death: u32) -> bool {
+        birth < death && self.snapshots.range(birth..death).next().is_some()
+    }
+}
+
 impl Meaning for Maps {
     fn rule(&self, tree: TreeId) -> Rule {
         match tree {
@@ -55,8 +62,8 @@ impl Meaning for Maps {
         }
     }
 
-    fn is_seen(&self, _tree: TreeId, birth: u32, death: u32) -> bool {
-        birth < death && self.snapshots.range(birth..death).next().is_some()
+    fn is_seen(&self, _tree: TreeId, item: &RunItem<'_>, death: u32) -> bool {
+        self.keeps(item.epoch, death)
     }
 
     fn displaced(&self, tree: TreeId, map: &RunItem<'_>, seen_until: Option<u32>, fired: &mut Fired) {
@@ -246,7 +253,7 @@ impl Merging {
         self.maps.snapshots.remove(&epoch);
         for ((cell, middle), count) in self.sums(DEAD) {
             let (birth, death) = ((cell >> 32) as u32, cell as u32);
-            if !self.maps.is_seen(LOGICAL, birth, death) {
+            if !self.maps.keeps(birth, death) {
                 self.apply(DEAD, Item::plain(ItemKind::Add, cell, middle..=middle, 0, encode_signed(-count)));
                 self.apply(
                     MIDDLE,

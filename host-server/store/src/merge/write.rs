@@ -7,7 +7,7 @@ use ringfort_engine::buffer::Slice;
 use super::fold::{Fired, Meaning};
 use super::item::{Item, OwnedItem};
 use super::levels::Levels;
-use super::memory::Memory;
+use super::memory::{Memory, SharedMemory};
 use super::read::View;
 use super::store::{Edit, MergeStore};
 use super::sweep::{Joined, Step, Sweep};
@@ -88,14 +88,17 @@ impl<M: Meaning> MergeStore<M> {
         TableWriter::new(self.volume, tree, number, self.by_chunks(tree))
     }
 
+    /// Writes tables. `keeps`: their pages stay in the cache, since a merge reads them soon.
     pub(super) async fn write_tables<P: PageStore>(
         &self,
         pages: &P,
         finished: Vec<(Table, Vec<Slice>)>,
+        keeps: bool,
         edit: &mut Edit,
     ) -> Result<Vec<View>, StoreError> {
         let mut views = Vec::with_capacity(finished.len());
         for (mut table, contents) in finished {
+            let written = contents.clone();
             let addresses = self.allocator.allocate(contents.len())?;
             edit.written.extend(&addresses);
             table.extents = extents_of(&addresses);
@@ -115,6 +118,10 @@ impl<M: Meaning> MergeStore<M> {
                 outcome = outcome.and(result);
             }
             outcome?;
+            if keeps {
+                let reader = self.reader(pages);
+                (0..).zip(written).for_each(|(page, bytes)| reader.keep_written(&table, page, bytes));
+            }
             views.push(View::whole(table));
         }
         Ok(views)
@@ -141,15 +148,18 @@ impl<M: Meaning> MergeStore<M> {
         }
     }
 
+    // What is frozen is never borrowed to be changed.
+    #[allow(clippy::await_holding_refcell_ref)]
     async fn flush_into<P: PageStore>(
         &self,
         pages: &P,
         frozen_count: usize,
         edit: &mut Edit,
     ) -> Result<(), StoreError> {
-        let mut frozen: Vec<Rc<Memory>> = self.frozen.borrow().iter().take(frozen_count).cloned().collect();
+        let mut frozen: Vec<SharedMemory> = self.frozen.borrow().iter().take(frozen_count).cloned().collect();
         frozen.reverse();
         edit.frozen_count = frozen.len();
+        let frozen: Vec<_> = frozen.iter().map(|memory| memory.borrow()).collect();
         if let [only] = &frozen[..] {
             return self.write_memory(pages, only, edit).await;
         }
@@ -182,7 +192,7 @@ impl<M: Meaning> MergeStore<M> {
                 }
             }
             edit.sums.append(&mut sums);
-            let views = self.write_tables(pages, output.finish(), edit).await?;
+            let views = self.write_tables(pages, output.finish(), true, edit).await?;
             self.add_newest(edit, tree, views);
         }
         self.write_memory(pages, &effects, edit).await
@@ -207,7 +217,7 @@ impl<M: Meaning> MergeStore<M> {
                     pages.give_way().await;
                 }
             }
-            let views = self.write_tables(pages, tables.finish(), edit).await?;
+            let views = self.write_tables(pages, tables.finish(), true, edit).await?;
             self.add_newest(edit, tree, views);
         }
         Ok(())

@@ -101,6 +101,8 @@ impl State {
     ) -> Result<u64, StoreError> {
         self.check_alive()?;
         self.check_room(&changes)?;
+        let of_views = changes.iter().filter_map(Change::of_view);
+        let mut view_entries = self.maps.views.entries_after(of_views)?;
         let user_bytes = self.counters.user_bytes;
         let mut entries = Vec::with_capacity(changes.len());
         let mut bank_runs = Vec::new();
@@ -110,6 +112,9 @@ impl State {
                 Change::Delete { tree, key } => entries.push(Entry::Delete { tree, key }),
                 Change::Unmap { object, start, len_blocks } => {
                     entries.push(Entry::Unmap { object, start, len_blocks });
+                }
+                Change::View { view, .. } => {
+                    entries.push(Entry::View { view, entry: view_entries.pop_front() });
                 }
                 Change::Shift { object, steps, .. } => entries.extend(shift_entries(object, steps)),
                 Change::Write { object, start, blocks } => {

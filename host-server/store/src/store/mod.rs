@@ -10,19 +10,22 @@ use std::time::Duration;
 use ringfort_engine::buffer::Slice;
 use ringfort_engine::engine::Engine;
 
-use crate::address::{LogicalBlock, ObjectId, VolumeId};
+use crate::address::{LogicalBlock, ObjectId, ViewId, VolumeId};
 use crate::core::Core;
 use crate::create::{self, CreateOptions};
 use crate::error::StoreError;
 use crate::keep;
-use crate::map::Reclaim;
 use crate::limits::{COMMIT_INTERVAL_DEFAULT, MEMORY_BYTES_DEFAULT};
+use crate::map::Reclaim;
 use crate::object::{self, Object, OpenReport};
 use crate::pages::Pages;
 use crate::recover::{self, RecoveryReport};
 use crate::state::Reservation;
 use crate::status::StatusReport;
-use crate::volume::{Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, Transaction, TreeId, Volume};
+use crate::volume::{
+    Cost, Extent, Key, ReadPiece, SpaceReport, StagedBlocks, Transaction, TreeId, ViewChange, ViewEntry,
+    Volume,
+};
 
 /// How a volume is opened.
 #[derive(Clone, Debug)]
@@ -103,6 +106,8 @@ impl Store {
         core.tasks.spawn(Rc::clone(&core).run_interval());
         core.tasks.spawn(Rc::clone(&core).run_checkpoints());
         core.tasks.spawn(Rc::clone(&core).run_merges());
+        core.tasks.spawn(Rc::clone(&core).run_removals());
+        core.removals_wanted.notify_one();
         core.tasks.spawn(Rc::clone(&core).run_cleaning());
         Ok(Self { core, recovery })
     }
@@ -126,6 +131,7 @@ impl Store {
         self.core.commit_wanted.notify_one();
         self.core.checkpoint_wanted.notify_one();
         self.core.merges_wanted.notify_one();
+        self.core.removals_wanted.notify_one();
         if result.is_ok() {
             keep::forget(&self.core.engine, self.core.volume);
         }
@@ -225,15 +231,19 @@ impl Volume for Store {
 
     fn apply(&self, mut transaction: Transaction<Reservation>) -> Result<(), StoreError> {
         let changes = std::mem::take(&mut transaction.changes);
+        let removes = changes.iter().any(|change| matches!(change.of_view(), Some((_, ViewChange::Remove))));
         let (large, waiting) = {
             let mut state = self.core.state_mut();
             state.apply(changes, transaction.mapped_blocks, &mut transaction.reservation)?;
-            if state.maps.memory_is_full() {
+            if state.maps.memory_is_full() || state.maps.is_in_many_memories() {
                 self.core.maps_wanted.set(true);
                 self.core.checkpoint_wanted.notify_one();
             }
             (state.pending_is_large(), state.banks.values().any(|bank| bank.sealed && bank.is_gathering()))
         };
+        if removes {
+            self.core.removals_wanted.notify_one();
+        }
         if waiting {
             self.core.spawn_bank_flushes();
         }
@@ -250,6 +260,14 @@ impl Volume for Store {
             state.last_transaction()
         };
         self.core.wait_durable(last).await
+    }
+
+    fn views(&self) -> Vec<(ViewId, ViewEntry)> {
+        self.core.maps().views.all()
+    }
+
+    fn new_view(&self) -> Result<ViewId, StoreError> {
+        self.core.maps().views.new_id()
     }
 
     fn entry_count(&self, tree: TreeId) -> u64 {
