@@ -13,7 +13,7 @@ use crate::blocks::{mapping_changed, require_present};
 use crate::errno::Errno;
 use crate::failure::Result;
 use crate::inode::{BLOCK_BYTES, FILE_BYTES_MAX, Inode};
-use crate::mount::{Mount, object, shift_key};
+use crate::mount::{MOMENT, Mount, object, shift_key};
 use crate::operation::{AllocateMode, Whence};
 use crate::permission::{contents_changed, without_set_id};
 
@@ -131,6 +131,7 @@ impl<V: Volume> Mount<V> {
         clear_set_id: bool,
     ) -> Result<()> {
         let capability = self.find_capability(inode).await?;
+        let _moment = self.moments.shared(MOMENT).await;
         let mut batch = match shift.direction {
             ShiftDirection::Down => self.begin_freeing(0, 3).await?,
             ShiftDirection::Up => self.begin(0, 3).await?,

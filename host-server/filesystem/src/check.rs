@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ringfort_store::address::LogicalBlock;
+use ringfort_store::address::{LogicalBlock, ViewId};
 use ringfort_store::error::StoreError;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::volume::{Key, TreeId, Volume};
@@ -67,6 +67,8 @@ struct Seen {
 
 struct Walk<'a, V: Volume> {
     volume: &'a V,
+    /// What is checked.
+    view: ViewId,
     report: CheckReport,
     inodes: BTreeMap<u64, Seen>,
     orphans: BTreeSet<u64>,
@@ -78,6 +80,7 @@ struct Walk<'a, V: Volume> {
 pub async fn check<V: Volume>(volume: &V) -> Result<CheckReport, StoreError> {
     let mut walk = Walk {
         volume,
+        view: ViewId::VOLUME,
         report: CheckReport::default(),
         inodes: BTreeMap::new(),
         orphans: BTreeSet::new(),
@@ -123,9 +126,10 @@ impl<V: Volume> Walk<'_, V> {
         tree: TreeId,
         mut visit: impl FnMut(&mut Self, Key, &[u8]),
     ) -> Result<(), StoreError> {
-        let mut from = Key::MIN;
+        let (least, most) = self.view.numbers();
+        let (mut from, to) = (Key::new(least, 0), Key::new(most, u64::MAX));
         loop {
-            let entries = self.volume.scan(tree, from, Key::MAX, SCANNED_AT_ONCE).await?;
+            let entries = self.volume.scan(tree, from, to, SCANNED_AT_ONCE).await?;
             let Some((last, _)) = entries.last() else { return Ok(()) };
             let next = match last.lo.checked_add(1) {
                 Some(lo) => Some(Key::new(last.hi, lo)),
@@ -145,7 +149,7 @@ impl<V: Volume> Walk<'_, V> {
             if key.lo != 0 || key.hi == 0 || key.hi >= limit {
                 walk.report.fault(format!("inode {}: number {key:?} was never handed out", key.hi));
             }
-            match Metadata::decode(value) {
+            match Metadata::decode(key.hi, value) {
                 Err(error) => walk.report.fault(format!("inode {}: {error}", key.hi)),
                 Ok(metadata) => {
                     walk.report.directories += u64::from(metadata.kind == FileKind::Directory);

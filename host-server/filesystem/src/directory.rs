@@ -2,12 +2,14 @@
 
 use std::rc::Rc;
 
+use ringfort_store::address::ViewId;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::volume::{Key, Volume};
 
 use crate::errno::Errno;
 use crate::failure::{Failure, Result};
 use crate::hash::{SLOTS_PER_HASH, first_slot};
+use crate::hidden;
 use crate::inode::{Inode, kind_from_number, kind_number};
 use crate::mount::{Batch, Mount};
 use crate::operation::{DirectoryEntry, FileKind, Name, NodeId, SessionId};
@@ -38,7 +40,7 @@ impl Place {
 }
 
 const COOKIE_SELF: u64 = 1;
-const COOKIE_PARENT: u64 = 2;
+pub(crate) const COOKIE_PARENT: u64 = 2;
 
 /// The most entries of one answer; a front end asks for the rest.
 const LISTED_MAX: usize = 4096;
@@ -97,6 +99,12 @@ impl<V: Volume> Mount<V> {
                 });
             }
         }
+        if hidden::is_hidden(directory.number) {
+            listed.extend(
+                self.list_hidden(session, directory.number, cookie, limit - listed.len(), attributes).await?,
+            );
+            return Ok(listed);
+        }
         let Some(from) = cookie.max(COOKIE_PARENT).checked_add(1) else { return Ok(listed) };
         let from = Key::new(directory.number, from);
         let to = Key::new(directory.number, u64::MAX);
@@ -126,7 +134,7 @@ impl<V: Volume> Mount<V> {
         Ok(listed)
     }
 
-    async fn listed_attributes(
+    pub(crate) async fn listed_attributes(
         &self,
         session: SessionId,
         directory: u64,
@@ -141,7 +149,12 @@ impl<V: Volume> Mount<V> {
 impl<V: Volume> Batch<V> {
     /// Puts a name, or lets it name another inode; one tree entry.
     pub fn put_entry(&mut self, directory: u64, slot: u64, name: &Name, child: u64, kind: FileKind) {
-        let entry = format::Entry { child, kind: kind_number(kind), name: name.as_bytes().to_vec() };
+        debug_assert_eq!(ViewId::of(child), ViewId::of(directory), "an entry of another view");
+        let entry = format::Entry {
+            child: ViewId::local(child),
+            kind: kind_number(kind),
+            name: name.as_bytes().to_vec(),
+        };
         self.transaction.put(format::ENTRIES, Key::new(directory, slot), entry.encode());
     }
 
@@ -151,10 +164,12 @@ impl<V: Volume> Batch<V> {
     }
 }
 
+/// An entry; the number at rest is that of the view which holds it.
 fn decode(directory: u64, slot: u64, value: &[u8]) -> Result<format::Entry> {
-    format::Entry::decode(value).map_err(|error| {
+    let entry = format::Entry::decode(value).map_err(|error| {
         Failure::damaged(format!("read entry {slot} of"), format!("directory {directory}"), &error)
-    })
+    })?;
+    Ok(format::Entry { child: ViewId::of(directory).place(entry.child), ..entry })
 }
 
 /// `ENOTDIR` unless it is one, `ESTALE` where it is no more.

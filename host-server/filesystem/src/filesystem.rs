@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use ringfort_engine::engine::Engine;
+use ringfort_store::address::ViewId;
 use ringfort_store::error::{ErrorKind, StoreError};
 use ringfort_store::format::filesystem as format;
 use ringfort_store::volume::{Cost, Key, TreeId, Volume};
@@ -12,6 +13,7 @@ use crate::copy::At;
 use crate::errno::Errno;
 use crate::failure::{Failure, Result};
 use crate::handle::Handle;
+use crate::hidden;
 use crate::inode::{Inode, Metadata};
 use crate::mount::{FilesystemOptions, INODE_LIMIT_KEY, Mount, Numbers, PROPERTIES_KEY};
 use crate::namespace::Nature;
@@ -108,8 +110,18 @@ impl<V: Volume> Filesystem<V> {
         Ok(Self(Rc::new(mount)))
     }
 
+    pub(crate) fn mount(&self) -> &Mount<V> {
+        &self.0
+    }
+
+    /// A session whose root is that of the volume itself.
     pub fn open_session(&self) -> SessionId {
-        self.0.sessions.borrow_mut().open()
+        self.open_session_in(ViewId::VOLUME)
+    }
+
+    /// A session whose root is that of a clone, or of a snapshot.
+    pub fn open_session_in(&self, view: ViewId) -> SessionId {
+        self.0.sessions.borrow_mut().open(hidden::root_of(view))
     }
 
     /// Ends a session: its handles are closed and its lookups taken back; unlinked files that only it held are reclaimed. An
@@ -205,10 +217,11 @@ impl<V: Volume> Mount<V> {
         &self,
         session: SessionId,
         credentials: &Credentials,
-        operation: Operation,
+        mut operation: Operation,
     ) -> Result<Reply> {
-        if !self.sessions.borrow().is_open(session) {
-            return Err(Errno::ESTALE.into());
+        let root = self.sessions.borrow().root(session)?;
+        for node in operation.nodes_mut().into_iter().flatten().filter(|node| **node == NodeId::ROOT) {
+            *node = NodeId(root);
         }
         Ok(match operation {
             Operation::Lookup { parent, name } => {
@@ -228,11 +241,17 @@ impl<V: Volume> Mount<V> {
                 Reply::Attributes(self.target(session, node, handle).await?.0.attributes())
             }
             Operation::SetAttributes { node, handle, change } => {
+                self.require_writable(node)?;
                 let (inode, writable) = self.target(session, node, handle).await?;
                 Reply::Attributes(self.set_attributes(credentials, &inode, &change, writable).await?)
             }
             Operation::Access { node, mask } => {
                 let inode = self.node(node).await?;
+                let is_stored =
+                    matches!(inode.kind(), FileKind::Regular | FileKind::Directory | FileKind::Symlink);
+                if mask & WRITE != 0 && is_stored {
+                    self.require_writable(node)?;
+                }
                 permission::access(credentials, &inode.metadata(), mask & 7)?;
                 Reply::Done
             }
@@ -262,10 +281,12 @@ impl<V: Volume> Mount<V> {
                 Reply::Node(self.make(session, credentials, &new, nature).await?.attributes())
             }
             Operation::Unlink { parent, name } => {
+                self.require_writable(parent)?;
                 self.unlink(credentials, parent, &name).await?;
                 Reply::Done
             }
             Operation::RemoveDirectory { parent, name } => {
+                self.require_writable(parent)?;
                 self.remove_directory(credentials, parent, &name).await?;
                 Reply::Done
             }
@@ -274,6 +295,7 @@ impl<V: Volume> Mount<V> {
                 Reply::Done
             }
             Operation::Link { node, parent, name } => {
+                self.require_writable(parent)?;
                 Reply::Node(self.link(session, credentials, node, parent, &name).await?)
             }
             Operation::Open { node, flags } => {
@@ -283,6 +305,7 @@ impl<V: Volume> Mount<V> {
             }
             Operation::Create { new, flags } => self.create(session, credentials, &new, flags).await?,
             Operation::CreateTemporary { new, flags, linkable } => {
+                self.require_writable(new.parent)?;
                 let inode = self.make_temporary(session, credentials, &new, linkable).await?;
                 self.created(session, credentials, inode, OpenFlags { truncate: false, ..flags }).await?
             }
@@ -390,6 +413,7 @@ impl<V: Volume> Mount<V> {
             }
             Operation::StatFs => Reply::Statistics(self.statistics()),
             Operation::SetXattr { node, name, value, mode, clear_set_gid } => {
+                self.require_writable(node)?;
                 let inode = self.node(node).await?;
                 self.set_xattr(credentials, &inode, &name, value, mode, clear_set_gid).await?;
                 Reply::Done
@@ -403,6 +427,7 @@ impl<V: Volume> Mount<V> {
                 Reply::Value(self.list_xattr(credentials, &inode).await?)
             }
             Operation::RemoveXattr { node, name } => {
+                self.require_writable(node)?;
                 let inode = self.node(node).await?;
                 self.remove_xattr(credentials, &inode, &name).await?;
                 Reply::Done
@@ -449,6 +474,9 @@ impl<V: Volume> Mount<V> {
             FileKind::Symlink => return Err(Errno::ELOOP.into()),
             // Opened by the guest's kernel itself: nothing lies behind them here.
             _ => return Err(Errno::ENXIO.into()),
+        }
+        if flags.write || flags.truncate {
+            self.require_writable(NodeId(inode.number))?;
         }
         let mask = if flags.read { READ } else { 0 } | if flags.write || flags.truncate { WRITE } else { 0 };
         permission::require(credentials, &metadata, mask)

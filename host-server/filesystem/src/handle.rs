@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use ringfort_store::address::ViewId;
+
 use crate::errno::Errno;
 use crate::inode::Inode;
 use crate::operation::{HandleId, LockFamily, LockMode, OpenFlags, SessionId};
@@ -30,8 +32,10 @@ impl Handle {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Session {
+    /// The inode that is the session's root directory.
+    root: u64,
     /// Inode number → lookups that were not taken back.
     lookups: BTreeMap<u64, u64>,
     handles: BTreeMap<HandleId, Handle>,
@@ -48,11 +52,22 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub fn open(&mut self) -> SessionId {
+    pub fn open(&mut self, root: u64) -> SessionId {
         self.opened += 1;
         let session = SessionId(self.opened);
-        self.open.insert(session, Session::default());
+        let opened = Session { root, lookups: BTreeMap::new(), handles: BTreeMap::new(), handles_opened: 0 };
+        self.open.insert(session, opened);
         session
+    }
+
+    /// The inode that is a session's root directory.
+    pub fn root(&self, session: SessionId) -> Result<u64, Errno> {
+        self.open.get(&session).map(|session| session.root).ok_or(Errno::ESTALE)
+    }
+
+    /// Sessions that have a view as their root.
+    pub fn rooted_in(&self, view: ViewId) -> usize {
+        self.open.values().filter(|session| ViewId::of(session.root) == view).count()
     }
 
     /// Numbers of the inodes that nobody holds any more.
@@ -65,10 +80,6 @@ impl Sessions {
 
     pub fn all(&self) -> Vec<SessionId> {
         self.open.keys().copied().collect()
-    }
-
-    pub fn is_open(&self, session: SessionId) -> bool {
-        self.open.contains_key(&session)
     }
 
     pub fn is_held(&self, number: u64) -> bool {
@@ -156,6 +167,12 @@ impl Sessions {
         Ok((closed.inode, last))
     }
 
+    /// Open files and directories of a view.
+    pub fn open_in(&self, view: ViewId) -> usize {
+        let handles = self.open.values().flat_map(|session| session.handles.values());
+        handles.filter(|handle| ViewId::of(handle.inode.number) == view).count()
+    }
+
     /// Inodes held, for status and tests.
     pub fn held_inodes(&self) -> usize {
         self.holds.len()
@@ -176,7 +193,7 @@ mod tests {
     #[test]
     fn an_inode_is_held_until_the_last_lookup_and_handle_are_gone() {
         let mut sessions = Sessions::default();
-        let (first, second) = (sessions.open(), sessions.open());
+        let (first, second) = (sessions.open(1), sessions.open(1));
         sessions.count_lookup(first, 7).unwrap();
         sessions.count_lookup(first, 7).unwrap();
         sessions.count_lookup(second, 7).unwrap();
@@ -191,7 +208,7 @@ mod tests {
     #[test]
     fn forgetting_what_was_never_looked_up_is_ignored() {
         let mut sessions = Sessions::default();
-        let session = sessions.open();
+        let session = sessions.open(1);
         assert!(!sessions.forget(session, 7, 1));
         assert!(!sessions.forget(SessionId(99), 7, 1));
         assert_eq!(sessions.count_lookup(SessionId(99), 7), Err(Errno::ESTALE));
@@ -200,7 +217,7 @@ mod tests {
     #[test]
     fn a_session_that_ends_drops_everything_it_held() {
         let mut sessions = Sessions::default();
-        let session = sessions.open();
+        let session = sessions.open(1);
         sessions.count_lookup(session, 7).unwrap();
         sessions.open_handle(session, handle(7), 10).unwrap();
         sessions.open_handle(session, handle(8), 10).unwrap();
@@ -211,7 +228,7 @@ mod tests {
     #[test]
     fn handles_are_limited_and_belong_to_their_session() {
         let mut sessions = Sessions::default();
-        let (first, second) = (sessions.open(), sessions.open());
+        let (first, second) = (sessions.open(1), sessions.open(1));
         let id = sessions.open_handle(first, handle(7), 1).unwrap();
         assert_eq!(sessions.open_handle(first, handle(7), 1), Err(Errno::ENFILE));
         assert!(matches!(sessions.handle(second, id), Err(Errno::EBADF)));

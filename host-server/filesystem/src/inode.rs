@@ -7,6 +7,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
+use ringfort_store::address::ViewId;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::format::filesystem::{Shift, ValueError};
 
@@ -72,8 +73,8 @@ impl Metadata {
         }
     }
 
-    /// What is stored with the inode itself: access control lists are not.
-    pub fn decode(value: &[u8]) -> Result<Self, ValueError> {
+    /// What is stored with the inode itself, which has this number: access control lists are not.
+    pub fn decode(number: u64, value: &[u8]) -> Result<Self, ValueError> {
         let inode = format::Inode::decode(value)?;
         Ok(Self {
             kind: kind_from_number(inode.kind)
@@ -86,7 +87,8 @@ impl Metadata {
             xattr_count: inode.xattr_count,
             size_bytes: inode.size_bytes,
             generation: inode.generation,
-            parent: inode.parent,
+            // Numbers at rest are those of the view that holds them.
+            parent: ViewId::of(number).place(inode.parent),
             allocated_blocks: inode.allocated_blocks,
             accessed: from_time(inode.accessed),
             modified: from_time(inode.modified),
@@ -108,7 +110,7 @@ impl Metadata {
             xattr_count: self.xattr_count,
             size_bytes: self.size_bytes,
             generation: self.generation,
-            parent: self.parent,
+            parent: ViewId::local(self.parent),
             allocated_blocks: self.allocated_blocks,
             accessed: to_time(self.accessed),
             modified: to_time(self.modified),
@@ -324,6 +326,18 @@ impl InodeCache {
         if state.queue.len() > 2 * state.inodes.len() + 1024 {
             let CacheState { inodes, queue } = &mut *state;
             queue.retain(|number| inodes.contains_key(number));
+        }
+    }
+
+    /// Forgets the inodes of a view that is no more. Whoever has one finds that it is gone.
+    pub fn remove_view(&self, view: ViewId) {
+        let (least, most) = view.numbers();
+        let mut state = self.state.borrow_mut();
+        let gone: Vec<u64> = state.inodes.range(least..=most).map(|(number, _)| *number).collect();
+        for number in gone {
+            if let Some(inode) = state.inodes.remove(&number) {
+                inode.set_gone();
+            }
         }
     }
 

@@ -6,8 +6,8 @@
 //! Access times change only when they are set (as with `noatime`): a read never writes.
 //!
 //! Modules, lowest first:
-//! `errno` · `operation` · `failure` · `hash` · `lock` · `advisory` · `acl` · `xattr_place` · `inode` · `permission` · `handle` · `mount` · `directory` · `payload` · `xattr` ·
-//! `blocks` · `extent` · `allocate` · `copy` · `orphan` · `attribute` · `namespace` · `rename` · `filesystem` · `check`
+//! `errno` · `operation` · `failure` · `hash` · `lock` · `advisory` · `acl` · `xattr_place` · `inode` · `permission` · `handle` · `mount` · `hidden` · `directory` · `payload` · `xattr` ·
+//! `blocks` · `extent` · `allocate` · `copy` · `orphan` · `attribute` · `namespace` · `rename` · `filesystem` · `snapshot` · `check`
 #![forbid(unsafe_code)]
 
 mod acl;
@@ -24,6 +24,7 @@ mod failure;
 pub mod filesystem;
 mod handle;
 mod hash;
+mod hidden;
 mod inode;
 mod lock;
 mod mount;
@@ -33,6 +34,7 @@ mod orphan;
 mod payload;
 mod permission;
 mod rename;
+pub mod snapshot;
 mod xattr;
 mod xattr_place;
 

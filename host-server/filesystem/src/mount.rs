@@ -13,15 +13,16 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use ringfort_engine::engine::Engine;
-use ringfort_store::address::ObjectId;
+use ringfort_store::address::{ObjectId, ViewId};
 use ringfort_store::format::filesystem as format;
-use ringfort_store::volume::{Cost, Key, Transaction, Volume};
+use ringfort_store::volume::{Cost, Key, Transaction, ViewKind, ViewState, Volume};
 
 use crate::acl::{Acl, AclKind};
 use crate::advisory::AdvisoryLocks;
 use crate::errno::Errno;
 use crate::failure::{ErrorLog, Failure, Result};
 use crate::handle::{Handle, Sessions};
+use crate::hidden;
 use crate::inode::{Inode, InodeCache, Metadata};
 use crate::lock::LockTable;
 use crate::operation::{HandleId, NodeId, SessionId, Timestamp};
@@ -51,6 +52,9 @@ pub(crate) const INODE_LIMIT_KEY: Key = Key::new(1, 0);
 
 /// How many inode numbers are set aside at a time. One sync for so many new files.
 pub(crate) const NUMBERS_PER_BATCH: u64 = 1 << 16;
+
+/// The one lock of [`Mount::moments`].
+pub(crate) const MOMENT: u64 = 0;
 
 /// The number that stands for the lock of renames between directories. No inode has it.
 const RENAME_LOCK: u64 = 0;
@@ -86,6 +90,9 @@ pub(crate) struct Mount<V: Volume> {
     /// Attempts to give back what such an inode holds that failed.
     pub reclaim_failures: Cell<u64>,
     pub log: ErrorLog,
+    /// Held shared by whoever changes something in several transactions that nobody may see between, exclusively while a snapshot is taken.
+    pub moments: LockTable,
+    pub opened_at: Timestamp,
 }
 
 impl<V: Volume> Mount<V> {
@@ -96,7 +103,10 @@ impl<V: Volume> Mount<V> {
         hash_key: [u64; 2],
         numbers: Numbers,
     ) -> Self {
+        let opened_at = timestamp(&*engine);
         Self {
+            opened_at,
+            moments: LockTable::default(),
             volume,
             engine,
             options,
@@ -114,8 +124,7 @@ impl<V: Volume> Mount<V> {
     }
 
     pub fn now(&self) -> Timestamp {
-        let now = self.engine.wall_clock();
-        Timestamp { seconds: now.as_secs() as i64, nanoseconds: now.subsec_nanos() }
+        timestamp(&*self.engine)
     }
 
     pub fn rename_lock(&self) -> crate::lock::Acquire {
@@ -145,14 +154,21 @@ impl<V: Volume> Mount<V> {
         if let Some(inode) = self.inodes.get(number) {
             return Ok(Some(inode));
         }
+        if hidden::is_hidden(number) {
+            return Ok(self.hidden_inode(number));
+        }
         let _loading = self.loading.exclusive(number).await;
         if let Some(inode) = self.inodes.get(number) {
             return Ok(Some(inode));
         }
+        let view = ViewId::of(number);
+        if !self.is_there(view) {
+            return Ok(None);
+        }
         let Some(value) = self.volume.get(format::INODES, Key::new(number, 0)).await? else {
             return Ok(None);
         };
-        let mut metadata = Metadata::decode(&value)
+        let mut metadata = Metadata::decode(number, &value)
             .map_err(|error| Failure::damaged("read the attributes of", format!("inode {number}"), &error))?;
         if metadata.xattr_count > 0 {
             self.load_acls(number, &mut metadata).await?;
@@ -178,13 +194,33 @@ impl<V: Volume> Mount<V> {
         Ok(())
     }
 
-    /// A number that no inode ever had.
-    pub async fn new_number(&self) -> Result<u64> {
+    /// Whether a view can be read.
+    pub fn is_there(&self, view: ViewId) -> bool {
+        match self.volume.view(view) {
+            Some(entry) => entry.state == ViewState::Live,
+            None => view == ViewId::VOLUME,
+        }
+    }
+
+    /// `EROFS` where nothing may be changed: in a snapshot. `ESTALE` where the view is no more.
+    pub fn require_writable(&self, node: NodeId) -> Result<()> {
+        let entry = self.volume.view(ViewId::of(node.0));
+        match entry.map(|entry| (entry.state, entry.kind)) {
+            None if ViewId::of(node.0) != ViewId::VOLUME => Err(Errno::ESTALE.into()),
+            Some((ViewState::Live, ViewKind::Snapshot { .. })) => Err(Errno::EROFS.into()),
+            None | Some((ViewState::Live, _)) if !hidden::is_hidden(node.0) => Ok(()),
+            None | Some((ViewState::Live, _)) => Err(Errno::EROFS.into()),
+            Some(_) => Err(Errno::ESTALE.into()),
+        }
+    }
+
+    /// A number in a view that no inode ever had, in whatever view.
+    pub async fn new_number(&self, view: ViewId) -> Result<u64> {
         loop {
             let number = self.numbers.next.get();
             if number < self.numbers.limit.get() {
                 self.numbers.next.set(number + 1);
-                return Ok(number);
+                return Ok(view.place(number));
             }
             let _raising = self.loading.exclusive(RENAME_LOCK).await;
             if self.numbers.next.get() < self.numbers.limit.get() {
@@ -254,6 +290,11 @@ impl<V: Volume> Mount<V> {
     pub fn handle(&self, session: SessionId, handle: HandleId) -> Result<Handle> {
         Ok(self.sessions.borrow().handle(session, handle)?)
     }
+}
+
+fn timestamp(engine: &dyn Engine) -> Timestamp {
+    let now = engine.wall_clock();
+    Timestamp { seconds: now.as_secs() as i64, nanoseconds: now.subsec_nanos() }
 }
 
 /// Changes that happen together.

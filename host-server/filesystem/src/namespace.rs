@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use ringfort_store::address::ViewId;
 use ringfort_store::volume::Volume;
 
 use crate::directory::require_directory;
@@ -42,6 +43,11 @@ impl<V: Volume> Mount<V> {
         let parent = self.node(parent).await?;
         let _lock = self.locks.shared(parent.number).await;
         require_searchable(credentials, &parent)?;
+        if let Some(number) = self.find_hidden(parent.number, name) {
+            let child = self.child(parent.number, number?).await?;
+            self.sessions.borrow_mut().count_lookup(session, child.number)?;
+            return Ok(child.attributes());
+        }
         let found = self.find(parent.number, name).await?.require()?;
         // Under the parent's lock: the name keeps the child alive until the lookup is counted.
         let child = self.child(parent.number, found.child).await?;
@@ -82,9 +88,10 @@ impl<V: Volume> Mount<V> {
         let _lock = self.locks.exclusive(parent.number).await;
         require_searchable(credentials, &parent)?;
         let place = self.find(parent.number, &new.name).await?;
-        if place.found.is_some() {
+        if place.found.is_some() || matches!(self.find_hidden(parent.number, &new.name), Some(Ok(_))) {
             return Err(Errno::EEXIST.into());
         }
+        self.require_writable(new.parent)?;
         let is_device = matches!(nature.kind, FileKind::CharacterDevice | FileKind::BlockDevice);
         permission::require(credentials, &parent.metadata(), WRITE | EXECUTE)?;
         if is_device && !credentials.is_exempt() {
@@ -109,7 +116,7 @@ impl<V: Volume> Mount<V> {
             return Err(Errno::EMLINK.into());
         }
         let kind = nature.kind;
-        let number = self.new_number().await?;
+        let number = self.new_number(ViewId::of(parent.number)).await?;
         let mut batch = self.begin(0, MAKE_ENTRIES).await?;
         let metadata = self.newborn(credentials, parent, new, nature);
         batch.put_new_acls(self.hash_key, number, &metadata);
@@ -164,7 +171,7 @@ impl<V: Volume> Mount<V> {
         let _lock = self.locks.shared(parent.number).await;
         require_searchable(credentials, &parent)?;
         permission::require(credentials, &parent.metadata(), WRITE | EXECUTE)?;
-        let number = self.new_number().await?;
+        let number = self.new_number(ViewId::of(parent.number)).await?;
         let mut batch = self.begin(0, MAKE_ENTRIES).await?;
         let nature = Nature::of(FileKind::Regular);
         let metadata = Metadata { link_count: 0, ..self.newborn(credentials, &parent, new, nature) };
@@ -192,6 +199,7 @@ impl<V: Volume> Mount<V> {
     ) -> Result<Attributes> {
         let inode = self.node(node).await?;
         let parent = self.node(parent).await?;
+        require_same_view(&inode, &parent)?;
         let _lock = self.locks.exclusive(parent.number).await;
         require_searchable(credentials, &parent)?;
         let place = self.find(parent.number, name).await?;
@@ -308,6 +316,12 @@ impl<V: Volume> Batch<V> {
         }
         Ok(())
     }
+}
+
+/// `EXDEV` between a snapshot, a clone and what they are of: each is a filesystem of its own.
+pub(crate) fn require_same_view(first: &Inode, second: &Inode) -> Result<()> {
+    let is_same = ViewId::of(first.number) == ViewId::of(second.number);
+    if is_same { Ok(()) } else { Err(Errno::EXDEV.into()) }
 }
 
 /// A directory that still has its name, in which the caller may look for others. The caller holds its lock.

@@ -13,6 +13,7 @@ use crate::errno::Errno;
 pub struct NodeId(pub u64);
 
 impl NodeId {
+    /// The root directory that the session was opened with.
     pub const ROOT: NodeId = NodeId(1);
 }
 
@@ -375,6 +376,49 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// The nodes that it names.
+    pub(crate) fn nodes_mut(&mut self) -> [Option<&mut NodeId>; 2] {
+        match self {
+            Self::Lookup { parent: node, .. }
+            | Self::LookupParent { node }
+            | Self::Forget { node, .. }
+            | Self::GetAttributes { node, .. }
+            | Self::SetAttributes { node, .. }
+            | Self::Access { node, .. }
+            | Self::ReadLink { node }
+            | Self::MakeSymlink { parent: node, .. }
+            | Self::MakeNode { new: NewNode { parent: node, .. }, .. }
+            | Self::MakeDirectory { new: NewNode { parent: node, .. } }
+            | Self::Unlink { parent: node, .. }
+            | Self::RemoveDirectory { parent: node, .. }
+            | Self::Open { node, .. }
+            | Self::Create { new: NewNode { parent: node, .. }, .. }
+            | Self::CreateTemporary { new: NewNode { parent: node, .. }, .. }
+            | Self::OpenDirectory { node }
+            | Self::SetXattr { node, .. }
+            | Self::GetXattr { node, .. }
+            | Self::ListXattr { node }
+            | Self::RemoveXattr { node, .. } => [Some(node), None],
+            Self::Rename { parent, new_parent, .. } => [Some(parent), Some(new_parent)],
+            Self::Link { node, parent, .. } => [Some(node), Some(parent)],
+            Self::Read { .. }
+            | Self::Write { .. }
+            | Self::CopyRange { .. }
+            | Self::Flush { .. }
+            | Self::GetLock { .. }
+            | Self::SetLock { .. }
+            | Self::Sync { .. }
+            | Self::SyncAll
+            | Self::Release { .. }
+            | Self::Seek { .. }
+            | Self::Allocate { .. }
+            | Self::ReadDirectory { .. }
+            | Self::ReleaseDirectory { .. }
+            | Self::SyncDirectory { .. }
+            | Self::StatFs => [None, None],
+        }
+    }
+
     /// What it is called in logs and metrics.
     pub fn name(&self) -> &'static str {
         match self {

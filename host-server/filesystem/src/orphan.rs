@@ -5,6 +5,7 @@
 
 use std::rc::Rc;
 
+use ringfort_store::address::ViewId;
 use ringfort_store::format::filesystem as format;
 use ringfort_store::format::filesystem::{Shift, ValueError};
 use ringfort_store::volume::{Key, Volume};
@@ -67,10 +68,19 @@ impl<V: Volume> Mount<V> {
 
     /// Finishes what was left unfinished by a crash. Before anything else uses the filesystem.
     pub async fn recover(&self) -> Result<()> {
-        let mut from = Key::MIN;
+        for branch in self.branches() {
+            self.recover_branch(branch).await?;
+        }
+        Ok(())
+    }
+
+    /// Finishes what was unfinished when a branch was left: by a crash, or at the moment of the snapshot that it began as.
+    pub async fn recover_branch(&self, branch: ViewId) -> Result<()> {
+        let (least, most) = branch.numbers();
+        let (mut from, to) = (Key::new(least, 0), Key::new(most, u64::MAX));
         let (mut reclaimed, mut trimmed, mut shifted) = (0_u64, 0_u64, 0_u64);
         loop {
-            let orphans = self.volume.scan(format::ORPHANS, from, Key::MAX, LISTED_AT_ONCE).await?;
+            let orphans = self.volume.scan(format::ORPHANS, from, to, LISTED_AT_ONCE).await?;
             let Some((last, _)) = orphans.last() else { break };
             from = Key::new(last.hi, last.lo.saturating_add(1));
             for (key, value) in orphans {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use ringfort_store::address::ViewId;
 use ringfort_store::volume::Volume;
 
 use crate::directory::{Found, require_directory};
@@ -56,6 +57,11 @@ impl<V: Volume> Mount<V> {
         if mode == RenameMode::Whiteout {
             return Err(Errno::EINVAL.into());
         }
+        if ViewId::of(from.0.0) != ViewId::of(to.0.0) {
+            return Err(Errno::EXDEV.into());
+        }
+        self.require_writable(from.0)?;
+        self.require_writable(to.0)?;
         let displaced = {
             let directories = self.lock_directories(from.0, to.0).await?;
             require_searchable(credentials, &directories.from)?;
@@ -262,7 +268,7 @@ impl<V: Volume> Mount<V> {
         require_directory(directory)?;
         let mut above = BTreeSet::from([directory.number]);
         let mut current = Rc::clone(directory);
-        while current.number != NodeId::ROOT.0 {
+        while ViewId::local(current.number) != NodeId::ROOT.0 {
             let parent = current.metadata().parent;
             if !above.insert(parent) {
                 return Err(Failure::inconsistent(

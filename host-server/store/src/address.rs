@@ -72,9 +72,14 @@ impl ViewId {
         Self((number >> VIEW_SHIFT) as u16)
     }
 
+    /// The number without its view.
+    pub const fn local(number: u64) -> u64 {
+        number & ((1 << VIEW_SHIFT) - 1)
+    }
+
     /// The same number in this view.
     pub const fn place(self, number: u64) -> u64 {
-        (self.0 as u64) << VIEW_SHIFT | number & ((1 << VIEW_SHIFT) - 1)
+        (self.0 as u64) << VIEW_SHIFT | Self::local(number)
     }
 
     /// The least and the greatest number in this view.

@@ -133,6 +133,10 @@ impl Contents {
         self.views.put(view, Some(entry));
     }
 
+    fn require_view(&self, tree: TreeId, number: u64) -> Result<(), StoreError> {
+        if tree == TreeId::SHARED { Ok(()) } else { self.views.chain(ViewId::of(number)).map(drop) }
+    }
+
     fn forget(&mut self, view: ViewId) {
         self.trees.retain(|(tree, key), _| *tree == TreeId::SHARED || ViewId::of(key.hi) != view);
         self.blocks.retain(|(object, _), _| ViewId::of(object.0) != view);
@@ -324,6 +328,7 @@ impl Volume for ModelVolume {
     async fn get(&self, tree: TreeId, key: Key) -> Result<Option<Vec<u8>>, StoreError> {
         self.suspend().await;
         self.fault("get an entry of")?;
+        self.current.borrow().require_view(tree, key.hi)?;
         let value = self.current.borrow().trees.get(&(tree, key)).cloned();
         self.suspend().await;
         Ok(value)
@@ -343,6 +348,9 @@ impl Volume for ModelVolume {
         }
         let found = {
             let contents = self.current.borrow();
+            contents.require_view(tree, from.hi)?;
+            let last = Key::new(ViewId::of(from.hi).numbers().1, u64::MAX);
+            let to = if tree == TreeId::SHARED { to } else { to.min(last) };
             let range = contents.trees.range((tree, from)..=(tree, to));
             range.take(limit).map(|(&(_, key), value)| (key, value.clone())).collect()
         };
@@ -364,6 +372,7 @@ impl Volume for ModelVolume {
                 self.suspend().await;
                 self.fault("read blocks of")?;
             }
+            self.current.borrow().views.chain(ViewId::of(object.0))?;
             let key = (object, LogicalBlock(start.0 + index));
             match self.current.borrow().blocks.get(&key) {
                 None => hole_blocks += 1,
@@ -385,6 +394,7 @@ impl Volume for ModelVolume {
     async fn next_extent(&self, object: ObjectId, from: LogicalBlock) -> Result<Option<Extent>, StoreError> {
         self.suspend().await;
         self.fault("look up an extent of")?;
+        self.current.borrow().views.chain(ViewId::of(object.0))?;
         Ok(self.current.borrow().next_extent(object, from))
     }
 
@@ -522,6 +532,10 @@ impl Volume for ModelVolume {
 
     fn views(&self) -> Vec<(ViewId, ViewEntry)> {
         self.current.borrow().views.all()
+    }
+
+    fn view(&self, view: ViewId) -> Option<ViewEntry> {
+        self.current.borrow().views.get(view)
     }
 
     fn new_view(&self) -> Result<ViewId, StoreError> {

@@ -241,9 +241,16 @@ impl Views {
         state.derive();
     }
 
-    /// What a live view sees.
-    pub fn chain(&self, view: ViewId) -> Option<Chain> {
-        self.state.borrow().chains.get(&view).cloned()
+    /// What a live view sees. `NotFound` where there is none, or no more.
+    pub fn chain(&self, view: ViewId) -> Result<Chain, StoreError> {
+        self.state.borrow().chains.get(&view).cloned().ok_or_else(|| {
+            StoreError::new(
+                ErrorKind::NotFound,
+                "read",
+                format!("view {view}"),
+                "it is not there, or was removed",
+            )
+        })
     }
 
     /// Whether a snapshot of the branch sees what was written in epoch `birth` and displaced in epoch `death`.
@@ -409,7 +416,7 @@ mod tests {
         assert_eq!(links(&views, 3), [(2, 2, 2), (0, 0, 0)]);
         assert!(views.stands_on_another(ViewId(2)) && !views.stands_on_another(ViewId(0)));
         assert!(views.has_clones(ViewId(1)) && !views.has_clones(ViewId(3)));
-        assert_eq!(views.chain(ViewId(9)), None);
+        assert!(views.chain(ViewId(9)).is_err());
     }
 
     #[test]
@@ -463,6 +470,6 @@ mod tests {
         let restored = Views::restore(entries, views.epoch()).unwrap();
         assert_eq!(links(&restored, 2), links(&views, 2));
         assert!(views.is_seen(ViewId(0), 3, 4) && !restored.is_seen(ViewId(0), 3, 4));
-        assert_eq!(restored.chain(ViewId(3)), None);
+        assert!(restored.chain(ViewId(3)).is_err());
     }
 }

@@ -5,7 +5,7 @@
 //! transactions were applied; everything applied before a completed [`Volume::sync`] is inside the cut.
 //!
 //! What is read and written belongs to a *view*, which the upper 16 bits of `Key::hi` and of an [`ObjectId`] name ([`ViewId::of`]): the volume itself (0), a subvolume or
-//! clone, or a snapshot, which is only read. Of a view that is not there nothing is found. [`TreeId::SHARED`] alone belongs to no view.
+//! clone, or a snapshot, which is only read. Reads of a view that is not there are `NotFound`. [`TreeId::SHARED`] alone belongs to no view.
 //!
 //! All methods belong to the volume's thread. Reads may suspend, and other tasks then run: a caller that reads,
 //! decides and applies must hold its own lock over what it read. [`Volume::apply`] never suspends.
@@ -297,7 +297,7 @@ pub trait Volume: 'static {
     /// The value of an entry. Sees every applied transaction.
     async fn get(&self, tree: TreeId, key: Key) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// Entries with `from <= key <= to` in key order, at most `limit` of them.
+    /// Entries with `from <= key <= to` in key order, at most `limit` of them. Those of one view: that of `from`.
     async fn scan(
         &self,
         tree: TreeId,
@@ -349,6 +349,9 @@ pub trait Volume: 'static {
 
     /// Every view with an entry, in the order of their ids. The volume itself has none before it is changed.
     fn views(&self) -> Vec<(ViewId, ViewEntry)>;
+
+    /// One of them.
+    fn view(&self, view: ViewId) -> Option<ViewEntry>;
 
     /// An id for a view that is about to be made. `NoSpace` where there is none.
     fn new_view(&self) -> Result<ViewId, StoreError>;

@@ -337,7 +337,8 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
             "it is removed already"
         );
         assert_eq!(read_view(&store, first).await, read_view(&store, 0).await);
-        assert_eq!(store.get(TREE, Key::new(place(copy, 1), 0)).await.unwrap(), None);
+        let gone = store.get(TREE, Key::new(place(copy, 1), 0)).await.unwrap_err();
+        assert_eq!(gone.kind, ErrorKind::NotFound);
         store.close().await.unwrap();
     });
 }

@@ -19,4 +19,5 @@ mod namespace;
 mod power;
 mod ranges;
 mod real_store;
+mod snapshots;
 mod world;

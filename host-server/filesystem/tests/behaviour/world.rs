@@ -17,6 +17,7 @@ use ringfort_engine::memory::MemoryFile;
 use ringfort_filesystem::operation::*;
 use ringfort_filesystem::{Filesystem, FilesystemOptions};
 use ringfort_reference::Errno;
+use ringfort_store::address::ViewId;
 use ringfort_store::model::{ModelSettings, ModelVolume};
 use ringfort_store::volume::Volume;
 
@@ -245,6 +246,12 @@ pub fn allocate_mode_of(mode: AllocateMode) -> ringfort_reference::AllocateMode 
 impl<V: Volume> Guest<V> {
     pub fn new(fs: &Filesystem<V>) -> Self {
         let session = fs.open_session();
+        Self { fs: fs.clone(), session, credentials: Credentials::root(), seen: Rc::default() }
+    }
+
+    /// A guest whose filesystem is a clone, or a snapshot.
+    pub fn in_view(fs: &Filesystem<V>, view: ViewId) -> Self {
+        let session = fs.open_session_in(view);
         Self { fs: fs.clone(), session, credentials: Credentials::root(), seen: Rc::default() }
     }
 

@@ -137,6 +137,10 @@ impl Volume for CheckedVolume {
         self.state.maps.views.all()
     }
 
+    fn view(&self, view: ViewId) -> Option<ViewEntry> {
+        self.state.maps.views.get(view)
+    }
+
     fn new_view(&self) -> Result<ViewId, StoreError> {
         trees_only()
     }

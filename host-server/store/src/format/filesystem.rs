@@ -113,6 +113,57 @@ struct InodeBytes {
 
 const _: () = assert!(size_of::<InodeBytes>() == 104);
 
+/// What the filesystem adds to a view: its name, and when and why it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewInfo {
+    pub created: Time,
+    /// The schedule that made it; 0 where somebody asked for it.
+    pub schedule: u8,
+    pub name: Vec<u8>,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct ViewInfoBytes {
+    version: u8,
+    schedule: u8,
+    name_bytes: U16,
+    created_nanoseconds: U32,
+    created_seconds: I64,
+}
+
+const _: () = assert!(size_of::<ViewInfoBytes>() == 16);
+
+impl ViewInfo {
+    pub fn encode(&self) -> Vec<u8> {
+        let head = ViewInfoBytes {
+            version: VERSION,
+            schedule: self.schedule,
+            name_bytes: U16::new(self.name.len() as u16),
+            created_nanoseconds: U32::new(self.created.nanoseconds),
+            created_seconds: I64::new(self.created.seconds),
+        };
+        [head.as_bytes(), &self.name].concat()
+    }
+
+    pub fn decode(value: &[u8]) -> Result<Self, ValueError> {
+        let needed = size_of::<ViewInfoBytes>();
+        let wrong_length = |needed| ValueError::WrongLength { needed, found: value.len() };
+        let Ok((head, name)) = ViewInfoBytes::read_from_prefix(value) else {
+            return Err(wrong_length(needed));
+        };
+        if head.version != VERSION {
+            return Err(ValueError::UnknownVersion { found: head.version });
+        }
+        if name.len() != usize::from(head.name_bytes.get()) {
+            return Err(wrong_length(needed + usize::from(head.name_bytes.get())));
+        }
+        let created =
+            Time { seconds: head.created_seconds.get(), nanoseconds: head.created_nanoseconds.get() };
+        Ok(Self { created, schedule: head.schedule, name: name.to_vec() })
+    }
+}
+
 /// A name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -477,6 +528,10 @@ pub const LAYOUTS: &[Layout] = &[
     layout!("shift", ShiftBytes { version, direction, reserved, at_block, len_blocks, next_block }),
     layout!("filesystem properties", PropertiesBytes { version, reserved, hash_key, root, reserved_end }),
     layout!("inode limit", InodeLimitBytes { version, reserved, limit }),
+    layout!(
+        "view info",
+        ViewInfoBytes { version, schedule, name_bytes, created_nanoseconds, created_seconds }
+    ),
 ];
 
 #[cfg(test)]

@@ -43,8 +43,7 @@ impl Maps {
         if !tree::is_of_views(tree) {
             return self.merge.get(pages, tree, hi, lo, &ALL_EPOCHS).await;
         }
-        let chain = self.views.chain(ViewId::of(hi));
-        for link in chain.iter().flat_map(|chain| chain.iter()) {
+        for link in self.views.chain(ViewId::of(hi))?.iter() {
             let found =
                 self.merge.get(pages, tree, link.branch.place(hi), lo, &(link.from..=link.to)).await?;
             if let Some(item) = found {
@@ -55,12 +54,12 @@ impl Maps {
     }
 
     /// Where to look for keys of one view, or of a tree that is no view's.
-    fn spans(&self, tree: TreeId, bounds: Bounds) -> Vec<Span> {
+    fn spans(&self, tree: TreeId, bounds: Bounds) -> Result<Vec<Span>, StoreError> {
         if !tree::is_of_views(tree) {
-            return vec![Span::all(bounds)];
+            return Ok(vec![Span::all(bounds)]);
         }
         let view = ViewId::of(bounds.from.0);
-        debug_assert_eq!(view, ViewId::of(bounds.to.0), "keys of several views");
+        let bounds = Bounds { to: bounds.to.min((view.numbers().1, u64::MAX)), ..bounds };
         let span = |link: &Link| {
             let place = |(hi, lo)| (link.branch.place(hi), lo);
             Span {
@@ -69,8 +68,7 @@ impl Maps {
                 rebase: link.branch.place(0) ^ view.place(0),
             }
         };
-        let chain = self.views.chain(view);
-        chain.iter().flat_map(|chain| chain.iter()).map(span).collect()
+        Ok(self.views.chain(view)?.iter().map(span).collect())
     }
 
     /// The first `limit` entries with `from <= key <= to`, in key order.
@@ -86,7 +84,7 @@ impl Maps {
             return Ok(Vec::new());
         }
         let bounds = Bounds { from: (from.hi, from.lo), to: (to.hi, to.lo) };
-        let found = self.merge.scan(pages, tree, &self.spans(tree, bounds), limit).await?;
+        let found = self.merge.scan(pages, tree, &self.spans(tree, bounds)?, limit).await?;
         Ok(found.into_iter().map(|item| (Key::new(item.hi, item.lo), item.bytes.into_owned())).collect())
     }
 
@@ -143,7 +141,7 @@ impl Maps {
             let found = self.newest(pages, tree::LOGICAL, object.0, start).await?;
             return Ok(found.into_iter().collect());
         }
-        let spans = self.spans(tree::LOGICAL, bounds(object.0, start, last));
+        let spans = self.spans(tree::LOGICAL, bounds(object.0, start, last))?;
         self.merge.scan(pages, tree::LOGICAL, &spans, usize::MAX).await
     }
 
@@ -154,7 +152,7 @@ impl Maps {
         object: ObjectId,
         from: LogicalBlock,
     ) -> Result<Option<Extent>, StoreError> {
-        let spans = self.spans(tree::LOGICAL, bounds(object.0, from.0, u64::MAX));
+        let spans = self.spans(tree::LOGICAL, bounds(object.0, from.0, u64::MAX))?;
         let found = self.merge.scan(pages, tree::LOGICAL, &spans, 1).await?;
         Ok(found
             .first()

@@ -266,6 +266,10 @@ impl Volume for Store {
         self.core.maps().views.all()
     }
 
+    fn view(&self, view: ViewId) -> Option<ViewEntry> {
+        self.core.maps().views.get(view)
+    }
+
     fn new_view(&self) -> Result<ViewId, StoreError> {
         self.core.maps().views.new_id()
     }
