@@ -220,12 +220,7 @@ impl Core {
         Ok(true)
     }
 
-    async fn finish_checkpoint(
-        &self,
-        seal: Seal,
-        roots: Roots,
-        generation: u64,
-    ) -> Result<(), StoreError> {
+    async fn finish_checkpoint(&self, seal: Seal, roots: Roots, generation: u64) -> Result<(), StoreError> {
         let (root, replay, moved) = {
             let state = self.state();
             let replay = state.replay_point(seal.transaction);

@@ -10,8 +10,8 @@ use crate::error::{ErrorKind, StoreError};
 use crate::format::component::MemberState;
 use crate::keep;
 use crate::object::{ComponentSpec, Object};
-use crate::recover;
 use crate::pages::Pages;
+use crate::recover;
 use crate::segment::summary::Summaries;
 use crate::store::OpenOptions;
 

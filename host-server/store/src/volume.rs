@@ -141,8 +141,15 @@ pub(crate) enum Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShiftStep {
     /// What is mapped elsewhere is mapped here as well.
-    Share { start: LogicalBlock, len_blocks: u64, middle: MiddleAddress },
-    Unmap { start: LogicalBlock, len_blocks: u64 },
+    Share {
+        start: LogicalBlock,
+        len_blocks: u64,
+        middle: MiddleAddress,
+    },
+    Unmap {
+        start: LogicalBlock,
+        len_blocks: u64,
+    },
 }
 
 /// What shifting a range with so many extents costs, in entries of [`Cost`] that put no value: each is taken out and put back, and both

@@ -10,10 +10,10 @@ use crate::error::{ErrorKind, StoreError};
 use crate::format::page::PAGE_BYTES;
 use crate::format::root::Root;
 use crate::kv::PageStore;
+use crate::limits::MEMORY_BYTES_DEFAULT;
 use crate::log::replay::{Chain, Replay};
 use crate::map::Maps;
 use crate::object::Object;
-use crate::limits::MEMORY_BYTES_DEFAULT;
 use crate::recover::{RecoveryReport, maps_shape, page_allocator};
 
 /// The pages as one mirror has them.

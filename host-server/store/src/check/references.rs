@@ -36,7 +36,10 @@ impl References {
                 break;
             };
             if at < *from {
-                fault(format!("{} blocks from middle address {at} are stored and mapped by nothing", *from - at));
+                fault(format!(
+                    "{} blocks from middle address {at} are stored and mapped by nothing",
+                    *from - at
+                ));
             }
             let until = end.min(*to);
             if *count != references {

@@ -43,8 +43,8 @@ fn entry_of(view: &View) -> TableEntry {
 
 fn view_of(tree: TreeId, number: u64, entry: TableEntry) -> View {
     let extents = entry.extents.iter();
-    let extents =
-        extents.map(|(start, page_count)| PageExtent { start: MetadataAddress(*start), page_count: *page_count });
+    let extents = extents
+        .map(|(start, page_count)| PageExtent { start: MetadataAddress(*start), page_count: *page_count });
     let table = Table {
         number,
         tree,

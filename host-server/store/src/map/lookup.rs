@@ -110,10 +110,9 @@ impl Maps {
     ) -> Result<Option<Extent>, StoreError> {
         let bounds = bounds(object.0, from.0, u64::MAX);
         let found = self.merge.scan(pages, tree::LOGICAL, bounds, NOW, 1).await?;
-        Ok(found.first().map(|item| Extent {
-            start: LogicalBlock(item.lo),
-            len_blocks: item.last - item.lo + 1,
-        }))
+        Ok(found
+            .first()
+            .map(|item| Extent { start: LogicalBlock(item.lo), len_blocks: item.last - item.lo + 1 }))
     }
 
     /// What has become of a range of middle addresses: pieces in order that cover it exactly.

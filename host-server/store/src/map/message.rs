@@ -47,7 +47,9 @@ impl Message {
                 assert_not_a_map(tree);
                 vec![(tree, Item::plain(ItemKind::Erase, hi, 0..=u64::MAX, 0, 0))]
             }
-            Self::MapRun { object, start, len_blocks, middle } => map_items(object, start, len_blocks, middle),
+            Self::MapRun { object, start, len_blocks, middle } => {
+                map_items(object, start, len_blocks, middle)
+            }
             Self::ShareRun { object, start, len_blocks, middle } => {
                 let references = encode_signed(1);
                 let shared =
@@ -64,8 +66,7 @@ impl Message {
             }
             Self::Birth { middle, physical, checksums } => birth_items(middle, physical, &checksums, rules),
             Self::Move { middle, len_blocks, from, to } => {
-                let item =
-                    Item::plain(ItemKind::Move, 0, middle.0..=middle.0 + len_blocks - 1, 0, to.0);
+                let item = Item::plain(ItemKind::Move, 0, middle.0..=middle.0 + len_blocks - 1, 0, to.0);
                 let bytes = MoveBytes { from: from.0, references: 0 }.encode().to_vec();
                 vec![(tree::MIDDLE, Item { bytes: bytes.into(), ..item })]
             }
@@ -97,9 +98,12 @@ fn birth_items(
 ) -> Fired {
     let mut items = Fired::new();
     for (offset, len) in pieces(checksums.len() as u64) {
-        items.push((tree::MIDDLE, birth_item(middle.0 + offset, physical.0 + offset, {
-            &checksums[offset as usize..(offset + len) as usize]
-        })));
+        items.push((
+            tree::MIDDLE,
+            birth_item(middle.0 + offset, physical.0 + offset, {
+                &checksums[offset as usize..(offset + len) as usize]
+            }),
+        ));
     }
     usage_items(rules.segment_blocks, physical.0, checksums.len() as u64, 1, &mut items);
     items

@@ -16,6 +16,8 @@ mod lookup;
 mod message;
 mod rules;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod upgrade;
 mod usage;
@@ -77,9 +79,15 @@ pub struct MappedPiece {
 pub enum Content {
     Hole,
     /// Stored on consecutive physical blocks.
-    Data { middle: MiddleAddress, physical: PhysicalBlock, checksums: Vec<BlockChecksum> },
+    Data {
+        middle: MiddleAddress,
+        physical: PhysicalBlock,
+        checksums: Vec<BlockChecksum>,
+    },
     /// Mapped to what lies nowhere: it was overwritten while this was looked up, or is damage.
-    Lost { middle: MiddleAddress },
+    Lost {
+        middle: MiddleAddress,
+    },
 }
 
 /// What has become of middle addresses.
@@ -386,11 +394,7 @@ impl Maps {
     }
 
     /// Reads every table whole, and calls `fault` with what is wrong. Pages come from the devices, whatever is cached.
-    pub async fn verify_tables(
-        &self,
-        pages: &impl PageStore,
-        mut fault: impl FnMut(StoreError),
-    ) {
+    pub async fn verify_tables(&self, pages: &impl PageStore, mut fault: impl FnMut(StoreError)) {
         for tree in self.merge.trees() {
             for view in self.merge.levels(tree).views() {
                 if let Err(error) = self.merge.verify_table(pages, &view.table).await {
@@ -432,7 +436,8 @@ impl Maps {
         let kv = self.catalogue.borrow();
         let table_leaves = self.merge.options().table_leaves;
         let flushed = page_bound(self.merge.encoded_bytes(), table_leaves) + PAGES_A_TREE * TREES;
-        let catalogue = kv.dirty_page_bound() + kv.page_bound_of_changes(TREES + flushed / 8, VALUE_BYTES_MAX / 4);
+        let catalogue =
+            kv.dirty_page_bound() + kv.page_bound_of_changes(TREES + flushed / 8, VALUE_BYTES_MAX / 4);
         flushed + catalogue + self.merge.piece_page_bound()
     }
 

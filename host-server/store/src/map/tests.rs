@@ -1,0 +1,208 @@
+use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
+use proptest::sample::select;
+
+use super::testing::{OBJECTS, SEGMENT_BLOCKS, TREES, World, birth, map_run, maps, share_run, unmap_run};
+use super::{Content, Fate, Message, Reclaim, tree};
+use crate::address::{LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId};
+use crate::kv::testing::{MemoryPages, run};
+use crate::volume::{Key, TreeId};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write {
+        object: u64,
+        start: u64,
+        len: u64,
+    },
+    /// Single blocks here and there, so many that they take more than one page.
+    Scatter {
+        object: u64,
+        seed: u64,
+        count: u64,
+    },
+    Unmap {
+        object: u64,
+        start: u64,
+        len: u64,
+    },
+    UnmapAll {
+        object: u64,
+    },
+    Shift {
+        object: u64,
+        from: u64,
+        to: u64,
+        len: u64,
+    },
+    Clone {
+        from: (u64, u64),
+        to: (u64, u64),
+        len: u64,
+    },
+    Move {
+        number: usize,
+        len: u64,
+    },
+    Put {
+        tree: TreeId,
+        key: Key,
+        value: Vec<u8>,
+    },
+    Delete {
+        tree: TreeId,
+        key: Key,
+    },
+    DeleteAll {
+        tree: TreeId,
+        hi: u64,
+    },
+    Read {
+        object: u64,
+        start: u64,
+        len: u64,
+    },
+    Freeze,
+    Flush,
+    Merge(usize),
+    Reclaim {
+        what: Reclaim,
+        count: usize,
+    },
+    Commit {
+        is_settled: bool,
+    },
+    /// Writes fail during the steps of a checkpoint and a merge.
+    Break {
+        after: usize,
+    },
+    Restart,
+    Check,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let range = || (0..OBJECTS, prop_oneof![0..60_u64, 0..3000_u64], prop_oneof![1..12_u64, 1..1200_u64]);
+    let key = || (0..3_u64, 0..60_u64).prop_map(|(hi, lo)| Key::new(hi, lo));
+    let value =
+        (0..=255_u8, prop_oneof![0..40_usize, 500..2500_usize]).prop_map(|(byte, len)| vec![byte; len]);
+    prop_oneof![
+        12 => range().prop_map(|(object, start, len)| Step::Write { object, start, len }),
+        3 => (0..OBJECTS, 0..u64::MAX, 1..900_u64)
+            .prop_map(|(object, seed, count)| Step::Scatter { object, seed, count }),
+        5 => range().prop_map(|(object, start, len)| Step::Unmap { object, start, len }),
+        1 => (0..OBJECTS).prop_map(|object| Step::UnmapAll { object }),
+        4 => (range(), prop_oneof![0..60_u64, 0..3000_u64])
+            .prop_map(|((object, from, len), to)| Step::Shift { object, from, to, len }),
+        5 => (range(), 0..OBJECTS, prop_oneof![0..60_u64, 0..3000_u64])
+            .prop_map(|((object, from, len), to, at)| Step::Clone { from: (object, from), to: (to, at), len }),
+        7 => (0..5000_usize, prop_oneof![1..12_u64, 1..400_u64])
+            .prop_map(|(number, len)| Step::Move { number, len }),
+        8 => (select(&TREES), key(), value).prop_map(|(tree, key, value)| Step::Put { tree, key, value }),
+        3 => (select(&TREES), key()).prop_map(|(tree, key)| Step::Delete { tree, key }),
+        1 => (select(&TREES), 0..3_u64).prop_map(|(tree, hi)| Step::DeleteAll { tree, hi }),
+        8 => range().prop_map(|(object, start, len)| Step::Read { object, start, len }),
+        6 => Just(Step::Freeze),
+        6 => Just(Step::Flush),
+        8 => (1..6_usize).prop_map(Step::Merge),
+        5 => (select(&[Reclaim::Blocks, Reclaim::Pages]), 1..20_usize)
+            .prop_map(|(what, count)| Step::Reclaim { what, count }),
+        5 => proptest::bool::ANY.prop_map(|is_settled| Step::Commit { is_settled }),
+        2 => (0..20_usize).prop_map(|after| Step::Break { after }),
+        3 => Just(Step::Restart),
+        2 => Just(Step::Check),
+    ]
+}
+
+impl World {
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Write { object, start, len } => self.write(object, start, len),
+            Step::Scatter { object, seed, count } => {
+                for at in 0..count {
+                    let block = (seed ^ at).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51;
+                    self.write(object, block, 1);
+                }
+            }
+            Step::Unmap { object, start, len } => self.send(unmap_run(object, start, len)),
+            Step::UnmapAll { object } => self.send(unmap_run(object, 0, u64::MAX)),
+            Step::Shift { object, from, to, len } => self.shift(object, from, to, len),
+            Step::Clone { from, to, len } => self.clone_range(from, to, len),
+            Step::Move { number, len } => self.relocate(number, len),
+            Step::Put { tree, key, value } => self.send(Message::Put { tree, key, value }),
+            Step::Delete { tree, key } => self.send(Message::Delete { tree, key }),
+            Step::DeleteAll { tree, hi } => self.send(Message::DeleteAll { tree, hi }),
+            Step::Read { object, start, len } => self.check_some(object, start, len),
+            Step::Freeze => self.freeze(),
+            Step::Flush => {
+                self.flush();
+            }
+            Step::Merge(count) => (0..count).for_each(|_| {
+                self.merge();
+            }),
+            Step::Reclaim { what, count } => (0..count).for_each(|_| {
+                self.reclaim(what);
+            }),
+            Step::Commit { is_settled } => self.commit(is_settled),
+            Step::Break { after } => {
+                self.break_writes(Some(after));
+                self.freeze();
+                self.flush();
+                self.merge();
+                self.commit(true);
+                self.mend();
+            }
+            Step::Restart => self.restart(),
+            Step::Check => {
+                self.check_reads();
+                self.check_maps();
+            }
+        }
+    }
+
+    /// From whatever there is to nothing at all.
+    fn finish(mut self) {
+        self.check_reads();
+        self.check_maps();
+        self.settle();
+        self.check_reads();
+        self.check_maps();
+        self.check_settled();
+        self.restart();
+        self.check_reads();
+        self.check_settled();
+        (0..OBJECTS).for_each(|object| self.send(unmap_run(object, 0, u64::MAX)));
+        for tree in TREES {
+            (0..3).for_each(|hi| self.send(Message::DeleteAll { tree, hi }));
+        }
+        self.settle();
+        self.check_settled();
+        for id in [tree::LOGICAL, tree::MIDDLE, TREES[0], TREES[1]] {
+            assert_eq!(self.maps.entry_count(id), 0, "items of tree {}", id.0);
+        }
+        assert_eq!(self.maps.page_count(), 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn maps_agree_with_a_model_of_single_blocks(steps in proptest::collection::vec(step(), 1..120)) {
+        let mut world = World::new();
+        steps.into_iter().for_each(|step| world.step(step));
+        world.finish();
+    }
+
+    #[test]
+    fn maps_of_an_earlier_release_go_on_as_they_were(
+        before in proptest::collection::vec(step(), 1..40),
+        steps in proptest::collection::vec(step(), 0..40),
+    ) {
+        let mut earlier = World::new();
+        before.into_iter().for_each(|step| earlier.step(step));
+        let mut world = World::upgraded(earlier.model.unshared());
+        world.check_reads();
+        world.check_maps();
+        steps.into_iter().for_each(|step| world.step(step));
+        world.finish();
+    }
+}

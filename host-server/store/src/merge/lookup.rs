@@ -9,8 +9,8 @@ use super::levels::meeting;
 use super::memory::Memory;
 use super::read::{Bounds, Cursor, Reader, RunCursor};
 use super::store::MergeStore;
-use super::table::Table;
 use super::sweep::{Step, Sweep, owned};
+use super::table::Table;
 use crate::error::StoreError;
 use crate::format::run::ItemKind;
 use crate::kv::PageStore;
@@ -62,8 +62,10 @@ impl<M: Meaning> MergeStore<M> {
     ) -> Result<(), StoreError> {
         let reader = self.reader(pages);
         // Taken at once: what is applied while pages are read is not seen.
-        let mut in_memory = vec![in_memory(newest, tree, &bounds), in_memory(&self.memory.borrow(), tree, &bounds)];
-        in_memory.extend(self.frozen.borrow().iter().rev().map(|memory| self::in_memory(memory, tree, &bounds)));
+        let mut in_memory =
+            vec![in_memory(newest, tree, &bounds), in_memory(&self.memory.borrow(), tree, &bounds)];
+        in_memory
+            .extend(self.frozen.borrow().iter().rev().map(|memory| self::in_memory(memory, tree, &bounds)));
         in_memory.retain(|items| !items.is_empty());
         let levels = self.levels(tree);
         let met = levels.runs().map(|run| meeting(run, &bounds)).filter(|met| !met.is_empty());

@@ -296,7 +296,10 @@ impl RunCursor {
         Self { bounds, left: run.iter().rev().cloned().collect(), current: None }
     }
 
-    pub async fn next<P: PageStore>(&mut self, reader: &Reader<'_, P>) -> Result<Option<OwnedItem>, StoreError> {
+    pub async fn next<P: PageStore>(
+        &mut self,
+        reader: &Reader<'_, P>,
+    ) -> Result<Option<OwnedItem>, StoreError> {
         loop {
             if self.current.is_none() {
                 let Some(view) = self.left.pop() else { return Ok(None) };

@@ -73,7 +73,8 @@ pub(crate) async fn replay(
                 .advice("bring back a missing metadata component"));
         };
         report.note(&record);
-        report.replayed_transactions += state.replay_record(&pages, &record, root.applied_transaction, &mut found).await?;
+        report.replayed_transactions +=
+            state.replay_record(&pages, &record, root.applied_transaction, &mut found).await?;
         state.moved_ring.restore(record.live, record.block_count, record.checksum);
     }
     // The log may begin with records that were moved as well, if their blocks lie in it still.

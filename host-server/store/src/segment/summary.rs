@@ -35,7 +35,12 @@ pub struct Summaries<'a, P> {
 
 impl<'a, P: PageStore> Summaries<'a, P> {
     pub fn new(geometry: &Geometry, maps: Rc<Maps>, pages: &'a P) -> Self {
-        Self { maps, pages, blocks_per_unit: geometry.blocks_per_unit() as usize, at_hand: RefCell::default() }
+        Self {
+            maps,
+            pages,
+            blocks_per_unit: geometry.blocks_per_unit() as usize,
+            at_hand: RefCell::default(),
+        }
     }
 
     async fn bring(&self, segment: SegmentId) {
