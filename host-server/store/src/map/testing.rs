@@ -7,6 +7,8 @@ use super::{Content, Maps, MapsShape, Message, Reclaim, tree};
 use crate::address::{
     BlockChecksum, LogicalBlock, MetadataAddress, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, VolumeId,
 };
+use crate::error::StoreError;
+use crate::format::map::MiddleRun;
 use crate::format::page::Roots;
 use crate::format::run::ItemKind;
 use crate::kv::testing::{MemoryPages, run};
@@ -30,25 +32,30 @@ pub(super) const SHAPE: MapsShape =
     MapsShape { segment_blocks: SEGMENT_BLOCKS, data_blocks: 1 << 40, memory_bytes: 4 << 20 };
 
 /// Tables so small that a few hundred items have several, on several levels.
-fn set_small_tables(maps: &mut Maps) {
-    maps.merge.set_options(MergeOptions {
-        cache_bytes: 1 << 18,
-        newest_runs: 2,
-        first_level_pages: 3,
-        piece_pages: 8,
-        table_leaves: 2,
-    });
-}
+pub(super) const SMALL: MergeOptions = MergeOptions {
+    cache_bytes: 1 << 18,
+    newest_runs: 2,
+    first_level_pages: 3,
+    piece_pages: 8,
+    table_leaves: 2,
+};
 
-pub(super) fn maps() -> Maps {
+/// Merges end wherever they cause something.
+pub(super) const SMALLEST: MergeOptions =
+    MergeOptions { newest_runs: 1, piece_pages: 2, table_leaves: 1, ..SMALL };
+
+/// As small volumes are: all that is old lies on one level.
+pub(super) const TWO_LEVELS: MergeOptions = MergeOptions { first_level_pages: 1 << 20, ..SMALL };
+
+pub(super) fn maps(options: MergeOptions) -> Maps {
     let mut maps = Maps::new(VOLUME, allocator(), SHAPE);
-    set_small_tables(&mut maps);
+    maps.merge.set_options(options);
     maps
 }
 
-pub(super) fn load(roots: &Roots, pages: &MemoryPages) -> Maps {
+fn load(options: MergeOptions, roots: &Roots, pages: &MemoryPages) -> Maps {
     let mut maps = run(Maps::load(VOLUME, roots, pages, allocator(), SHAPE)).unwrap();
-    set_small_tables(&mut maps);
+    maps.merge.set_options(options);
     maps
 }
 
@@ -209,9 +216,9 @@ pub(super) struct World {
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub fn new(options: MergeOptions) -> Self {
         let model = Model { next_middle: 1, ..Model::default() };
-        Self::over(maps(), model, MemoryPages::default(), Roots::default())
+        Self::over(maps(options), model, MemoryPages::default(), Roots::default())
     }
 
     fn over(maps: Maps, model: Model, pages: MemoryPages, roots: Roots) -> Self {
@@ -219,12 +226,21 @@ impl World {
     }
 
     /// What the model says as page trees of an earlier release, opened.
-    pub fn upgraded(model: Model) -> Self {
+    pub fn upgraded(options: MergeOptions, model: Model) -> Self {
         let mut kv = KeyValue::new(VOLUME, allocator());
         super::upgrade::testing::put_trees(&mut kv, &model);
         let pages = MemoryPages::default();
         let roots = run(kv.snapshot().write(&pages)).unwrap();
-        Self::over(load(&roots, &pages), model, pages, roots)
+        Self::over(load(options, &roots, &pages), model, pages, roots)
+    }
+
+    /// Nothing but addresses that died before they were born.
+    pub fn upgraded_with_dead(middle: u64, len_blocks: u64) -> Self {
+        let mut kv = KeyValue::new(VOLUME, allocator());
+        kv.put(tree::MIDDLE, Key::new(middle, 0), &MiddleRun::Dead { len_blocks }.encode());
+        let pages = MemoryPages::default();
+        let roots = run(kv.snapshot().write(&pages)).unwrap();
+        Self::over(load(SMALL, &roots, &pages), Model::default(), pages, roots)
     }
 
     pub fn send(&mut self, message: Message) {
@@ -301,40 +317,30 @@ impl World {
         self.frozen = self.log.len();
     }
 
-    /// Writes fail from the one of this number on, counted from now, until [`World::mend`].
+    /// Writes fail from the one of this number on, counted from now: none with `None`.
     pub fn break_writes(&mut self, after: Option<usize>) {
         self.pages.fail_from.set(after.map(|after| self.pages.writes.get() + after));
     }
 
-    pub fn mend(&mut self) {
-        self.pages.fail_from.set(None);
+    pub fn flush(&mut self) -> Result<(), StoreError> {
+        run(self.maps.flush(&self.pages))?;
+        self.flushed = self.frozen;
+        Ok(())
     }
 
-    /// True where it worked.
-    pub fn flush(&mut self) -> bool {
-        let is_flushed = run(self.maps.flush(&self.pages)).is_ok();
-        if is_flushed {
-            self.flushed = self.frozen;
-        }
-        is_flushed
+    pub fn merge(&mut self) -> Result<bool, StoreError> {
+        run(self.maps.merge_piece(&self.pages, 0))
     }
 
-    /// True where something merged.
-    pub fn merge(&mut self) -> bool {
-        run(self.maps.merge_piece(&self.pages, 0)).unwrap_or(false)
+    pub fn reclaim(&mut self, what: Reclaim) -> Result<bool, StoreError> {
+        run(self.maps.reclaim_piece(&self.pages, what, 0))
     }
 
-    pub fn reclaim(&mut self, what: Reclaim) -> bool {
-        run(self.maps.reclaim_piece(&self.pages, what, 0)).unwrap_or(false)
-    }
-
-    pub fn commit(&mut self, is_settled: bool) {
+    pub fn commit(&mut self, is_settled: bool) -> Result<(), StoreError> {
         // Roots name what was loaded from page trees only when it is in tables.
-        if !self.flush() {
-            return;
-        }
+        self.flush()?;
         let snapshot = self.maps.snapshot();
-        let Ok(roots) = run(snapshot.write(&self.pages)) else { return };
+        let roots = run(snapshot.write(&self.pages))?;
         let generation = snapshot.generation();
         drop(snapshot);
         self.roots = roots;
@@ -344,12 +350,12 @@ impl World {
         if is_settled {
             self.maps.settle(generation);
         }
+        Ok(())
     }
 
     /// Goes on from the newest durable checkpoint and the log.
     pub fn restart(&mut self) {
-        self.mend();
-        let maps = load(&self.roots, &self.pages);
+        let maps = load(*self.maps.merge.options(), &self.roots, &self.pages);
         for logged in &self.log {
             match logged {
                 Logged::Message(message) => {
@@ -369,20 +375,18 @@ impl World {
 
     /// Everything in tables, met, and durable.
     pub fn settle(&mut self) {
-        self.mend();
         let mut rounds = 0;
         self.freeze();
-        self.flush();
-        self.commit(true);
+        self.commit(true).unwrap();
         while self.maps.may_reclaim(Reclaim::Pages) {
-            if !self.reclaim(Reclaim::Pages) {
-                self.commit(true);
+            if !self.reclaim(Reclaim::Pages).unwrap() {
+                self.commit(true).unwrap();
             }
             rounds += 1;
             assert!(rounds < 20_000, "merging has no end");
         }
         // Pages of a generation are free when the next one has its roots.
-        self.commit(true);
+        self.commit(true).unwrap();
     }
 
     // ---- comparing ---------------------------------------------------------------------------------------------------------
