@@ -117,6 +117,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 impl World {
     fn step(&mut self, step: Step) {
+        self.check_counts_are_high_enough();
         match step {
             Step::Write { object, start, len } => self.write(object, start, len),
             Step::Scatter { object, seed, count } => {
@@ -313,4 +314,21 @@ fn the_next_extent_is_cut_to_where_the_search_began() {
 #[should_panic(expected = "bare change of map")]
 fn maps_are_not_changed_behind_their_backs() {
     maps(SMALL).apply(Message::Delete { tree: tree::MIDDLE, key: Key::MIN });
+}
+
+#[test]
+fn a_move_counts_where_it_goes_before_it_has_merged() {
+    let mut world = World::new(SMALL);
+    world.write(1, 0, 150);
+    world.settle();
+    world.relocate(0, 100);
+    world.relocate(50, 20);
+    world.check_counts_are_high_enough();
+    world.freeze();
+    world.flush().unwrap();
+    world.send(unmap_run(1, 0, 60));
+    world.relocate(0, 30);
+    world.check_counts_are_high_enough();
+    world.settle();
+    world.check_settled();
 }
