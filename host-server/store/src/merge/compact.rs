@@ -3,7 +3,7 @@
 use super::fold::{Fired, Meaning};
 use super::levels::{Levels, meeting};
 use super::memory::Memory;
-use super::read::{RunCursor, View};
+use super::read::{RunCursor, View, after};
 use super::store::{Edit, LEVEL_GROWTH, MergeStore};
 use super::sweep::{Step, Sweep};
 use super::table::{page_bound, table_bound};
@@ -184,13 +184,5 @@ impl<M: Meaning> MergeStore<M> {
         levels.deeper[level].extend(merged);
         levels.deeper[level].sort_by_key(|view| view.bounds.from);
         edit.dropped.extend(dropped);
-    }
-}
-
-/// The key that follows.
-fn after((hi, last): (u64, u64)) -> (u64, u64) {
-    match last.checked_add(1) {
-        Some(lo) => (hi, lo),
-        None => (hi.saturating_add(1), 0),
     }
 }

@@ -6,10 +6,11 @@ use super::cache::PageCache;
 use super::fold::{Fired, Layer, Meaning, Rule, fold};
 use super::item::OwnedItem;
 use super::levels::meeting;
-use super::memory::Memory;
+use super::memory::{Memory, SharedMemory};
+use super::read::after;
 use super::read::{Bounds, Cursor, Reader, RunCursor};
 use super::store::MergeStore;
-use super::sweep::{Step, Sweep, owned};
+use super::sweep::{Step, Sweep};
 use super::table::Table;
 use crate::error::StoreError;
 use crate::format::run::ItemKind;
@@ -61,17 +62,13 @@ impl<M: Meaning> MergeStore<M> {
         fire: &mut impl FnMut(&mut Fired),
     ) -> Result<(), StoreError> {
         let reader = self.reader(pages);
-        // Taken at once: what is applied while pages are read is not seen.
-        let mut in_memory =
-            vec![in_memory(newest, tree, &bounds), in_memory(&self.memory.borrow(), tree, &bounds)];
-        in_memory
-            .extend(self.frozen.borrow().iter().rev().map(|memory| self::in_memory(memory, tree, &bounds)));
-        in_memory.retain(|items| !items.is_empty());
+        // All at once: what becomes a table meanwhile is in one of them.
+        let mut sources = vec![Source::items(newest, tree, &bounds)];
+        sources.extend(self.memories().into_iter().map(|memory| Source::memory(memory, &bounds)));
         let levels = self.levels(tree);
         let met = levels.runs().map(|run| meeting(run, &bounds)).filter(|met| !met.is_empty());
-        let mut runs: Vec<RunCursor> = met.map(|met| RunCursor::new(met, bounds)).collect();
-        let memory_count = in_memory.len();
-        let mut sweep = Sweep::new(tree, memory_count + runs.len(), true);
+        sources.extend(met.map(|met| Source::Run(RunCursor::new(met, bounds))));
+        let mut sweep = Sweep::new(tree, sources.len(), true);
         let (mut left, mut fired, mut steps) = (Vec::new(), Fired::new(), 0);
         loop {
             match sweep.step(&self.meaning, &mut left, &mut fired) {
@@ -90,9 +87,9 @@ impl<M: Meaning> MergeStore<M> {
                     }
                 }
                 Step::Needs(source) => {
-                    let next = match source.checked_sub(memory_count) {
-                        None => in_memory[source].pop_front(),
-                        Some(run) => runs[run].next(&reader).await?,
+                    let next = match &mut sources[source] {
+                        Source::Run(run) => run.next(&reader).await?,
+                        Source::Memory(memory) => memory.next(tree, &bounds),
                     };
                     match next {
                         Some(item) if item.epoch <= epoch => sweep.feed(source, item),
@@ -148,7 +145,8 @@ impl<M: Meaning> MergeStore<M> {
             }
             false
         };
-        add(&self.memory.borrow()) || self.frozen.borrow().iter().rev().any(|memory| add(memory))
+        add(&self.memory.borrow().borrow())
+            || self.frozen.borrow().iter().rev().any(|memory| add(&memory.borrow()))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -206,8 +204,68 @@ fn hides_older(rule: Rule, kind: ItemKind) -> bool {
     }
 }
 
-fn in_memory(memory: &Memory, tree: TreeId, bounds: &Bounds) -> VecDeque<OwnedItem> {
-    let items = memory.from(tree, bounds.from.0, bounds.from.1);
-    let items = items.take_while(|item| (item.hi, item.lo) <= bounds.to);
-    owned(items).into_iter().filter_map(|item| bounds.clip(&item.as_run_item())).collect()
+/// One of the sorted lists that a sweep merges.
+enum Source {
+    Memory(MemoryCursor),
+    Run(RunCursor),
+}
+
+impl Source {
+    fn memory(memory: SharedMemory, bounds: &Bounds) -> Self {
+        Self::Memory(MemoryCursor {
+            memory: Some(memory),
+            taken: VecDeque::new(),
+            next: bounds.from,
+            batch: BATCH_ITEMS_MIN,
+        })
+    }
+
+    /// All that a memory says of some keys now.
+    fn items(memory: &Memory, tree: TreeId, bounds: &Bounds) -> Self {
+        let items = memory.from(tree, bounds.from.0, bounds.from.1);
+        let items = items.take_while(|item| (item.hi, item.lo) <= bounds.to);
+        let taken = items.filter_map(|item| bounds.clip(&item)).collect();
+        Self::Memory(MemoryCursor { memory: None, taken, next: bounds.to, batch: 0 })
+    }
+}
+
+/// Items that are taken out of a memory at first, and at most, at a time. Most readers want one.
+const BATCH_ITEMS_MIN: usize = 4;
+const BATCH_ITEMS_MAX: usize = 1024;
+
+/// Goes through a memory in batches. What is applied meanwhile to keys that are still to come may be seen or not.
+struct MemoryCursor {
+    /// `None` where everything has been taken.
+    memory: Option<SharedMemory>,
+    taken: VecDeque<OwnedItem>,
+    next: (u64, u64),
+    batch: usize,
+}
+
+impl MemoryCursor {
+    fn next(&mut self, tree: TreeId, bounds: &Bounds) -> Option<OwnedItem> {
+        if self.taken.is_empty()
+            && let Some(memory) = self.memory.take()
+        {
+            let rest = Bounds { from: self.next, to: bounds.to };
+            let borrowed = memory.borrow();
+            let items = borrowed.from(tree, rest.from.0, rest.from.1);
+            let items = items.take_while(|item| (item.hi, item.lo) <= rest.to).take(self.batch);
+            let (mut count, mut end) = (0, None);
+            for item in items {
+                (count, end) = (count + 1, Some((item.hi, item.last)));
+                self.taken.extend(rest.clip(&item));
+            }
+            drop(borrowed);
+            if let Some(end) = end
+                && count == self.batch
+                && end < bounds.to
+            {
+                self.next = after(end);
+                self.batch = (2 * self.batch).min(BATCH_ITEMS_MAX);
+                self.memory = Some(memory);
+            }
+        }
+        self.taken.pop_front()
+    }
 }

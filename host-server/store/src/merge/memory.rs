@@ -1,7 +1,9 @@
 //! Items in memory, which merge when they arrive.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::rc::Rc;
 
 use super::fold::{Fired, Layer, Meaning, fold};
 use super::item::{Item, OwnedItem, continues, cut, extend};
@@ -21,6 +23,9 @@ pub struct Memory {
     item_count: usize,
     byte_count: usize,
 }
+
+/// A memory that readers go on with after it has been frozen and written. Changed only while it is the open one.
+pub type SharedMemory = Rc<RefCell<Memory>>;
 
 impl Memory {
     pub fn is_empty(&self) -> bool {

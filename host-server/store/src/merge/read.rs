@@ -44,6 +44,14 @@ impl Bounds {
     }
 }
 
+/// The key that follows.
+pub fn after((hi, last): (u64, u64)) -> (u64, u64) {
+    match last.checked_add(1) {
+        Some(lo) => (hi, lo),
+        None => (hi.saturating_add(1), 0),
+    }
+}
+
 /// A table, and which keys of it count still.
 #[derive(Clone, Debug)]
 pub struct View {

@@ -12,7 +12,7 @@ use super::cache::PageCache;
 use super::fold::{Meaning, Rule};
 use super::item::OwnedItem;
 use super::levels::Levels;
-use super::memory::Memory;
+use super::memory::{Memory, SharedMemory};
 use super::read::Reader;
 use super::table::{LEAVES_MAX, Table};
 use crate::address::{MetadataAddress, VolumeId};
@@ -91,9 +91,9 @@ pub struct MergeStore<M> {
     pub(super) volume: VolumeId,
     pub meaning: M,
     pub(super) options: MergeOptions,
-    pub(super) memory: RefCell<Memory>,
+    pub(super) memory: RefCell<SharedMemory>,
     /// Oldest first. No longer changed.
-    pub(super) frozen: RefCell<VecDeque<Rc<Memory>>>,
+    pub(super) frozen: RefCell<VecDeque<SharedMemory>>,
     trees: RefCell<BTreeMap<TreeId, Rc<Levels>>>,
     pub(super) cache: PageCache,
     pub(super) allocator: Rc<PageAllocator>,
@@ -130,10 +130,16 @@ impl<M: Meaning> MergeStore<M> {
 
     /// Takes in items that are older than all that will be applied, and whose effects have been counted.
     pub fn restore_items(&self, memory: Memory) {
-        assert!(self.memory.borrow().is_empty() && self.frozen.borrow().is_empty());
+        assert!(self.memories().iter().all(|memory| memory.borrow().is_empty()));
         if !memory.is_empty() {
-            self.frozen.borrow_mut().push_back(Rc::new(memory));
+            self.frozen.borrow_mut().push_back(Rc::new(RefCell::new(memory)));
         }
+    }
+
+    /// What is in memory, newest first.
+    pub(super) fn memories(&self) -> Vec<SharedMemory> {
+        let frozen = self.frozen.borrow();
+        [&*self.memory.borrow()].into_iter().chain(frozen.iter().rev()).cloned().collect()
     }
 
     pub(super) fn by_chunks(&self, tree: TreeId) -> bool {
@@ -173,31 +179,33 @@ impl<M: Meaning> MergeStore<M> {
 
     /// Takes in an item, and what follows from it in memory.
     pub fn apply(&self, tree: TreeId, item: OwnedItem) {
-        self.memory.borrow_mut().apply(&self.meaning, tree, item);
+        self.memory.borrow().borrow_mut().apply(&self.meaning, tree, item);
     }
 
     /// What the items in memory take, frozen ones included.
     pub fn memory_bytes(&self) -> usize {
-        let frozen: usize = self.frozen.borrow().iter().map(|memory| memory.memory_bytes()).sum();
-        self.memory.borrow().memory_bytes() + frozen
+        self.sum_of_memories(Memory::memory_bytes)
     }
 
     /// What the items in memory take in pages, at most, frozen ones included.
     pub fn encoded_bytes(&self) -> usize {
-        let frozen: usize = self.frozen.borrow().iter().map(|memory| memory.encoded_bytes()).sum();
-        self.memory.borrow().encoded_bytes() + frozen
+        self.sum_of_memories(Memory::encoded_bytes)
+    }
+
+    fn sum_of_memories(&self, bytes: impl Fn(&Memory) -> usize) -> usize {
+        let frozen: usize = self.frozen.borrow().iter().map(|memory| bytes(&memory.borrow())).sum();
+        bytes(&self.memory.borrow().borrow()) + frozen
     }
 
     /// What the items take that have not been frozen.
     pub fn open_memory_bytes(&self) -> usize {
-        self.memory.borrow().memory_bytes()
+        self.memory.borrow().borrow().memory_bytes()
     }
 
     /// Calls `visit` with the items of a tree in every memory.
     pub fn visit_memory(&self, tree: TreeId, mut visit: impl FnMut(&crate::format::run::RunItem<'_>)) {
-        self.memory.borrow().from(tree, 0, 0).for_each(|item| visit(&item));
-        for memory in &*self.frozen.borrow() {
-            memory.from(tree, 0, 0).for_each(|item| visit(&item));
+        for memory in self.memories() {
+            memory.borrow().from(tree, 0, 0).for_each(|item| visit(&item));
         }
     }
 
@@ -208,9 +216,8 @@ impl<M: Meaning> MergeStore<M> {
         hi: u64,
         mut visit: impl FnMut(&crate::format::run::RunItem<'_>),
     ) {
-        self.memory.borrow().covering(tree, hi, 0, u64::MAX).for_each(|item| visit(&item));
-        for memory in &*self.frozen.borrow() {
-            memory.covering(tree, hi, 0, u64::MAX).for_each(|item| visit(&item));
+        for memory in self.memories() {
+            memory.borrow().covering(tree, hi, 0, u64::MAX).for_each(|item| visit(&item));
         }
     }
 
@@ -230,8 +237,8 @@ impl<M: Meaning> MergeStore<M> {
     /// What was applied so far changes no more: a snapshot's moment, or a checkpoint's.
     pub fn freeze(&self) {
         let memory = std::mem::take(&mut *self.memory.borrow_mut());
-        if !memory.is_empty() {
-            self.frozen.borrow_mut().push_back(Rc::new(memory));
+        if !memory.borrow().is_empty() {
+            self.frozen.borrow_mut().push_back(memory);
         }
     }
 

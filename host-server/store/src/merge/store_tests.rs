@@ -126,6 +126,19 @@ impl Volume {
     }
 }
 
+/// Items that reach to the last key of their `hi` end many batches.
+#[test]
+fn erasures_without_end_hide_nothing_behind_them() {
+    let mut volume = Volume::new();
+    for object in 0..300 {
+        volume.write(object, 5, 1);
+        volume.erase(object, 10..=u64::MAX);
+    }
+    volume.compare();
+    volume.flush();
+    volume.compare();
+}
+
 #[test]
 fn a_store_in_tables_is_what_was_sent_to_it() {
     let mut volume = Volume::new();

@@ -7,7 +7,7 @@ use ringfort_engine::buffer::Slice;
 use super::fold::{Fired, Meaning};
 use super::item::{Item, OwnedItem};
 use super::levels::Levels;
-use super::memory::Memory;
+use super::memory::{Memory, SharedMemory};
 use super::read::View;
 use super::store::{Edit, MergeStore};
 use super::sweep::{Joined, Step, Sweep};
@@ -148,9 +148,12 @@ impl<M: Meaning> MergeStore<M> {
         }
     }
 
+    // What is frozen is never borrowed to be changed.
+    #[allow(clippy::await_holding_refcell_ref)]
     async fn flush_into<P: PageStore>(&self, pages: &P, edit: &mut Edit) -> Result<(), StoreError> {
-        let frozen: Vec<Rc<Memory>> = self.frozen.borrow().iter().rev().cloned().collect();
+        let frozen: Vec<SharedMemory> = self.frozen.borrow().iter().rev().cloned().collect();
         edit.frozen_count = frozen.len();
+        let frozen: Vec<_> = frozen.iter().map(|memory| memory.borrow()).collect();
         if let [only] = &frozen[..] {
             return self.write_memory(pages, only, edit).await;
         }
