@@ -9,7 +9,7 @@ use crate::address::{
 };
 use crate::error::StoreError;
 use crate::format::map::MiddleRun;
-use crate::format::page::Roots;
+use crate::format::page::{PAGE_BYTES, Roots};
 use crate::format::run::ItemKind;
 use crate::kv::testing::{MemoryPages, run};
 use crate::kv::{KeyValue, PageAllocator};
@@ -312,6 +312,26 @@ impl World {
         });
     }
 
+    /// A mover that comes too late, and perhaps after another: from this address on all have died.
+    pub fn relocate_dead(&mut self, number: u64, len_max: u64) {
+        let middle = 1 + number % self.model.next_middle;
+        let is_dead = |at: &u64| {
+            middle + at < self.model.next_middle && !self.model.living.contains_key(&(middle + at))
+        };
+        let len_blocks = (0..len_max).take_while(is_dead).count() as u64;
+        if len_blocks == 0 {
+            return;
+        }
+        let to = self.model.next_physical;
+        self.model.next_physical += len_blocks;
+        self.send(Message::Move {
+            middle: MiddleAddress(middle),
+            len_blocks,
+            from: PhysicalBlock(number % to),
+            to: PhysicalBlock(to),
+        });
+    }
+
     pub fn freeze(&mut self) {
         self.maps.freeze();
         self.frozen = self.log.len();
@@ -336,10 +356,14 @@ impl World {
         run(self.maps.reclaim_piece(&self.pages, what, 0))
     }
 
-    pub fn commit(&mut self, is_settled: bool) -> Result<(), StoreError> {
+    /// Merges may go on while roots are on their way.
+    pub fn commit(&mut self, merges_meanwhile: usize, is_settled: bool) -> Result<(), StoreError> {
         // Roots name what was loaded from page trees only when it is in tables.
         self.flush()?;
         let snapshot = self.maps.snapshot();
+        for _ in 0..merges_meanwhile {
+            self.reclaim(Reclaim::Pages)?;
+        }
         let roots = run(snapshot.write(&self.pages))?;
         let generation = snapshot.generation();
         drop(snapshot);
@@ -349,8 +373,24 @@ impl World {
         self.flushed = 0;
         if is_settled {
             self.maps.settle(generation);
+            self.check_durable();
         }
         Ok(())
+    }
+
+    /// Pages that the durable roots reach are not free.
+    fn check_durable(&self) {
+        let durable = load(*self.maps.merge.options(), &self.roots, &self.pages);
+        for tree in durable.merge.trees() {
+            for view in durable.merge.levels(tree).views() {
+                for extent in &view.table.extents {
+                    for page in 0..u64::from(extent.page_count) {
+                        let address = MetadataAddress(extent.start.0 + page * PAGE_BYTES as u64);
+                        assert!(!self.maps.allocator().mark_used(address), "page {address} is free");
+                    }
+                }
+            }
+        }
     }
 
     /// Goes on from the newest durable checkpoint and the log.
@@ -377,16 +417,16 @@ impl World {
     pub fn settle(&mut self) {
         let mut rounds = 0;
         self.freeze();
-        self.commit(true).unwrap();
+        self.commit(0, true).unwrap();
         while self.maps.may_reclaim(Reclaim::Pages) {
             if !self.reclaim(Reclaim::Pages).unwrap() {
-                self.commit(true).unwrap();
+                self.commit(0, true).unwrap();
             }
             rounds += 1;
             assert!(rounds < 20_000, "merging has no end");
         }
         // Pages of a generation are free when the next one has its roots.
-        self.commit(true).unwrap();
+        self.commit(0, true).unwrap();
     }
 
     // ---- comparing ---------------------------------------------------------------------------------------------------------

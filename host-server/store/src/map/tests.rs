@@ -71,7 +71,12 @@ enum Step {
         what: Reclaim,
         count: usize,
     },
+    MoveDead {
+        number: u64,
+        len: u64,
+    },
     Commit {
+        merges: usize,
         is_settled: bool,
     },
     /// Writes fail during the steps of a checkpoint and a merge.
@@ -108,7 +113,9 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (1..6_usize).prop_map(Step::Merge),
         5 => (select(&[Reclaim::Blocks, Reclaim::Pages]), 1..20_usize)
             .prop_map(|(what, count)| Step::Reclaim { what, count }),
-        5 => proptest::bool::ANY.prop_map(|is_settled| Step::Commit { is_settled }),
+        3 => (0..5000_u64, 1..12_u64).prop_map(|(number, len)| Step::MoveDead { number, len }),
+        5 => (0..4_usize, proptest::bool::ANY)
+            .prop_map(|(merges, is_settled)| Step::Commit { merges, is_settled }),
         2 => (0..20_usize).prop_map(|after| Step::Break { after }),
         3 => Just(Step::Restart),
         2 => Just(Step::Check),
@@ -143,7 +150,8 @@ impl World {
             Step::Reclaim { what, count } => (0..count).for_each(|_| {
                 self.reclaim(what).unwrap();
             }),
-            Step::Commit { is_settled } => self.commit(is_settled).unwrap(),
+            Step::MoveDead { number, len } => self.relocate_dead(number, len),
+            Step::Commit { merges, is_settled } => self.commit(merges, is_settled).unwrap(),
             Step::Break { after } => {
                 self.break_writes(Some(after));
                 self.freeze();
@@ -151,7 +159,7 @@ impl World {
                 let _ = self.flush();
                 let _ = self.merge();
                 let _ = self.reclaim(Reclaim::Pages);
-                let _ = self.commit(true);
+                let _ = self.commit(1, true);
                 self.break_writes(None);
             }
             Step::Restart => self.restart(),
