@@ -5,7 +5,7 @@ use super::testing::{
     OBJECTS, SEGMENT_BLOCKS, SMALL, SMALLEST, TREES, TWO_LEVELS, World, birth, map_run, maps, unmap_run,
 };
 use super::{Content, Fate, Message, Reclaim, tree};
-use crate::address::{LogicalBlock, MiddleAddress, ObjectId, SegmentId};
+use crate::address::{LogicalBlock, MiddleAddress, ObjectId, PhysicalBlock, SegmentId};
 use crate::kv::testing::run;
 use crate::merge::store::MergeOptions;
 use crate::volume::{Key, TreeId};
@@ -338,5 +338,26 @@ fn a_move_counts_where_it_goes_before_it_has_merged() {
     world.relocate(0, 30);
     world.check_counts_are_high_enough();
     world.settle();
+    world.check_settled();
+}
+
+#[test]
+fn a_mover_loses_against_another_that_came_first() {
+    let mut world = World::new(SMALL);
+    world.write(1, 0, 10);
+    world.settle();
+    world.relocate(0, 10);
+    world.settle();
+    let to = world.model.next_physical;
+    world.model.next_physical += 10;
+    world.send(Message::Move {
+        middle: MiddleAddress(1),
+        len_blocks: 10,
+        from: PhysicalBlock(0),
+        to: PhysicalBlock(to),
+    });
+    world.check_reads();
+    world.settle();
+    world.check_reads();
     world.check_settled();
 }
