@@ -166,7 +166,8 @@ fn a_quiet_volume_is_tidied_and_then_left_alone() {
         }
         store.sync().await.unwrap();
         assert_eq!(cleaning(&store), CleaningCounters::default());
-        store.engine().sleep(Duration::from_secs(10)).await;
+        // Between two looks of the cleaner, which come with each commit interval.
+        store.engine().sleep(Duration::from_millis(10_500)).await;
         let counters = cleaning(&store);
         assert!(counters.cleaned_segments >= 6, "{counters:?}");
         assert_eq!(store.status().cleaning.activity, Activity::Resting);
