@@ -41,7 +41,8 @@ const VOLUMES: &[(&str, &str)] = &[
     ("volume_v3.bin", "volume_v3.txt"),
 ];
 /// The newest last: it has every structure.
-const STRUCTURES: &[&str] = &["structures_v1.txt", "structures_v2.txt", "structures_v3.txt"];
+const STRUCTURES: &[&str] =
+    &["structures_v1.txt", "structures_v2.txt", "structures_v3.txt", "structures_v4.txt"];
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
