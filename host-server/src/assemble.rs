@@ -27,6 +27,7 @@ use ringfort_frontend::machine::Machine;
 use ringfort_frontend::metrics::Metrics;
 use ringfort_frontend::service::Service;
 use ringfort_frontend::virtiofs::{CachePolicy, Options, VirtioFsServer};
+use ringfort_store::error::StoreError;
 use ringfort_store::store::{OpenOptions, Store};
 use tokio::sync::oneshot;
 
@@ -63,6 +64,8 @@ pub struct SocketSettings {
 /// What the control plane asks of the volume's thread.
 enum Request {
     Status(oneshot::Sender<Status>),
+    /// Answered when it is done, or with why it failed.
+    Checkpoint(oneshot::Sender<Result<(), StoreError>>),
     /// Answered at once: a sign that the thread goes round.
     Alive(oneshot::Sender<()>),
     /// Sync, checkpoint, close, end.
@@ -79,6 +82,13 @@ impl VolumeRemote {
         let (reply, status) = oneshot::channel();
         self.0.send(Request::Status(reply)).ok()?;
         status.await.ok()
+    }
+
+    /// Brings everything that the log holds to its place. None where the volume is being closed, which does so as well.
+    pub async fn checkpoint(&self) -> Option<Result<(), StoreError>> {
+        let (reply, done) = oneshot::channel();
+        self.0.send(Request::Checkpoint(reply)).ok()?;
+        done.await.ok()
     }
 
     /// Resolves when the volume's thread has got round to it; false where the volume is being closed.
@@ -208,6 +218,13 @@ fn serve(
                         status.inodes = Some(inodes(&filesystem.counts()));
                         // An operator who has hung up needs no answer.
                         let _ = reply.send(status);
+                    }
+                    Request::Checkpoint(reply) => {
+                        // Beside this loop: operators are answered meanwhile.
+                        let store = store.clone();
+                        engine.spawn(Box::pin(async move {
+                            let _ = reply.send(store.checkpoint().await);
+                        }));
                     }
                     Request::Alive(reply) => {
                         let _ = reply.send(());

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Command::Volume(Volume::Create(arguments)) => commands::create::run(arguments),
         Command::Volume(Volume::Status(arguments)) => commands::status::run(arguments),
         Command::Volume(Volume::Check(arguments)) => commands::check::run(arguments),
+        Command::Volume(Volume::Checkpoint(arguments)) => commands::checkpoint::run(arguments),
         Command::Volume(Volume::Export(arguments)) => commands::export::run(arguments),
         Command::Volume(Volume::List(arguments)) => commands::list::run(arguments),
         Command::Volume(Volume::Grow(arguments)) => commands::grow::run(arguments),

@@ -1,6 +1,5 @@
 //! Topic `guest`: what operations cost a program in a guest, on Ringfort's virtio-fs and on virtiofsd's, both in one machine.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -16,6 +15,7 @@ use ringfort_qemu_tests::provision::parts;
 use ringfort_qemu_tests::scene::{MOUNTED, Scene};
 use serde_json::Value;
 
+use crate::claims::{Commands, require_equal};
 use crate::figures::{Figures, Goal, Subject};
 use crate::mirrors;
 use crate::virtiofsd::{self, Virtiofsd};
@@ -221,12 +221,12 @@ fn note(figures: &mut Figures, mounts: &[(Subject, String)], said: &Said) -> Res
 
 /// The same operations of a program of the guest through the channel, and the vsock's way to wake the host and back.
 fn note_channel(figures: &mut Figures, scene: &Scene, guest: &Guest) -> Result<()> {
-    let before = Commands::of(scene)?;
+    let before = Commands::of(&scene.volume.status()?)?;
     let (calls, mib) = (CHANNEL_CALLS.to_string(), DATA_MIB.to_string());
     let said =
         guest.run(&["/bin/rf", "bench", "--json", "--calls", &calls, "--stream-mib", &mib], ROUND_TIMEOUT)?;
     let said: Value = serde_json::from_str(&said).context("reading what rf bench has said")?;
-    Commands::of(scene)?.require(&before, &said["claimed"])?;
+    Commands::of(&scene.volume.status()?)?.require(&before, &said["claimed"])?;
     let value = |name: &str| said[name].as_f64().with_context(|| format!("rf bench said no {name}"));
     for (timed, name) in CHANNEL_LATENCIES {
         figures.note(CHANNEL, name, "µs", value(&format!("{timed}_ns_p50"))? / 1e3);
@@ -337,34 +337,5 @@ impl Counts {
 
     fn grown(&self, before: &Counts, of: impl Fn(&Value) -> Option<u64>) -> u64 {
         of(&self.0).unwrap_or(0).wrapping_sub(of(&before.0).unwrap_or(0))
-    }
-}
-
-fn require_equal(what: &str, counted: u64, claimed: u64) -> Result<()> {
-    ensure!(counted == claimed, "{what}: the server counts {counted}, the guest's program claims {claimed}");
-    Ok(())
-}
-
-/// What the server counts of the channel's commands.
-struct Commands(BTreeMap<String, u64>);
-
-impl Commands {
-    fn of(scene: &Scene) -> Result<Commands> {
-        let status = scene.volume.status()?;
-        let operations = status["served"]["channels"][0]["operations"].as_array();
-        let counts = operations.context("volume status counts no commands of the channel")?.iter();
-        let counts = counts.map(|one| Some((one["name"].as_str()?.to_owned(), one["count"].as_u64()?)));
-        Ok(Commands(counts.collect::<Option<_>>().context("volume status counts commands otherwise")?))
-    }
-
-    /// Every command was carried out by the server, and nothing else was.
-    fn require(&self, before: &Commands, claimed: &Value) -> Result<()> {
-        let claimed = claimed.as_object().context("rf bench claims nothing")?;
-        for name in claimed.keys().chain(self.0.keys()) {
-            let count = |counts: &Commands| counts.0.get(name).copied().unwrap_or(0);
-            let claimed = claimed.get(name).and_then(Value::as_u64).unwrap_or(0);
-            require_equal(name, count(self) - count(before), claimed)?;
-        }
-        Ok(())
     }
 }

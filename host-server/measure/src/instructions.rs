@@ -19,16 +19,17 @@ use ringfort_filesystem::{Filesystem, FilesystemOptions};
 use ringfort_frontend::channel::{ChannelServer, Limits, Place};
 use ringfort_guest::{Open, Options, connect_with};
 use ringfort_qemu_tests::provision;
+use ringfort_qemu_tests::server::Volume;
 use ringfort_store::store::{OpenOptions, Store};
 
-use crate::volume::VolumeFiles;
+use crate::volume::{self, COMPONENTS};
 
 /// The server's function in which commands of rings are taken, carried out and completed. What the server does besides, polling
 /// above all, is not counted.
 const COUNTED: &str = "*RingServer*serve_batch*";
 
 /// Reads of two runs: what one takes is the difference.
-const READS: [u64; 2] = [500, 2_500];
+const READS: [u64; 2] = [100, 600];
 
 /// How long the server sleeps at most.
 const WAKES_EVERY: Duration = Duration::from_micros(500);
@@ -42,8 +43,7 @@ const DATA_CACHE_BYTES: u64 = 32 << 20;
 /// What the server executes for a read of a block that it has in memory, its batch of one included. `folder` is used for a volume.
 pub fn per_cached_read(folder: &Path) -> Result<f64> {
     let volume = folder.join("counted");
-    fs::create_dir(&volume).with_context(|| format!("creating {}", volume.display()))?;
-    VolumeFiles::create(volume.clone(), VOLUME_BYTES, LOG_BYTES)?;
+    volume::create(&volume, VOLUME_BYTES, LOG_BYTES)?;
     let counts = folder.join("callgrind.out");
     let mut executed = [0; 2];
     for (count, reads) in executed.iter_mut().zip(READS) {
@@ -91,14 +91,15 @@ pub fn run_counted(folder: &Path, reads: u64) -> Result<()> {
     let socket = folder.join("channel");
     let (end, mut ended) = mailbox::<()>();
     let (started, server) = mpsc::channel();
-    let (files, at) = (VolumeFiles::at(folder.to_owned()), socket.clone());
+    let (files, at) = (Volume::at(folder), socket.clone());
     let volume = thread::spawn(move || -> Result<()> {
         let options = LocalOptions { busy_poll: Duration::ZERO, ..LocalOptions::default() };
         let runtime = local::start(options)?;
         let engine = runtime.engine();
         runtime.block_on(async {
             let options = OpenOptions { data_cache_bytes: DATA_CACHE_BYTES, ..OpenOptions::default() };
-            let (store, _) = Store::open(Rc::clone(&engine), &files.components(), &options).await?;
+            let components: Vec<_> = (0..COMPONENTS).map(|index| files.component(index)).collect();
+            let (store, _) = Store::open(Rc::clone(&engine), &components, &options).await?;
             let filesystem =
                 Filesystem::open(Rc::new(store.clone()), Rc::clone(&engine), FilesystemOptions::default())
                     .await?;

@@ -1,7 +1,7 @@
 //! `cargo measure TOPIC`: figures with the conditions under which they were taken.
 //!
 //! Modules, lowest first:
-//! `figures` · `load` · `volume` · `ringfort` · `files` · `btrfs` · `isal` · `virtiofsd` · `pace` · `mirrors` ·
+//! `figures` · `load` · `claims` · `volume` · `ringfort` · `files` · `btrfs` · `isal` · `virtiofsd` · `pace` · `mirrors` ·
 //! `code` · `instructions` ·
 //! `guest` · `ring` · `store`
 
@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod btrfs;
+mod claims;
 mod code;
 mod figures;
 mod files;
@@ -39,7 +40,7 @@ Examples:
   cargo measure code             parity, reconstruction and checksums beside ISA-L and memcpy
   cargo measure guest            operations in a guest: virtio-fs beside virtiofsd, both in one machine
   cargo measure guest --rounds 1 what a change to the data plane did, roughly
-  cargo measure ring             calls through shared memory on this host; --instructions: of the server
+  cargo measure ring             calls through shared memory on this host
 
 Components are files under the build's target folder: what they lie on decides the rates. Counts (bytes, reads, flushes) do
 not depend on it. The rival btrfs needs root, and its programs are fetched into the target folder; without root it is left out.
@@ -67,19 +68,10 @@ enum Topic {
     Guest(Common),
     /// What a call costs a process of this host through shared memory, beside a cache line's way to another processor and back, and
     /// beside what the kernel takes to wake two sleepers; what another client's flood does to it; and the server's instructions.
-    Ring(RingArguments),
-    /// What callgrind counts for `ring --instructions`.
+    Ring(Common),
+    /// What callgrind counts for `ring`.
     #[command(hide = true)]
     CountedReads { volume: PathBuf, reads: u64 },
-}
-
-#[derive(Debug, Args)]
-struct RingArguments {
-    #[command(flatten)]
-    common: Common,
-    /// Also the instructions that the server executes for a cached read, counted by callgrind.
-    #[arg(long)]
-    instructions: bool,
 }
 
 #[derive(Debug, Args)]
@@ -101,9 +93,7 @@ fn main() -> ExitCode {
         Topic::Store(common) => (store::measure(common.rounds), common),
         Topic::Code(common) => (code::measure(common.rounds), common),
         Topic::Guest(common) => (guest::measure(common.rounds), common),
-        Topic::Ring(RingArguments { common, instructions }) => {
-            (ring::measure(common.rounds, instructions), common)
-        }
+        Topic::Ring(common) => (ring::measure(common.rounds), common),
         Topic::CountedReads { volume, reads } => return ended(instructions::run_counted(&volume, reads)),
     };
     match result {

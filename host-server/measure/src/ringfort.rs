@@ -1,49 +1,43 @@
-//! The store's own side of its work: filesystem operations, and what devices and the store counted meanwhile.
+//! Ringfort's own side of the store's work: commands through a server's channel, and what the server counted meanwhile.
 
-use std::cell::Cell;
-use std::rc::Rc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use ringfort_engine::buffer::{Buffer, Slice};
-use ringfort_engine::runtime::spawn_joinable;
-use ringfort_filesystem::operation::HandleId;
+use anyhow::{Context, Result, ensure};
+use ringfort_guest::{File, Queue, SharedBuffer};
+use serde_json::json;
 
 use crate::figures::{Figures, RINGFORT};
 use crate::load::{
     BLOCK_BYTES, DEPTH, LARGE, LARGE_FILE_BYTES, Random, SMALL, SMALL_FILE_BYTES, TRANSFER_BYTES, megabytes,
     stamp,
 };
-use crate::volume::Mounted;
+use crate::volume::Served;
 
 /// Live log of a crashed volume, at least.
 pub const CRASHED_LIVE_BYTES: u64 = 256 << 20;
 /// A log in which so much stays live until it is relieved.
 pub const CRASHED_LOG_BYTES: u64 = 560 << 20;
 const SMALL_READS: u64 = 65_536;
+const TRANSFERS: u64 = LARGE_FILE_BYTES / TRANSFER_BYTES as u64;
 
-pub async fn prepare_small(mounted: Rc<Mounted>) -> Result<()> {
-    let small = mounted.create_file(SMALL).await?;
-    write_sequence(&mounted, small, SMALL_FILE_BYTES).await?;
-    mounted.shut_down().await
+pub fn prepare_small(served: &Served<'_>) -> Result<()> {
+    write_sequence(served, &served.create_file(SMALL)?, SMALL_FILE_BYTES)
 }
 
-pub async fn prepare_large(mounted: Rc<Mounted>) -> Result<()> {
-    let large = mounted.create_file(LARGE).await?;
-    write_sequence(&mounted, large, LARGE_FILE_BYTES).await?;
-    mounted.shut_down().await
+pub fn prepare_large(served: &Served<'_>) -> Result<()> {
+    write_sequence(served, &served.create_file(LARGE)?, LARGE_FILE_BYTES)
 }
 
 /// `count` writes at depth 16, then `alone` of one writer.
-pub async fn small_writes(
-    mounted: &Rc<Mounted>,
+pub fn small_writes(
+    served: &Served<'_>,
     count: u64,
     alone: u64,
     round: u64,
     figures: &mut Figures,
 ) -> Result<()> {
-    let file = mounted.open_file(SMALL).await?;
-    let deep = count_writes(mounted, file, count, DEPTH, round).await?;
+    let file = served.open_file(SMALL)?;
+    let deep = count_writes(served, &file, count, DEPTH, round)?;
     let mut note = |name, unit, value| figures.note(RINGFORT, name, unit, value);
     note("rand_write_4k_fsync_qd16_per_s", "1/s", deep.writes_per_s);
     note("device_bytes_per_user_byte_small", "log and stripes", deep.log_and_stripes);
@@ -51,63 +45,69 @@ pub async fn small_writes(
     note("device_bytes_per_user_byte_small_with_maps", "everything", deep.everything);
     note("device_reads_per_small_write", "", deep.reads_per_write);
     note("device_flushes_per_fsync", "six components together", deep.flushes_per_fsync);
-    let alone = count_writes(mounted, file, alone, 1, round + 1000).await?;
+    let alone = count_writes(served, &file, alone, 1, round + 1000)?;
     note("rand_write_4k_fsync_per_s", "1/s", alone.writes_per_s);
     note("device_bytes_per_user_byte_small_qd1", "log and stripes", alone.log_and_stripes);
-    mounted.close_file(file).await
+    Ok(())
 }
 
 /// Makes the large file anew.
-pub async fn large_writes(mounted: &Rc<Mounted>, figures: &mut Figures) -> Result<()> {
-    let large = mounted.create_file(LARGE).await?;
-    mounted.store.checkpoint().await?;
-    let before = mounted.counts();
+pub fn large_writes(served: &Served<'_>, figures: &mut Figures) -> Result<()> {
+    let large = served.create_file(LARGE)?;
+    served.checkpoint()?;
+    let before = served.counts()?;
     let began = Instant::now();
-    write_sequence(mounted, large, LARGE_FILE_BYTES).await?;
+    write_sequence(served, &large, LARGE_FILE_BYTES)?;
     let rate = megabytes(LARGE_FILE_BYTES) / began.elapsed().as_secs_f64();
-    mounted.store.checkpoint().await?;
-    let counts = mounted.counts().since(before);
-    claim("large writes", counts.user_bytes, LARGE_FILE_BYTES)?;
+    served.checkpoint()?;
+    let commands = json!({ "write": TRANSFERS, "sync": 1 });
+    let moved = served.counts()?.claim(&before, LARGE_FILE_BYTES, 0, &commands).context("large writes")?;
     let per_byte = |bytes: u64| bytes as f64 / LARGE_FILE_BYTES as f64;
     let mut note = |name, unit, value| figures.note(RINGFORT, name, unit, value);
     note("seq_write_mb_s", "MB/s", rate);
-    note("device_bytes_per_user_byte_large", "log and stripes", per_byte(counts.log_and_stripe_bytes));
-    note("device_bytes_per_user_byte_large_with_maps", "everything", per_byte(counts.device.write_bytes));
-    mounted.close_file(large).await
+    note("device_bytes_per_user_byte_large", "log and stripes", per_byte(moved.log_and_stripe_bytes));
+    note("device_bytes_per_user_byte_large_with_maps", "everything", per_byte(moved.device_write_bytes));
+    Ok(())
 }
 
 /// Reads the large file in sequence. MB/s.
-pub async fn read_large(mounted: &Mounted) -> Result<f64> {
-    let file = mounted.open_file(LARGE).await?;
+pub fn read_large(served: &Served<'_>) -> Result<f64> {
+    let file = served.open_file(LARGE)?;
+    let mut transfers = Transfers::new(served)?;
+    let before = served.counts()?;
     let began = Instant::now();
-    for index in 0..LARGE_FILE_BYTES / TRANSFER_BYTES as u64 {
-        let first = mounted.read(file, index * TRANSFER_BYTES as u64, TRANSFER_BYTES as u32).await?;
-        if first[..8] != index.to_le_bytes() {
-            bail!("wrong bytes at transfer {index} of the large file");
-        }
+    for index in 0..TRANSFERS {
+        transfers.read(&file, index)?;
     }
     let rate = megabytes(LARGE_FILE_BYTES) / began.elapsed().as_secs_f64();
-    mounted.close_file(file).await?;
+    let commands = json!({ "read": TRANSFERS });
+    served.counts()?.claim(&before, 0, LARGE_FILE_BYTES, &commands).context("large reads")?;
     Ok(rate)
 }
 
-pub async fn small_reads(mounted: &Rc<Mounted>, round: u64, figures: &mut Figures) -> Result<()> {
-    let file = mounted.open_file(SMALL).await?;
+pub fn small_reads(served: &Served<'_>, round: u64, figures: &mut Figures) -> Result<()> {
+    let file = served.open_file(SMALL)?;
+    let before = served.counts()?;
     let began = Instant::now();
-    at_depth(mounted, SMALL_READS, DEPTH, round, async move |mounted: &Mounted, block, _| {
-        mounted.read(file, block * BLOCK_BYTES as u64, BLOCK_BYTES as u32).await.map(drop)
-    })
-    .await?;
+    at_depth(served, &file, &[Step::Read], SMALL_READS, DEPTH, round)?;
     let per_s = SMALL_READS as f64 / began.elapsed().as_secs_f64();
+    let commands = json!({ "read": SMALL_READS });
+    let read_bytes = SMALL_READS * BLOCK_BYTES as u64;
+    served.counts()?.claim(&before, 0, read_bytes, &commands).context("small reads")?;
     figures.note(RINGFORT, "rand_read_4k_qd16_per_s", "1/s", per_s);
-    mounted.close_file(file).await
+    Ok(())
 }
 
 /// Synced small writes, all of them after a checkpoint and with more live log than is claimed.
-pub async fn fill_log(mounted: &Rc<Mounted>, round: u64) -> Result<()> {
-    let file = mounted.open_file(SMALL).await?;
-    mounted.store.checkpoint().await?;
-    write_small(mounted, file, CRASHED_LIVE_BYTES / BLOCK_BYTES as u64, DEPTH, round + 2000).await
+pub fn fill_log(served: &Served<'_>, round: u64) -> Result<()> {
+    let file = served.open_file(SMALL)?;
+    served.checkpoint()?;
+    at_depth(served, &file, SYNCED_WRITE, CRASHED_LIVE_BYTES / BLOCK_BYTES as u64, DEPTH, round + 2000)
+}
+
+/// One synced write: what a client does that has waited for the volume.
+pub fn write_once(served: &Served<'_>) -> Result<()> {
+    at_depth(served, &served.open_file(SMALL)?, SYNCED_WRITE, 1, 1, 0)
 }
 
 /// What small writes did.
@@ -120,90 +120,158 @@ struct SmallWrites {
     writes_per_s: f64,
 }
 
-async fn count_writes(
-    mounted: &Rc<Mounted>,
-    file: HandleId,
-    count: u64,
-    depth: u64,
-    seed: u64,
-) -> Result<SmallWrites> {
+fn count_writes(served: &Served<'_>, file: &File, count: u64, depth: u64, seed: u64) -> Result<SmallWrites> {
     // What earlier phases left in memory is not this one's.
-    mounted.store.checkpoint().await?;
-    let before = mounted.counts();
+    served.checkpoint()?;
+    let before = served.counts()?;
     let began = Instant::now();
-    write_small(mounted, file, count, depth, seed).await?;
+    at_depth(served, file, SYNCED_WRITE, count, depth, seed)?;
     let elapsed = began.elapsed();
-    let flushes = mounted.counts().since(before).device.flushes;
+    let flushes = served.counts()?.since(&before).device_flushes;
     // Every byte on its way to a stripe arrives there.
-    mounted.store.checkpoint().await?;
-    let counts = mounted.counts().since(before);
+    served.checkpoint()?;
     let user_bytes = count * BLOCK_BYTES as u64;
-    claim("small writes", counts.user_bytes, user_bytes)?;
+    let commands = json!({ "write": count, "sync": count });
+    let moved = served.counts()?.claim(&before, user_bytes, 0, &commands).context("small writes")?;
     let per_byte = |bytes: u64| bytes as f64 / user_bytes as f64;
     Ok(SmallWrites {
-        log_and_stripes: per_byte(counts.log_and_stripe_bytes),
-        metadata_log: per_byte(counts.metadata_log_bytes),
-        everything: per_byte(counts.device.write_bytes),
-        reads_per_write: counts.device.reads as f64 / count as f64,
+        log_and_stripes: per_byte(moved.log_and_stripe_bytes),
+        metadata_log: per_byte(moved.metadata_log_bytes),
+        everything: per_byte(moved.device_write_bytes),
+        reads_per_write: moved.device_reads as f64 / count as f64,
         flushes_per_fsync: flushes as f64 / count as f64,
         writes_per_s: count as f64 / elapsed.as_secs_f64(),
     })
 }
 
-/// The store's own count must equal what was asked of it, or no figure means anything.
-fn claim(what: &str, counted_bytes: u64, asked_bytes: u64) -> Result<()> {
-    if counted_bytes != asked_bytes {
-        bail!("{what}: the store counts {counted_bytes} user bytes, {asked_bytes} were written");
+/// A command of an operation on a block.
+#[derive(Clone, Copy)]
+enum Step {
+    Read,
+    Write,
+    Sync,
+}
+
+/// Each command is submitted when the one before is completed: a sync is of what was written before it.
+const SYNCED_WRITE: &[Step] = &[Step::Write, Step::Sync];
+
+/// One of those that work at the same time; its number is the tag of its commands.
+struct Worker {
+    random: Random,
+    offset_bytes: u64,
+    /// Of its operation, among everybody's.
+    number: u64,
+    /// The place of the command under way among the steps.
+    step: usize,
+}
+
+/// Carries out an operation of `steps` `count` times, `depth` at a time, each on a random block of the small file: one thread, one queue.
+fn at_depth(
+    served: &Served<'_>,
+    file: &File,
+    steps: &[Step],
+    count: u64,
+    depth: u64,
+    seed: u64,
+) -> Result<()> {
+    let mut queue = served.client.queue()?;
+    let mut block = [0; BLOCK_BYTES];
+    let mut begun = 0;
+    let mut begin = |worker: &mut Worker| {
+        (worker.number, worker.step) = (begun, 0);
+        worker.offset_bytes =
+            worker.random.next() % (SMALL_FILE_BYTES / BLOCK_BYTES as u64) * BLOCK_BYTES as u64;
+        begun += 1;
+        begun <= count
+    };
+    let worker =
+        |index| Worker { random: Random::new(seed * DEPTH + index), offset_bytes: 0, number: 0, step: 0 };
+    let mut workers: Vec<_> = (0..depth).map(worker).collect();
+    for (tag, worker) in (0..).zip(&mut workers) {
+        if begin(worker) {
+            submit(&mut queue, file, steps[0], worker, &mut block, tag)?;
+        }
+    }
+    while queue.under_way() > 0 {
+        let done = queue.next(&mut block)?;
+        let worker = usize::try_from(done.tag).ok().and_then(|tag| workers.get_mut(tag));
+        let worker = worker.context("a completion with a tag that no command has")?;
+        let bytes = done.result?;
+        let is_whole = matches!(steps[worker.step], Step::Sync) || bytes == BLOCK_BYTES as u64;
+        ensure!(is_whole, "{bytes} of {BLOCK_BYTES} bytes at {}", worker.offset_bytes);
+        worker.step += 1;
+        if worker.step < steps.len() || begin(worker) {
+            submit(&mut queue, file, steps[worker.step], worker, &mut block, done.tag)?;
+        }
     }
     Ok(())
 }
 
-async fn write_small(mounted: &Rc<Mounted>, file: HandleId, count: u64, depth: u64, seed: u64) -> Result<()> {
-    at_depth(mounted, count, depth, seed, async move |mounted: &Mounted, block, number| {
-        let data = stamped(BLOCK_BYTES, number);
-        mounted.write(file, block * BLOCK_BYTES as u64, data).await?;
-        mounted.fsync(file).await
-    })
-    .await
-}
-
-/// Runs `operation` `count` times, `depth` at a time, each on a random block of the small file.
-async fn at_depth<F>(mounted: &Rc<Mounted>, count: u64, depth: u64, seed: u64, operation: F) -> Result<()>
-where
-    F: AsyncFn(&Mounted, u64, u64) -> Result<()> + 'static,
-{
-    let operation = Rc::new(operation);
-    let next = Rc::new(Cell::new(0));
-    let workers: Vec<_> = (0..depth)
-        .map(|worker| {
-            let (mounted, next, operation) = (Rc::clone(mounted), Rc::clone(&next), Rc::clone(&operation));
-            let mut random = Random::new(seed * DEPTH + worker);
-            let engine = Rc::clone(&mounted.engine);
-            spawn_joinable(&*engine, async move {
-                while next.get() < count {
-                    let number = next.replace(next.get() + 1);
-                    let block = random.next() % (SMALL_FILE_BYTES / BLOCK_BYTES as u64);
-                    operation(&mounted, block, number).await?;
-                }
-                anyhow::Ok(())
-            })
-        })
-        .collect();
-    for worker in workers {
-        worker.await.context("a worker was dropped")??;
-    }
+fn submit(
+    queue: &mut Queue,
+    file: &File,
+    step: Step,
+    worker: &Worker,
+    block: &mut [u8],
+    tag: u64,
+) -> Result<()> {
+    let submitted = match step {
+        Step::Read => queue.read(file, BLOCK_BYTES, worker.offset_bytes, tag)?,
+        Step::Write => {
+            stamp(block, worker.number);
+            queue.write(file, block, worker.offset_bytes, tag)?
+        }
+        Step::Sync => queue.sync(file, tag)?,
+    };
+    ensure!(submitted, "a ring with no room for {DEPTH} commands");
     Ok(())
 }
 
-async fn write_sequence(mounted: &Mounted, file: HandleId, len_bytes: u64) -> Result<()> {
+fn write_sequence(served: &Served<'_>, file: &File, len_bytes: u64) -> Result<()> {
+    let mut transfers = Transfers::new(served)?;
     for index in 0..len_bytes / TRANSFER_BYTES as u64 {
-        mounted.write(file, index * TRANSFER_BYTES as u64, stamped(TRANSFER_BYTES, index)).await?;
+        transfers.write(file, index)?;
     }
-    mounted.fsync(file).await
+    Ok(file.sync()?)
 }
 
-fn stamped(len_bytes: usize, number: u64) -> Slice {
-    let mut buffer = Buffer::for_overwrite(len_bytes);
-    stamp(&mut buffer, number);
-    buffer.freeze()
+/// Large reads and writes, one at a time, of memory that is shared with the server: as a program's aligned buffers are with O_DIRECT.
+struct Transfers {
+    queue: Queue,
+    shared: SharedBuffer,
+    own: Vec<u8>,
+}
+
+impl Transfers {
+    fn new(served: &Served<'_>) -> Result<Self> {
+        let mut queue = served.client.queue()?;
+        let shared = queue.buffer(TRANSFER_BYTES as u32).context("a ring with no room for a transfer")?;
+        Ok(Self { queue, shared, own: vec![0; TRANSFER_BYTES] })
+    }
+
+    fn write(&mut self, file: &File, index: u64) -> Result<()> {
+        stamp(&mut self.own, index);
+        self.queue.fill(&self.shared, &self.own)?;
+        let offset_bytes = index * TRANSFER_BYTES as u64;
+        let submitted =
+            self.queue.write_shared(file, &self.shared, TRANSFER_BYTES as u32, offset_bytes, index)?;
+        self.require_whole(submitted, index)
+    }
+
+    fn read(&mut self, file: &File, index: u64) -> Result<()> {
+        let offset_bytes = index * TRANSFER_BYTES as u64;
+        let submitted = self.queue.read_shared(file, &self.shared, offset_bytes, index)?;
+        self.require_whole(submitted, index)?;
+        let mut first = [0; 8];
+        self.queue.copy_out(&self.shared, &mut first)?;
+        ensure!(first == index.to_le_bytes(), "wrong bytes at transfer {index} of the large file");
+        Ok(())
+    }
+
+    fn require_whole(&mut self, submitted: bool, index: u64) -> Result<()> {
+        ensure!(submitted, "a ring with no room for a command");
+        let bytes = self.queue.next(&mut [])?.result?;
+        ensure!(bytes == TRANSFER_BYTES as u64, "{bytes} bytes of transfer {index}");
+        Ok(())
+    }
 }

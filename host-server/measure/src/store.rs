@@ -6,13 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::statvfs::statvfs;
 use ringfort_qemu_tests::place::RunFolder;
+use ringfort_qemu_tests::server::Volume;
 
 use crate::btrfs::{self, Btrfs};
 use crate::figures::{Figures, Goal, RINGFORT, Subject};
 use crate::files::PlainFiles;
 use crate::load::{BLOCK_BYTES, DEPTH};
 use crate::ringfort;
-use crate::volume::{COMPONENTS, VolumeFiles};
+use crate::volume::{self, COMPONENTS, Servers};
 
 /// Room for both files and for what a round overwrites.
 const SIZE_BYTES: u64 = 1280 << 20;
@@ -41,16 +42,17 @@ pub fn measure(rounds: u32) -> Result<Figures> {
     // Beside the build's output, which is on a real disk and which everybody knows to be large.
     let folder = RunFolder::new("measure-store")?;
     check_space(folder.path())?;
-    let contenders = Contenders::prepare(folder.path(), &mut figures)?;
+    let servers = Servers::new(&folder);
+    let contenders = Contenders::prepare(folder.path(), &servers, &mut figures)?;
     for round in 0..u64::from(rounds) {
-        let volume = fresh_volume(folder.path())?;
+        let volume = fresh_volume(folder.path(), &servers)?;
         contenders.take_turns(&volume, round, &mut figures)?;
     }
     contenders.remove()?;
     for round in 0..u64::from(rounds) {
-        recover(folder.path(), round, &mut figures)?;
+        recover(folder.path(), &servers, round, &mut figures)?;
     }
-    figures.note(RINGFORT, "peak_rss_mib", "MiB", peak_rss_mib()?);
+    figures.note(RINGFORT, "peak_rss_mib", "MiB", servers.peak_rss_mib());
     set_goals(&mut figures);
     Ok(figures)
 }
@@ -96,7 +98,7 @@ fn describe(figures: &mut Figures, rounds: u32) {
     figures.condition(
         "ringfort",
         "data 4+2, metadata mirrored 3 ways, six files beside each other, written before, 1.25 GiB, log 32 MiB, made anew in each round; \
-         driven by filesystem operations in this process (a channel on the host is not built yet)",
+         `ringfort serve` in a process of its own, driven by one thread through its channel on this host",
     );
     figures.condition(
         BTRFS,
@@ -108,28 +110,32 @@ fn describe(figures: &mut Figures, rounds: u32) {
     );
     figures.condition("small", "4 KiB at random in a file of 256 MiB, each write followed by its fsync");
     figures.condition("large", "1 MiB in sequence, one at a time, 512 MiB, one fsync at the end");
-    figures.condition("depth 16", "ringfort: 16 tasks of one thread; rivals: 16 threads with blocking calls");
+    figures.condition("depth 16", "ringfort: 16 commands under way of one thread, a sync submitted when its write is completed; rivals: 16 threads with blocking calls");
     figures.condition("degraded", "two of six components (devices) taken away");
     figures.condition(
         "recovery",
-        "log 560 MiB, of which at least 256 MiB have to be replayed; opening, until writable",
+        "log 560 MiB, of which at least 256 MiB have to be replayed, as a server left it that was killed; from starting the next process to the \
+         first write that is synced, with opening, replay, connecting and opening the file",
     );
     figures.condition(
         "memory",
-        "everybody's transfers of 1 MiB are from and to huge pages, as far as the kernel has them",
+        "rivals' transfers of 1 MiB are from and to huge pages, as far as the kernel has them; ringfort's from and to memory shared with the server, \
+         into which the client copies what it has made; peak_rss_mib is the most of any server process, that memory included",
     );
     figures.condition(
         "caches",
-        "the store has banks (20 MiB) and what it reads ahead (16 MiB, each byte once); below O_DIRECT everybody alike",
+        "the store has banks (20 MiB) and what it reads ahead (16 MiB, each byte once), and is served with --data-cache 0; below O_DIRECT \
+         everybody alike",
     );
     figures
         .condition("rounds", format!("{rounds}, everybody in turn in each; recovery in rounds of its own"));
 }
 
 /// Everybody's files.
-struct Contenders {
+struct Contenders<'a> {
     folder: PathBuf,
-    degraded: VolumeFiles,
+    servers: &'a Servers,
+    degraded: Volume,
     btrfs: Option<Btrfs>,
     raw: PlainFiles,
 }
@@ -149,18 +155,18 @@ fn remove_folder(path: &Path) -> Result<()> {
 }
 
 /// A volume with the file of small writes.
-fn fresh_volume(folder: &Path) -> Result<VolumeFiles> {
-    let volume = VolumeFiles::create(make_folder(folder.join(RINGFORT))?, SIZE_BYTES, LOG_BYTES)?;
-    volume.open(async |mounted| ringfort::prepare_small(mounted).await)?;
+fn fresh_volume(folder: &Path, servers: &Servers) -> Result<Volume> {
+    let volume = volume::create(&make_folder(folder.join(RINGFORT))?, SIZE_BYTES, LOG_BYTES)?;
+    servers.with(&volume, ringfort::prepare_small)?;
     Ok(volume)
 }
 
-impl Contenders {
-    fn prepare(folder: &Path, figures: &mut Figures) -> Result<Self> {
+impl<'a> Contenders<'a> {
+    fn prepare(folder: &Path, servers: &'a Servers, figures: &mut Figures) -> Result<Self> {
         let degraded =
-            VolumeFiles::create(make_folder(folder.join("degraded"))?, DEGRADED_SIZE_BYTES, LOG_BYTES)?;
-        degraded.open(async |mounted| ringfort::prepare_large(mounted).await)?;
-        degraded.lose(&LOST)?;
+            volume::create(&make_folder(folder.join("degraded"))?, DEGRADED_SIZE_BYTES, LOG_BYTES)?;
+        servers.with(&degraded, ringfort::prepare_large)?;
+        LOST.iter().try_for_each(|lost| degraded.take_away(*lost))?;
         let raw = PlainFiles::new(make_folder(folder.join(RAW))?);
         raw.prepare()?;
         raw.write_large()?;
@@ -177,14 +183,13 @@ impl Contenders {
                 None
             }
         };
-        Ok(Self { folder: folder.to_owned(), degraded, btrfs, raw })
+        Ok(Self { folder: folder.to_owned(), servers, degraded, btrfs, raw })
     }
 
     /// One round. What is compared with each other is measured within seconds of each other.
-    fn take_turns(&self, volume: &VolumeFiles, round: u64, figures: &mut Figures) -> Result<()> {
-        volume.open(async |mounted| {
-            ringfort::small_writes(&mounted, SMALL_WRITES, SMALL_WRITES_ALONE, round, figures).await?;
-            mounted.shut_down().await
+    fn take_turns(&self, volume: &Volume, round: u64, figures: &mut Figures) -> Result<()> {
+        self.servers.with(volume, |served| {
+            ringfort::small_writes(served, SMALL_WRITES, SMALL_WRITES_ALONE, round, figures)
         })?;
         self.each_rival(|files, subject| {
             let per_s = files.small_writes(DEPTH, RIVAL_DURATION, round)?;
@@ -194,10 +199,7 @@ impl Contenders {
             Ok(())
         })?;
 
-        volume.open(async |mounted| {
-            ringfort::large_writes(&mounted, figures).await?;
-            mounted.shut_down().await
-        })?;
+        self.servers.with(volume, |served| ringfort::large_writes(served, figures))?;
         self.each_rival(|files, subject| {
             // A file system over others allocates anew; to the one underneath that would be new blocks of the disk, where
             // everybody else's have been written before.
@@ -206,28 +208,21 @@ impl Contenders {
             Ok(())
         })?;
 
-        volume.open(async |mounted| {
-            figures.note(RINGFORT, "seq_read_mb_s", "MB/s", ringfort::read_large(&mounted).await?);
-            mounted.shut_down().await
-        })?;
+        let rate = self.servers.with(volume, ringfort::read_large)?;
+        figures.note(RINGFORT, "seq_read_mb_s", "MB/s", rate);
         self.each_rival(|files, subject| {
             figures.note(subject, "seq_read_mb_s", "MB/s", files.read_large()?);
             Ok(())
         })?;
-        self.degraded.open(async |mounted| {
-            figures.note(RINGFORT, "degraded_seq_read_mb_s", "MB/s", ringfort::read_large(&mounted).await?);
-            mounted.shut_down().await
-        })?;
+        let rate = self.servers.with(&self.degraded, ringfort::read_large)?;
+        figures.note(RINGFORT, "degraded_seq_read_mb_s", "MB/s", rate);
         if let Some(btrfs) = &self.btrfs {
             let _mounted = btrfs.mount_without(&LOST)?;
             let rate = PlainFiles::new(btrfs.mount_point()).read_large()?;
             figures.note(BTRFS, "degraded_seq_read_mb_s", "MB/s", rate);
         }
 
-        volume.open(async |mounted| {
-            ringfort::small_reads(&mounted, round, figures).await?;
-            mounted.shut_down().await
-        })?;
+        self.servers.with(volume, |served| ringfort::small_reads(served, round, figures))?;
         self.each_rival(|files, subject| {
             let per_s = files.small_reads(DEPTH, RIVAL_DURATION, round)?;
             figures.note(subject, "rand_read_4k_qd16_per_s", "1/s", per_s);
@@ -237,7 +232,9 @@ impl Contenders {
 
     /// Gives their space back.
     fn remove(self) -> Result<()> {
-        [RINGFORT, "degraded", RAW, BTRFS].iter().try_for_each(|name| remove_folder(&self.folder.join(name)))
+        [RINGFORT, "degraded", "degraded.away", RAW, BTRFS]
+            .iter()
+            .try_for_each(|name| remove_folder(&self.folder.join(name)))
     }
 
     fn each_rival(&self, mut measure: impl FnMut(&PlainFiles, Subject) -> Result<()>) -> Result<()> {
@@ -249,30 +246,23 @@ impl Contenders {
     }
 }
 
-fn recover(folder: &Path, round: u64, figures: &mut Figures) -> Result<()> {
+fn recover(folder: &Path, servers: &Servers, round: u64, figures: &mut Figures) -> Result<()> {
     let folder = make_folder(folder.join("crashed"))?;
-    let crashed = VolumeFiles::create(folder.clone(), CRASHED_SIZE_BYTES, ringfort::CRASHED_LOG_BYTES)?;
-    crashed.open(async |mounted| ringfort::prepare_small(mounted).await)?;
-    // Not closed: the volume is left as a killed process leaves it.
-    crashed.open(async |mounted| ringfort::fill_log(&mounted, round).await)?;
-    crashed.open(async |mounted| {
-        let replayed_bytes = mounted.store.recovery().replayed_log_bytes;
+    let crashed = volume::create(&folder, CRASHED_SIZE_BYTES, ringfort::CRASHED_LOG_BYTES)?;
+    servers.with(&crashed, ringfort::prepare_small)?;
+    let served = servers.start(&crashed)?;
+    ringfort::fill_log(&served, round)?;
+    served.kill()?;
+    servers.with(&crashed, |served| {
+        ringfort::write_once(served)?;
+        let recovered_in = served.started.elapsed();
+        let replayed_bytes = served.replayed_log_bytes()?;
         if replayed_bytes < ringfort::CRASHED_LIVE_BYTES {
             bail!("{replayed_bytes} bytes of log were live, {} are claimed", ringfort::CRASHED_LIVE_BYTES);
         }
-        figures.note(RINGFORT, "recovery_s", "s", mounted.opened_in.as_secs_f64());
+        figures.note(RINGFORT, "recovery_s", "s", recovered_in.as_secs_f64());
         figures.note(RINGFORT, "recovery_log_mib", "MiB replayed", replayed_bytes as f64 / (1 << 20) as f64);
-        mounted.shut_down().await
+        Ok(())
     })?;
     remove_folder(&folder)
-}
-
-fn peak_rss_mib() -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .context("no VmHWM in /proc/self/status")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("read {line:?}"))?;
-    Ok(kib / 1024.0)
 }

@@ -1,209 +1,215 @@
-//! A volume to measure: real component files, and its filesystem driven in this process.
+//! A volume to measure: component files, served by a `ringfort` process of its own, and driven through the channel that it has on this host.
 
-use std::path::PathBuf;
-use std::rc::Rc;
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use ringfort_engine::buffer::Slice;
-use ringfort_engine::device::DeviceCounters;
-use ringfort_engine::engine::Engine;
-use ringfort_engine::local::{self, LocalOptions};
-use ringfort_filesystem::operation::{
-    Credentials, DataPiece, HandleId, Name, NewNode, NodeId, OpenFlags, Operation, Payload, Reply, SessionId,
-};
-use ringfort_filesystem::{Filesystem, FilesystemOptions};
-use ringfort_store::create::{CreateOptions, Preallocation};
-use ringfort_store::status::StatusReport;
-use ringfort_store::store::{OpenOptions, Store};
+use anyhow::{Context, Result, ensure};
+use ringfort_guest::{File, Open, Options, connect_with};
+use ringfort_qemu_tests::place::RunFolder;
+use ringfort_qemu_tests::server::{Server, Volume, ringfort};
+use serde_json::Value;
+
+use crate::claims::{Commands, require_equal};
 
 /// Data 4+2 on six files; the first three carry the metadata mirrors.
 pub const COMPONENTS: usize = 6;
 
-/// Component files in a folder of the caller's.
-pub struct VolumeFiles {
-    folder: PathBuf,
+/// To open a volume, recovery included.
+const SERVES_WITHIN: Duration = Duration::from_secs(90);
+/// Between two looks whether a server listens: a thousandth of what recovery may take.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Makes a volume in a folder of the caller's, written in full, as rivals' files are.
+pub fn create(folder: &Path, size_bytes: u64, log_bytes: u64) -> Result<Volume> {
+    let [size, log] = [size_bytes, log_bytes].map(|bytes| bytes.to_string());
+    Volume::create_with(folder, &size, &["--log", &log, "--preallocation", "full"])
 }
 
-impl VolumeFiles {
-    pub fn create(folder: PathBuf, size_bytes: u64, log_bytes: u64) -> Result<Self> {
-        let files = Self { folder };
-        let options = CreateOptions {
-            log_bytes: Some(log_bytes),
-            // As the rivals' files are.
-            preallocation: Preallocation::Full,
-            ..CreateOptions::new(files.components(), size_bytes)
-        };
-        on_engine(async |engine| {
-            let store = Store::create(Rc::clone(&engine), &options).await?;
-            Filesystem::format(&store, &*engine).await?;
-            store.close().await?;
-            Ok(())
-        })?;
-        Ok(files)
-    }
+/// Starts servers, one after the other, all at one address.
+pub struct Servers {
+    socket: PathBuf,
+    log: PathBuf,
+    /// The most memory that any of them has had.
+    peak_rss_kib: Cell<u64>,
+}
 
-    /// Files that were created before.
-    pub fn at(folder: PathBuf) -> Self {
-        Self { folder }
-    }
+/// A server that takes commands, and its only client.
+pub struct Served<'a> {
+    servers: &'a Servers,
+    volume: &'a Volume,
+    server: Server,
+    pub client: ringfort_guest::Volume,
+    /// When its process was started.
+    pub started: Instant,
+}
 
-    pub fn components(&self) -> Vec<PathBuf> {
-        (0..COMPONENTS).map(|index| self.folder.join(format!("component-{index}"))).collect()
-    }
-
-    /// Takes components away for good.
-    pub fn lose(&self, lost: &[usize]) -> Result<()> {
-        let components = self.components();
-        for path in lost.iter().map(|index| &components[*index]) {
-            std::fs::remove_file(path).with_context(|| format!("take away {}", path.display()))?;
+impl Servers {
+    pub fn new(folder: &RunFolder) -> Self {
+        Self {
+            socket: folder.socket("channel"),
+            log: folder.path().join("server.log"),
+            peak_rss_kib: Cell::new(0),
         }
+    }
+
+    /// Starts one, which is the caller's to end.
+    pub fn start<'a>(&'a self, volume: &'a Volume) -> Result<Served<'a>> {
+        let address = format!("unix:{}", self.socket.display());
+        let started = Instant::now();
+        // No blocks that were read lately: figures are of the store, and the rivals have no cache either.
+        let options = ["--channel", &address, "--data-cache", "0"];
+        let mut server = Server::start(volume, &[], &options, &self.log)?;
+        let options = Options { rings: 1, queues: 1, ..Options::default() };
+        let client = loop {
+            match connect_with(&self.socket, &options) {
+                Ok(client) => break client,
+                Err(error) if started.elapsed() > SERVES_WITHIN => {
+                    return Err(error).context("reaching a server that was started");
+                }
+                Err(_) => server.require_alive()?,
+            }
+            thread::sleep(LOOK_INTERVAL);
+        };
+        Ok(Served { servers: self, volume, server, client, started })
+    }
+
+    /// Serves the volume for `work`, and stops.
+    pub fn with<T>(&self, volume: &Volume, work: impl FnOnce(&Served<'_>) -> Result<T>) -> Result<T> {
+        let served = self.start(volume)?;
+        let done = work(&served)?;
+        served.stop()?;
+        Ok(done)
+    }
+
+    pub fn peak_rss_mib(&self) -> f64 {
+        self.peak_rss_kib.get() as f64 / 1024.0
+    }
+}
+
+impl Served<'_> {
+    /// Opens a file in the root directory, empty and new.
+    pub fn create_file(&self, name: &str) -> Result<File> {
+        // There is none the first time.
+        let _ = self.client.remove_file(name);
+        self.client
+            .open(name, Open::to_write().create(0o600).exclusive())
+            .with_context(|| format!("make {name}"))
+    }
+
+    pub fn open_file(&self, name: &str) -> Result<File> {
+        self.client.open(name, Open::to_write()).with_context(|| format!("open {name}"))
+    }
+
+    /// Every byte that is on its way to a stripe arrives there.
+    pub fn checkpoint(&self) -> Result<()> {
+        let said = ringfort(&["volume", "checkpoint", &self.volume.folder().to_string_lossy()])?;
+        ensure!(said.status == Some(0), "volume checkpoint ended with {:?}: {}", said.status, said.stderr);
         Ok(())
     }
 
-    /// Opens the volume for `work`. What `work` does not close is left as a killed process leaves it.
-    pub fn open<T>(&self, work: impl AsyncFnOnce(Rc<Mounted>) -> Result<T>) -> Result<T> {
-        on_engine(async |engine| {
-            let began = Instant::now();
-            let options = OpenOptions::default();
-            let (store, _) = Store::open(Rc::clone(&engine), &self.components(), &options).await?;
-            let volume = Rc::new(store.clone());
-            let filesystem =
-                Filesystem::open(volume, Rc::clone(&engine), FilesystemOptions::default()).await?;
-            let session = filesystem.open_session();
-            let opened_in = began.elapsed();
-            work(Rc::new(Mounted { engine, store, filesystem, session, opened_in })).await
-        })
+    pub fn counts(&self) -> Result<Counts> {
+        Counts::of(&self.volume.status()?)
+    }
+
+    /// Log that was replayed when the volume was opened, in bytes.
+    pub fn replayed_log_bytes(&self) -> Result<u64> {
+        number(&self.volume.status()?["recovery"], "replayed_log_bytes")
+    }
+
+    /// Ends it as an operator does.
+    pub fn stop(self) -> Result<()> {
+        self.note_memory()?;
+        drop(self.client);
+        self.server.stop()
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill(self) -> Result<()> {
+        self.note_memory()?;
+        self.server.kill()
+    }
+
+    fn note_memory(&self) -> Result<()> {
+        let path = format!("/proc/{}/status", self.server.process_id());
+        let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let line = line.with_context(|| format!("no VmHWM in {path}"))?;
+        let kib = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("read {line:?}"))?;
+        self.servers.peak_rss_kib.set(self.servers.peak_rss_kib.get().max(kib));
+        Ok(())
     }
 }
 
-fn on_engine<T>(work: impl AsyncFnOnce(Rc<dyn Engine>) -> Result<T>) -> Result<T> {
-    let runtime = local::start(LocalOptions::default())?;
-    let engine = runtime.engine();
-    runtime.block_on(work(engine))
-}
-
-/// An open volume with a session of its own.
-pub struct Mounted {
-    pub engine: Rc<dyn Engine>,
-    pub store: Store,
-    filesystem: Filesystem<Store>,
-    session: SessionId,
-    /// How long opening took, recovery included.
-    pub opened_in: Duration,
-}
-
-/// What the devices and the store count, at one moment.
-#[derive(Clone, Copy)]
+/// What a server has counted up to one moment.
 pub struct Counts {
+    commands: Commands,
+    moved: Moved,
+}
+
+/// Bytes and requests.
+#[derive(Clone, Copy)]
+pub struct Moved {
     pub log_and_stripe_bytes: u64,
     pub metadata_log_bytes: u64,
+    /// Written by clients, as the store counts them.
     pub user_bytes: u64,
-    pub device: DeviceCounters,
+    /// Of all components together.
+    pub device_reads: u64,
+    pub device_write_bytes: u64,
+    pub device_flushes: u64,
+    /// As the channel counts them.
+    channel_read_bytes: u64,
+    channel_written_bytes: u64,
 }
 
 impl Counts {
-    pub fn since(self, earlier: Self) -> Self {
-        Self {
-            log_and_stripe_bytes: self.log_and_stripe_bytes - earlier.log_and_stripe_bytes,
-            metadata_log_bytes: self.metadata_log_bytes - earlier.metadata_log_bytes,
-            user_bytes: self.user_bytes - earlier.user_bytes,
-            device: self.device - earlier.device,
+    fn of(status: &Value) -> Result<Self> {
+        let counters = &status["counters"];
+        let channel = &status["served"]["channels"][0];
+        let components =
+            status["tree"]["components"].as_array().context("volume status lists no components")?;
+        let device = |name| components.iter().map(|component| number(component, name)).sum::<Result<u64>>();
+        let moved = Moved {
+            log_and_stripe_bytes: number(counters, "log_bytes")? + number(counters, "stripe_bytes")?,
+            metadata_log_bytes: number(counters, "metadata_log_bytes")?,
+            user_bytes: number(counters, "user_bytes")?,
+            device_reads: device("reads")?,
+            device_write_bytes: device("write_bytes")?,
+            device_flushes: device("flushes")?,
+            channel_read_bytes: number(channel, "read_bytes")?,
+            channel_written_bytes: number(channel, "written_bytes")?,
+        };
+        Ok(Self { commands: Commands::of(status)?, moved })
+    }
+
+    /// What has been counted since, once it is what was asked for: so many bytes written and read, by these commands and no others.
+    pub fn claim(&self, before: &Self, written: u64, read: u64, commands: &Value) -> Result<Moved> {
+        let since = self.since(before);
+        require_equal("user bytes in the store", since.user_bytes, written)?;
+        require_equal("bytes written through the channel", since.channel_written_bytes, written)?;
+        require_equal("bytes read through the channel", since.channel_read_bytes, read)?;
+        self.commands.require(&before.commands, commands)?;
+        Ok(since)
+    }
+
+    pub fn since(&self, before: &Self) -> Moved {
+        let grown = |of: fn(&Moved) -> u64| of(&self.moved) - of(&before.moved);
+        Moved {
+            log_and_stripe_bytes: grown(|moved| moved.log_and_stripe_bytes),
+            metadata_log_bytes: grown(|moved| moved.metadata_log_bytes),
+            user_bytes: grown(|moved| moved.user_bytes),
+            device_reads: grown(|moved| moved.device_reads),
+            device_write_bytes: grown(|moved| moved.device_write_bytes),
+            device_flushes: grown(|moved| moved.device_flushes),
+            channel_read_bytes: grown(|moved| moved.channel_read_bytes),
+            channel_written_bytes: grown(|moved| moved.channel_written_bytes),
         }
     }
 }
 
-impl Mounted {
-    pub fn counts(&self) -> Counts {
-        let StatusReport { counters, tree, .. } = self.store.status();
-        let mut device = DeviceCounters::default();
-        for counters in tree.components.iter().filter_map(|component| component.device) {
-            device += counters;
-        }
-        Counts {
-            log_and_stripe_bytes: counters.log_bytes + counters.stripe_bytes,
-            metadata_log_bytes: counters.metadata_log_bytes,
-            user_bytes: counters.user_bytes,
-            device,
-        }
-    }
-
-    async fn execute(&self, operation: Operation) -> Result<Reply> {
-        let doing = operation.name();
-        self.filesystem.execute(self.session, &Credentials::root(), operation).await.context(doing)
-    }
-
-    /// Opens a file in the root directory, empty and new.
-    pub async fn create_file(&self, name: &str) -> Result<HandleId> {
-        let file = Name::new(name.as_bytes())?;
-        // There is none the first time.
-        let _ = self.execute(Operation::Unlink { parent: NodeId::ROOT, name: file.clone() }).await;
-        let new = NewNode { parent: NodeId::ROOT, name: file, permissions: 0o600, umask: 0 };
-        let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
-        match self.execute(Operation::Create { new, flags }).await? {
-            Reply::Created { handle, .. } => Ok(handle),
-            other => bail!("create answered with {other:?}"),
-        }
-    }
-
-    pub async fn open_file(&self, name: &str) -> Result<HandleId> {
-        let name = Name::new(name.as_bytes())?;
-        let Reply::Node(found) = self.execute(Operation::Lookup { parent: NodeId::ROOT, name }).await? else {
-            bail!("lookup answered with something else than a node");
-        };
-        let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
-        match self.execute(Operation::Open { node: found.node, flags }).await? {
-            Reply::Opened(handle) => Ok(handle),
-            other => bail!("open answered with {other:?}"),
-        }
-    }
-
-    pub async fn close_file(&self, handle: HandleId) -> Result<()> {
-        self.execute(Operation::Release { handle }).await.map(drop)
-    }
-
-    pub async fn write(&self, handle: HandleId, offset_bytes: u64, data: Slice) -> Result<()> {
-        let expected = data.len();
-        let data = Payload { pieces: vec![data] };
-        let operation = Operation::Write {
-            handle,
-            offset_bytes,
-            data,
-            append: false,
-            clear_set_id: false,
-            write_back: false,
-        };
-        match self.execute(operation).await? {
-            Reply::Written { len_bytes } if len_bytes as usize == expected => Ok(()),
-            other => bail!("write of {expected} bytes answered with {other:?}"),
-        }
-    }
-
-    pub async fn fsync(&self, handle: HandleId) -> Result<()> {
-        self.execute(Operation::Sync { handle, data_only: false }).await.map(drop)
-    }
-
-    /// Reads exactly `len_bytes`, which must all be data, and gives the first piece.
-    pub async fn read(&self, handle: HandleId, offset_bytes: u64, len_bytes: u32) -> Result<Slice> {
-        let reply = self.execute(Operation::Read { handle, offset_bytes, len_bytes }).await?;
-        let Reply::Data(pieces) = reply else { bail!("read answered with something else than data") };
-        let mut first = None;
-        let mut read_bytes = 0;
-        for piece in pieces {
-            let DataPiece::Bytes(bytes) = piece else {
-                bail!("a hole at {offset_bytes}, where data was written")
-            };
-            read_bytes += bytes.len();
-            first.get_or_insert(bytes);
-        }
-        match first {
-            Some(first) if read_bytes == len_bytes as usize => Ok(first),
-            _ => bail!("{read_bytes} of {len_bytes} bytes at {offset_bytes}"),
-        }
-    }
-
-    pub async fn shut_down(&self) -> Result<()> {
-        self.filesystem.shut_down().await?;
-        Ok(self.store.close().await?)
-    }
+fn number(of: &Value, name: &str) -> Result<u64> {
+    of[name].as_u64().with_context(|| format!("volume status has no {name}"))
 }

@@ -10,8 +10,18 @@ use anyhow::{Context, Result, bail};
 use super::place::{Address, socket_path};
 use super::protocol::{Answer, RESPONSE_BYTES_MAX, Request, RequestKind, Response};
 
-/// A server answers from memory; one that takes longer hangs.
+/// A server that has to write nothing answers from memory; one that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// For what it has to write first: banks and maps, on disks that may be busy.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(600);
+
+fn patience(request: RequestKind) -> Duration {
+    match request {
+        RequestKind::Status => PATIENCE,
+        RequestKind::Checkpoint => CHECKPOINT_PATIENCE,
+    }
+}
 
 /// What became of a question.
 pub enum Asked {
@@ -43,7 +53,8 @@ pub fn ask(directory: &Path, request: RequestKind) -> Result<Asked> {
 }
 
 fn exchange(stream: &mut UnixStream, request: RequestKind) -> Result<Vec<u8>> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let patience = patience(request);
+    stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_vec(&Request::new(request))?;
     line.push(b'\n');
@@ -55,7 +66,7 @@ fn exchange(stream: &mut UnixStream, request: RequestKind) -> Result<Vec<u8>> {
         }
         Ok(_) => Ok(answer),
         Err(error) if error.kind() == ErrorKind::WouldBlock => {
-            bail!("no answer within {} s: the server hangs", PATIENCE.as_secs())
+            bail!("no answer within {} s: the server hangs", patience.as_secs())
         }
         Err(error) => Err(error.into()),
     }

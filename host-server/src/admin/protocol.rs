@@ -23,6 +23,8 @@ pub struct Request {
 #[serde(rename_all = "snake_case")]
 pub enum RequestKind {
     Status,
+    /// Everything that the log holds is to be brought to its place.
+    Checkpoint,
 }
 
 /// A line from server to client.
@@ -37,6 +39,8 @@ pub struct Response {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Status(Box<Status>),
+    /// The log is empty but for what has come since.
+    Checkpointed,
     /// Why there is no other answer, for a person to read.
     Error(String),
 }
@@ -77,6 +81,8 @@ mod tests {
         let text = serde_json::to_string(&request).unwrap();
         assert_eq!(text, r#"{"version":1,"request":"status"}"#);
         assert_eq!(Request::parse(text.as_bytes()), Ok(request));
+        let request = Request::parse(br#"{"version":1,"request":"checkpoint"}"#);
+        assert_eq!(request, Ok(Request::new(RequestKind::Checkpoint)));
     }
 
     #[test]

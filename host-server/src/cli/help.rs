@@ -76,6 +76,15 @@ any time.
 
 Exit codes: 0 clean; 1 damage found; 2 could not run.";
 
+pub const CHECKPOINT: &str = "\
+Examples:
+  ringfort volume checkpoint ./data
+
+What was synced is safe without it. A server that is killed afterwards has little to replay when it starts again, and
+`volume status` counts every byte that earlier writes cause. Guests are served meanwhile.
+
+Exit codes: 0 done; 2 nobody serves the volume, or it failed.";
+
 pub const EXPORT: &str = "\
 Examples:
   ringfort volume export ./data | tar -x -C ./rescued

@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{LogFilter, LogFormat};
 
 pub use serve::Serve;
-pub use volume::{Check, Create, Export, Grow, List, Preallocation, Replace, Status, Volume};
+pub use volume::{Check, Checkpoint, Create, Export, Grow, List, Preallocation, Replace, Status, Volume};
 
 /// Fast, durable, shared filesystems for virtual machines.
 #[derive(Debug, Parser)]

@@ -20,6 +20,9 @@ pub enum Volume {
     /// Verify every structure of a volume that is not being served.
     #[command(after_help = help::CHECK)]
     Check(Check),
+    /// Bring everything that a served volume's log holds to its place.
+    #[command(after_help = help::CHECKPOINT)]
+    Checkpoint(Checkpoint),
     /// Write all files of a volume that is not being served to a tar archive.
     #[command(after_help = help::EXPORT)]
     Export(Export),
@@ -54,6 +57,9 @@ pub struct Create {
     /// Bound of the memory for the volume's maps; limits the size.
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub memory: ByteSize,
+    /// Size of the log, which bounds what has to be replayed after a crash: 1/64 of the volume's, 32MiB to 512MiB, where not given.
+    #[arg(long, value_name = "SIZE")]
+    pub log: Option<ByteSize>,
     /// How far the components are written now: their space reserved, or zeros written to all of it, which takes longer and
     /// makes the first write to each place as quick as later ones.
     #[arg(long, value_enum, default_value_t)]
@@ -86,6 +92,12 @@ pub struct Check {
     /// One JSON object on standard output.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Checkpoint {
+    /// Directory of the volume.
+    pub directory: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -86,6 +86,7 @@ fn describe(arguments: &cli::Create, directory: &Path) -> Result<(CreateOptions,
         data_columns: arguments.data.data,
         parity_columns: arguments.data.parity,
         memory_bytes: arguments.memory.0,
+        log_bytes: arguments.log.map(|log| log.0),
         preallocation: match arguments.preallocation {
             cli::Preallocation::Reserved => Preallocation::Reserved,
             cli::Preallocation::Full => Preallocation::Full,

@@ -1,9 +1,10 @@
 //! One file a command.
 //!
-//! Modules, lowest first: `describe` · `progress` · `confirm` · `check` · `create` · `export` · `watch` · `status` · `list` · `grow` ·
+//! Modules, lowest first: `describe` · `progress` · `confirm` · `check` · `checkpoint` · `create` · `export` · `watch` · `status` · `list` · `grow` ·
 //! `replace` · `serve`
 
 pub mod check;
+pub mod checkpoint;
 mod confirm;
 pub mod create;
 pub mod describe;

@@ -294,12 +294,15 @@ struct VolumeSource(VolumeRemote);
 impl Source for VolumeSource {
     fn answer(&self, request: RequestKind) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
         Box::pin(async move {
-            match request {
-                RequestKind::Status => match self.0.status().await {
-                    Some(status) => Answer::Status(Box::new(status)),
-                    None => Answer::Error("the volume is being closed; ask again in a moment".into()),
-                },
-            }
+            let answer = match request {
+                RequestKind::Status => self.0.status().await.map(|status| Answer::Status(Box::new(status))),
+                RequestKind::Checkpoint => self.0.checkpoint().await.map(|done| match done {
+                    Ok(()) => Answer::Checkpointed,
+                    Err(error) => Answer::Error(error.to_string()),
+                }),
+            };
+            answer
+                .unwrap_or_else(|| Answer::Error("the volume is being closed; ask again in a moment".into()))
         })
     }
 }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::scene::{PATIENCE, Server, Volume, contains_all, serve_command, text, workspace_program};
+use crate::scene::{
+    PATIENCE, Server, Volume, contains_all, refused, serve_command, succeeds, text, workspace_program,
+};
 
 /// A volume that is served to programs of this host.
 struct Scene {
@@ -221,4 +223,23 @@ fn who_finds_no_server_is_told_what_to_do() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     contains_all(&text(&output.stderr), &["none", "`ringfort serve`", "ringfort-guestd"]);
+}
+
+#[test]
+fn a_checkpoint_brings_what_the_log_holds_to_its_place_and_needs_a_server() {
+    let scene = Scene::new();
+    let file = scene.folder().join("file");
+    fs::write(&file, [7; 40_000]).unwrap();
+    scene.rf(&["put", file.to_str().unwrap(), "/"]);
+    scene.rf(&["sync"]);
+    let before = scene.volume.status();
+    assert!(before["log"]["bank_bytes"].as_u64().unwrap() >= 40_000, "{before}");
+    succeeds(&["volume", "checkpoint", scene.volume.path()]);
+    let after = scene.volume.status();
+    assert_eq!(after["log"]["bank_bytes"], 0);
+    assert!(after["log"]["used_bytes"].as_u64() < before["log"]["used_bytes"].as_u64(), "{before} {after}");
+    assert!(after["counters"]["stripe_bytes"].as_u64().unwrap() >= 40_000, "{after}");
+    let Scene { volume, _server } = scene;
+    drop(_server);
+    contains_all(&refused(&["volume", "checkpoint", volume.path()]), &["nobody serves"]);
 }

@@ -64,11 +64,12 @@ fn a_failed_creation_leaves_nothing_behind() {
     let root = tempfile::tempdir().unwrap();
     let directory = root.path().join("volume");
     let directory = directory.to_str().unwrap();
-    let cases: [(&[&str], &[&str]); 4] = [
+    let cases: [(&[&str], &[&str]); 5] = [
         (&["--size", "2PiB", "--memory", "1PiB"], &["make room", "--component"]),
         (&["--size", "64GiB", "--memory", "1MiB"], &["--memory", "maps"]),
         (&["--size", SIZE, "--component", "a"], &["1 component", "6 for 4+2"]),
         (&["--size", "1MiB"], &["at least 64 MiB"]),
+        (&["--size", SIZE, "--log", "4KiB"], &["a log of 4096 bytes", "at least 1048576"]),
     ];
     for (arguments, parts) in cases {
         let message = refused(&[&["volume", "create", directory], arguments].concat());
