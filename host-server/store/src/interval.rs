@@ -4,7 +4,7 @@
 //! subvolume. A snapshot of the branch at epoch `e` sees it if `birth <= e < death`. A writable clone begins a branch of its
 //! own off a snapshot; it inherits what that snapshot sees, and what it displaces of that it hides by an absence.
 
-use crate::address::MiddleAddress;
+use crate::address::{LogicalBlock, MiddleAddress, ObjectId};
 
 /// Counts the snapshots of a volume: creating one ends an epoch. One a second would last 136 years.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +21,20 @@ impl Epoch {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BranchId(pub u32);
 
+/// Where a map entry stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    pub branch: BranchId,
+    pub object: ObjectId,
+    pub block: LogicalBlock,
+}
+
+impl Place {
+    pub fn new(branch: BranchId, object: ObjectId, block: u64) -> Self {
+        Self { branch, object, block: LogicalBlock(block) }
+    }
+}
+
 /// What a [`Reference`] says about its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -31,14 +45,21 @@ pub enum Presence {
     Hidden = 2,
 }
 
-/// One reference to a middle address, in the order in which samples keep them: address first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// One reference to a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reference {
+    pub place: Place,
     pub middle: MiddleAddress,
-    pub branch: BranchId,
     /// First epoch that sees it.
     pub birth: Epoch,
     /// First epoch that does not; [`Epoch::NEVER`] while it is alive.
     pub death: Epoch,
     pub presence: Presence,
+    /// What the block takes on the device: from 1 to [`Reference::STORED_BYTES_MAX`].
+    pub stored_bytes: u16,
+}
+
+impl Reference {
+    /// No block takes more than its length.
+    pub const STORED_BYTES_MAX: u16 = 4096;
 }

@@ -1,7 +1,7 @@
 //! Log-structured, erasure-coded store.
 //!
 //! Modules, lowest first:
-//! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `format` · `keep` · `object` · `kv` · `map` ·
+//! `address` · `error` · `limits` · `geometry` · `volume` · `model` · `interval` · `format` · `sketch` · `keep` · `object` · `kv` · `map` ·
 //! `segment` · `log` · `state` · `ahead` · `cache` · `tasks` · `core` · `commit` · `checkpoint` · `recover` · `create` · `check` ·
 //! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod error;
 pub mod format;
 pub mod geometry;
 pub mod grow;
+pub mod interval;
 pub(crate) mod keep;
 pub mod kv;
 pub mod limits;
@@ -28,6 +29,7 @@ pub mod object;
 pub mod recover;
 pub mod replace;
 pub(crate) mod segment;
+pub mod sketch;
 pub(crate) mod state;
 pub mod status;
 pub mod store;

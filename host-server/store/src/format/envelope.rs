@@ -30,6 +30,7 @@ pub enum Kind {
     Page = 4,
     SegmentSummary = 5,
     MemoryFile = 6,
+    Sample = 9,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

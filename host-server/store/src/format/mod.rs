@@ -4,7 +4,7 @@
 //! What a file or slot holds begins with an [`envelope`]; decoding validates every field and never panics.
 //!
 //! Modules, lowest first: `layout` · `crc32c` · `checksum` · `envelope` · `component` · `page` · `map` · `segment` · `log` · `root` · `memory` ·
-//! `filesystem` · `acl`
+//! `filesystem` · `acl` · `sample`
 
 pub mod acl;
 pub mod checksum;
@@ -18,6 +18,7 @@ pub mod map;
 pub mod memory;
 pub mod page;
 pub mod root;
+pub mod sample;
 pub mod segment;
 
 /// Every structure that has a table in the format document.
@@ -33,6 +34,7 @@ pub fn layouts() -> impl Iterator<Item = &'static layout::Layout> {
         memory::LAYOUTS,
         filesystem::LAYOUTS,
         acl::LAYOUTS,
+        sample::LAYOUTS,
     ];
     rooms.into_iter().flatten()
 }

@@ -1,10 +1,9 @@
 //! Pages of the sample that tells what snapshots cost.
 //!
 //! ```text
-//! envelope (kind 7) · SamplePage · group_count × (SampleGroup · entry_count × SampleEntry) · zeros
+//! envelope (kind 9) · SamplePage · entry_count × SampleEntry · zeros
 //! ```
-//! The pages of one sample hold its references in order. References to addresses that were written together share branch and birth,
-//! so that most cost one entry.
+//! Pages form an image and what was added to it: a later entry overrides an earlier one of the same place, birth and kind.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -12,226 +11,214 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::envelope::{self, ENVELOPE_BYTES, EnvelopeError, Kind};
 use super::layout::{Layout, layout};
 use super::page::PAGE_BYTES;
-use crate::address::{MiddleAddress, VolumeId};
-use crate::interval::{BranchId, Epoch, Presence, Reference};
+use crate::address::{LogicalBlock, MiddleAddress, ObjectId, VolumeId};
+use crate::interval::{BranchId, Epoch, Place, Presence, Reference};
 
 const VERSION: u16 = 1;
-/// Sizes are those of blocks, compressed or not.
-const STORED_BYTES_MAX: u16 = 4096;
+/// The lowest rate: one address of so many doublings. 2^40 blocks of 4 KiB for one of them.
+pub const HALVINGS_MAX: u8 = 40;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct SamplePage {
     seed: U64,
+    image: U64,
     page_index: U32,
-    page_count: U32,
-    group_count: U16,
-    halvings: u8,
-    reserved: [u8; 5],
-}
-
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct SampleGroup {
-    middle: U64,
-    branch: U32,
-    birth: U32,
     entry_count: U16,
-    presence: u8,
+    halvings: u8,
     reserved: u8,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct SampleEntry {
-    middle_offset: U16,
-    stored_bytes: U16,
+    object: U64,
+    block: U64,
+    middle: U64,
+    branch: U32,
+    birth: U32,
     death: U32,
+    stored_bytes: U16,
+    kind: u8,
+    reserved: u8,
 }
 
-const GROUP_BYTES: usize = size_of::<SampleGroup>();
-const ENTRY_BYTES: usize = size_of::<SampleEntry>();
 const HEADER_BYTES: usize = ENVELOPE_BYTES + size_of::<SamplePage>();
+const ENTRY_BYTES: usize = size_of::<SampleEntry>();
+/// Entries of a full page.
+pub const ENTRIES_MAX: usize = (PAGE_BYTES - HEADER_BYTES) / ENTRY_BYTES;
 
 const _: () = assert!(size_of::<SamplePage>() == 24);
-const _: () = assert!(GROUP_BYTES == 20);
-const _: () = assert!(ENTRY_BYTES == 8);
+const _: () = assert!(ENTRY_BYTES == 40);
+
+const PRESENT: u8 = Presence::Present as u8;
+const HIDDEN: u8 = Presence::Hidden as u8;
+const CROWDED: u8 = 3;
 
 /// What every page says of the whole sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleHeader {
     /// Of the coins that choose addresses.
     pub seed: u64,
+    /// Counts the images; what is added to one has its number.
+    pub image: u64,
+    pub page_index: u32,
     /// The rate is 2 to the power of minus this.
     pub halvings: u8,
-    pub page_index: u32,
-    pub page_count: u32,
 }
 
-/// A reference and the stored size of its block, in bytes.
-pub type SampledReference = (Reference, u16);
+/// What an entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SampleRecord {
+    Held(Reference),
+    /// What earlier entries say of it is over.
+    Gone {
+        place: Place,
+        birth: Epoch,
+        presence: Presence,
+    },
+    /// References to this address are not kept: there are too many.
+    Crowded {
+        middle: MiddleAddress,
+        stored_bytes: u16,
+    },
+}
 
-/// References in ascending order as pages of one sample: at least one page.
+/// Records as pages, numbered from that of the header on: at least one.
 pub fn encode_pages(
     volume: VolumeId,
-    seed: u64,
-    halvings: u8,
-    references: impl IntoIterator<Item = SampledReference>,
+    first: SampleHeader,
+    records: impl IntoIterator<Item = SampleRecord>,
 ) -> Vec<Vec<u8>> {
-    let mut bodies = vec![Body::new()];
-    for (reference, stored_bytes) in references {
-        let fits = bodies.last_mut().is_some_and(|body| body.push(&reference, stored_bytes));
-        if !fits {
-            let mut body = Body::new();
-            body.push(&reference, stored_bytes);
-            bodies.push(body);
-        }
+    let entries: Vec<_> = records.into_iter().map(|record| encode_record(&record)).collect();
+    let mut chunks: Vec<_> = entries.chunks(ENTRIES_MAX).collect();
+    if chunks.is_empty() {
+        chunks.push(&[]);
     }
-    let page_count = bodies.len() as u32;
-    let seal = |(index, body): (usize, Body)| {
-        body.seal(volume, &SampleHeader { seed, halvings, page_index: index as u32, page_count })
+    let numbered = (first.page_index..).zip(chunks);
+    numbered
+        .map(|(page_index, entries)| encode_page(volume, &SampleHeader { page_index, ..first }, entries))
+        .collect()
+}
+
+fn encode_page(volume: VolumeId, header: &SampleHeader, entries: &[SampleEntry]) -> Vec<u8> {
+    let page = SamplePage {
+        seed: header.seed.into(),
+        image: header.image.into(),
+        page_index: header.page_index.into(),
+        entry_count: (entries.len() as u16).into(),
+        halvings: header.halvings,
+        reserved: 0,
     };
-    bodies.into_iter().enumerate().map(seal).collect()
+    let mut bytes = vec![0; PAGE_BYTES];
+    bytes[ENVELOPE_BYTES..HEADER_BYTES].copy_from_slice(page.as_bytes());
+    bytes[HEADER_BYTES..][..size_of_val(entries)].copy_from_slice(entries.as_bytes());
+    envelope::seal(&mut bytes, Kind::Sample, VERSION, volume, PAGE_BYTES - ENVELOPE_BYTES);
+    bytes
 }
 
-/// A page being filled.
-struct Body {
-    bytes: Vec<u8>,
-    group_count: u16,
-    /// Where the open group begins, and what it holds.
-    group_start: usize,
-    group: SampleGroup,
-}
-
-impl Body {
-    fn new() -> Self {
-        let group = SampleGroup::new_zeroed();
-        Self { bytes: vec![0; HEADER_BYTES], group_count: 0, group_start: HEADER_BYTES, group }
-    }
-
-    /// `false` where there is no room.
-    fn push(&mut self, reference: &Reference, stored_bytes: u16) -> bool {
-        let offset = self.offset_in_group(reference);
-        let needed = ENTRY_BYTES + if offset.is_some() { 0 } else { GROUP_BYTES };
-        if self.bytes.len() + needed > PAGE_BYTES {
-            return false;
-        }
-        if offset.is_none() {
-            self.open_group(reference);
-        }
-        let entry = SampleEntry {
-            middle_offset: offset.unwrap_or(0).into(),
-            stored_bytes: stored_bytes.into(),
-            death: reference.death.0.into(),
-        };
-        self.bytes.extend_from_slice(entry.as_bytes());
-        self.group.entry_count += 1;
-        self.bytes[self.group_start..][..GROUP_BYTES].copy_from_slice(self.group.as_bytes());
-        true
-    }
-
-    fn offset_in_group(&self, reference: &Reference) -> Option<u16> {
-        let group = &self.group;
-        let same = self.group_count > 0
-            && group.branch.get() == reference.branch.0
-            && group.birth.get() == reference.birth.0
-            && group.presence == reference.presence as u8;
-        let offset = reference.middle.0.checked_sub(group.middle.get())?;
-        if same { u16::try_from(offset).ok() } else { None }
-    }
-
-    fn open_group(&mut self, reference: &Reference) {
-        self.group_start = self.bytes.len();
-        self.group_count += 1;
-        self.group = SampleGroup {
-            middle: reference.middle.0.into(),
-            branch: reference.branch.0.into(),
-            birth: reference.birth.0.into(),
-            entry_count: 0.into(),
-            presence: reference.presence as u8,
+fn encode_record(record: &SampleRecord) -> SampleEntry {
+    let entry = |kind: u8, place: Place, birth: Epoch, death: Epoch, middle: MiddleAddress, stored: u16| {
+        SampleEntry {
+            object: place.object.0.into(),
+            block: place.block.0.into(),
+            middle: middle.0.into(),
+            branch: place.branch.0.into(),
+            birth: birth.0.into(),
+            death: death.0.into(),
+            stored_bytes: stored.into(),
+            kind,
             reserved: 0,
-        };
-        self.bytes.extend_from_slice(self.group.as_bytes());
-    }
-
-    fn seal(mut self, volume: VolumeId, header: &SampleHeader) -> Vec<u8> {
-        self.bytes.resize(PAGE_BYTES, 0);
-        let page = SamplePage {
-            seed: header.seed.into(),
-            page_index: header.page_index.into(),
-            page_count: header.page_count.into(),
-            group_count: self.group_count.into(),
-            halvings: header.halvings,
-            reserved: [0; 5],
-        };
-        self.bytes[ENVELOPE_BYTES..HEADER_BYTES].copy_from_slice(page.as_bytes());
-        envelope::seal(&mut self.bytes, Kind::Sample, VERSION, volume, PAGE_BYTES - ENVELOPE_BYTES);
-        self.bytes
+        }
+    };
+    match *record {
+        SampleRecord::Held(Reference { place, middle, birth, death, presence, stored_bytes }) => {
+            entry(presence as u8, place, birth, death, middle, stored_bytes)
+        }
+        SampleRecord::Gone { place, birth, presence } => {
+            entry(presence as u8, place, birth, birth, MiddleAddress(0), 0)
+        }
+        SampleRecord::Crowded { middle, stored_bytes } => {
+            entry(CROWDED, Place::default(), Epoch(0), Epoch(0), middle, stored_bytes)
+        }
     }
 }
 
-/// Verifies a page and appends its references to `into`.
+/// Verifies a page and appends its records to `into`.
 pub fn decode_page(
     bytes: &[u8],
     volume: VolumeId,
-    into: &mut Vec<SampledReference>,
+    into: &mut Vec<SampleRecord>,
 ) -> Result<SampleHeader, EnvelopeError> {
     let nonsense = EnvelopeError::Nonsense;
     let opened = envelope::open(bytes, Kind::Sample, VERSION, Some(volume))?;
     if bytes.len() != PAGE_BYTES || opened.body.len() != PAGE_BYTES - ENVELOPE_BYTES {
         return Err(EnvelopeError::WrongLength { available: bytes.len(), found: opened.body.len() });
     }
-    let short = |_| nonsense("a page of a sample that is cut short");
-    let (page, mut rest) = SamplePage::ref_from_prefix(opened.body).map_err(|_| nonsense("no sample"))?;
-    if page.page_index >= page.page_count || page.reserved != [0; 5] {
-        return Err(nonsense("the header of a page of a sample"));
-    }
-    for _ in 0..page.group_count.get() {
-        let (group, entries) = SampleGroup::ref_from_prefix(rest).map_err(|_| short(()))?;
-        let count = usize::from(group.entry_count.get());
-        let (entries, after) =
-            <[SampleEntry]>::ref_from_prefix_with_elems(entries, count).map_err(|_| short(()))?;
-        for entry in entries {
-            into.push(decode_entry(group, entry).ok_or(nonsense("a reference of a sample"))?);
-        }
-        rest = after;
-    }
-    if rest.iter().any(|byte| *byte != 0) {
+    let (page, entries) =
+        SamplePage::ref_from_prefix(opened.body).map_err(|_| nonsense("no page of a sample"))?;
+    let count = usize::from(page.entry_count.get());
+    let (entries, rest) = <[SampleEntry]>::ref_from_prefix_with_elems(entries, count)
+        .map_err(|_| nonsense("more entries than a page of a sample has room for"))?;
+    if page.reserved != 0 || rest.iter().any(|byte| *byte != 0) {
         return Err(EnvelopeError::ReservedNotZero);
+    }
+    if page.halvings > HALVINGS_MAX {
+        return Err(nonsense("the rate of a sample"));
+    }
+    into.reserve(count);
+    for entry in entries {
+        into.push(decode_entry(entry).ok_or(nonsense("an entry of a sample"))?);
     }
     Ok(SampleHeader {
         seed: page.seed.get(),
-        halvings: page.halvings,
+        image: page.image.get(),
         page_index: page.page_index.get(),
-        page_count: page.page_count.get(),
+        halvings: page.halvings,
     })
 }
 
-fn decode_entry(group: &SampleGroup, entry: &SampleEntry) -> Option<SampledReference> {
-    let presence = match group.presence {
-        1 => Presence::Present,
-        2 => Presence::Hidden,
+fn decode_entry(entry: &SampleEntry) -> Option<SampleRecord> {
+    let presence = match entry.kind {
+        PRESENT => Some(Presence::Present),
+        HIDDEN => Some(Presence::Hidden),
+        CROWDED => None,
         _ => return None,
     };
-    let reference = Reference {
-        middle: MiddleAddress(group.middle.get().checked_add(u64::from(entry.middle_offset.get()))?),
-        branch: BranchId(group.branch.get()),
-        birth: Epoch(group.birth.get()),
-        death: Epoch(entry.death.get()),
-        presence,
+    let place = Place {
+        branch: BranchId(entry.branch.get()),
+        object: ObjectId(entry.object.get()),
+        block: LogicalBlock(entry.block.get()),
     };
+    let middle = MiddleAddress(entry.middle.get());
+    let (birth, death) = (Epoch(entry.birth.get()), Epoch(entry.death.get()));
     let stored_bytes = entry.stored_bytes.get();
-    let sound = group.reserved == 0
-        && reference.birth < reference.death
-        && (1..=STORED_BYTES_MAX).contains(&stored_bytes);
-    sound.then_some((reference, stored_bytes))
+    let record = match presence {
+        None => SampleRecord::Crowded { middle, stored_bytes },
+        Some(presence) if birth == death => SampleRecord::Gone { place, birth, presence },
+        Some(presence) => {
+            SampleRecord::Held(Reference { place, middle, birth, death, presence, stored_bytes })
+        }
+    };
+    let sound = match record {
+        SampleRecord::Held(_) => {
+            birth < death && (presence == Some(Presence::Present) || death == Epoch::NEVER)
+        }
+        _ => true,
+    };
+    let sized = matches!(record, SampleRecord::Gone { .. })
+        || (1..=Reference::STORED_BYTES_MAX).contains(&stored_bytes);
+    // There is one way to write each record.
+    (sound && sized && encode_record(&record).as_bytes() == entry.as_bytes()).then_some(record)
 }
 
 /// Tables of the format document.
 pub const LAYOUTS: &[Layout] = &[
-    layout!("sample page", SamplePage { seed, page_index, page_count, group_count, halvings, reserved }),
-    layout!("sample group", SampleGroup { middle, branch, birth, entry_count, presence, reserved }),
-    layout!("sample entry", SampleEntry { middle_offset, stored_bytes, death }),
+    layout!("sample page", SamplePage { seed, image, page_index, entry_count, halvings, reserved }),
+    layout!(
+        "sample entry",
+        SampleEntry { object, block, middle, branch, birth, death, stored_bytes, kind, reserved }
+    ),
 ];
 
 #[cfg(test)]
@@ -239,60 +226,71 @@ mod tests {
     use super::*;
 
     const VOLUME: VolumeId = VolumeId(7);
+    const HEADER: SampleHeader = SampleHeader { seed: 5, image: 2, page_index: 9, halvings: 3 };
 
-    fn references(count: u64) -> Vec<SampledReference> {
-        let reference = |at: u64| Reference {
-            middle: MiddleAddress(at * 9),
-            branch: BranchId((at / 400) as u32),
-            birth: Epoch((at / 100) as u32),
-            death: if at % 3 == 0 { Epoch::NEVER } else { Epoch(at as u32 + 1) },
-            presence: if at % 50 == 0 { Presence::Hidden } else { Presence::Present },
-        };
-        (0..count).map(|at| (reference(at), 1 + (at % 4096) as u16)).collect()
-    }
-
-    fn decode(pages: &[Vec<u8>]) -> Vec<SampledReference> {
-        let mut found = Vec::new();
-        for (index, page) in pages.iter().enumerate() {
-            let header = decode_page(page, VOLUME, &mut found).unwrap();
-            let expected =
-                SampleHeader { seed: 5, halvings: 3, page_index: index as u32, page_count: pages.len() as u32 };
-            assert_eq!(header, expected);
-        }
-        found
-    }
-
-    #[test]
-    fn references_survive_their_pages() {
-        for count in [0, 1, 2000, 5000] {
-            let pages = encode_pages(VOLUME, 5, 3, references(count));
-            assert_eq!(pages.len(), 1 + count as usize / 2001, "{count} references");
-            assert_eq!(decode(&pages), references(count));
+    fn record(at: u64) -> SampleRecord {
+        let place = Place::new(BranchId(at as u32 % 3), ObjectId(at / 100), at * 7);
+        let (middle, birth, stored_bytes) = (MiddleAddress(at * 9), Epoch(at as u32), 1 + (at % 4096) as u16);
+        match at % 5 {
+            0 => SampleRecord::Gone { place, birth, presence: Presence::Hidden },
+            1 => SampleRecord::Crowded { middle, stored_bytes },
+            2 => SampleRecord::Held(Reference {
+                place,
+                middle,
+                birth,
+                death: Epoch::NEVER,
+                presence: Presence::Hidden,
+                stored_bytes,
+            }),
+            _ => SampleRecord::Held(Reference {
+                place,
+                middle,
+                birth,
+                death: Epoch(at as u32 + 1),
+                presence: Presence::Present,
+                stored_bytes,
+            }),
         }
     }
 
     #[test]
-    fn pages_that_are_not_this_sample_are_refused() {
-        let pages = encode_pages(VOLUME, 5, 3, references(10));
-        assert_eq!(decode_page(&pages[0], VolumeId(8), &mut Vec::new()), Err(EnvelopeError::OtherVolume));
-        assert!(decode_page(&pages[0][..PAGE_BYTES - 1], VOLUME, &mut Vec::new()).is_err());
+    fn records_survive_their_pages() {
+        for count in [0, 1, ENTRIES_MAX, ENTRIES_MAX + 1, 3000] {
+            let records: Vec<_> = (0..count as u64).map(record).collect();
+            let pages = encode_pages(VOLUME, HEADER, records.iter().copied());
+            assert_eq!(pages.len(), count.div_ceil(ENTRIES_MAX).max(1), "{count} records");
+            let mut found = Vec::new();
+            for (page_index, page) in (9..).zip(&pages) {
+                let header = decode_page(page, VOLUME, &mut found).unwrap();
+                assert_eq!(header, SampleHeader { page_index, ..HEADER });
+            }
+            assert_eq!(found, records);
+        }
+    }
+
+    #[test]
+    fn pages_that_are_not_this_samples_are_refused() {
+        let page = encode_pages(VOLUME, HEADER, [record(3)]).remove(0);
+        assert_eq!(decode_page(&page, VolumeId(8), &mut Vec::new()), Err(EnvelopeError::OtherVolume));
+        assert!(decode_page(&page[..PAGE_BYTES - 1], VOLUME, &mut Vec::new()).is_err());
+        assert!(decode_page(&[page.clone(), vec![0]].concat(), VOLUME, &mut Vec::new()).is_err());
     }
 
     #[test]
     fn values_out_of_their_range_are_refused_though_the_checksum_is_right() {
-        let valid = encode_pages(VOLUME, 5, 3, references(1)).remove(0);
-        // Page index beyond the count, reserved bytes of page and group, presence, more entries than fit, size 0, death at birth,
-        // bytes behind the last entry.
-        let entry = HEADER_BYTES + GROUP_BYTES;
-        let cases: [(usize, &[u8]); 9] = [
-            (ENVELOPE_BYTES + 8, &[1]),
-            (ENVELOPE_BYTES + 19, &[1]),
-            (HEADER_BYTES + 19, &[1]),
-            (HEADER_BYTES + 18, &[3]),
-            (HEADER_BYTES + 16, &[0xff, 0xff]),
-            (entry + 2, &[0, 0]),
-            (entry + 2, &[1, 0x10]),
-            (entry + 4, &[0; 4]),
+        let valid = encode_pages(VOLUME, HEADER, [record(3)]).remove(0);
+        // More entries than fit; halvings; reserved; death before birth; size 0 and 4097; kind; reserved; an absence that ends; bytes
+        // behind the last entry.
+        let cases: [(usize, &[u8]); 10] = [
+            (ENVELOPE_BYTES + 20, &[0xff, 0xff]),
+            (ENVELOPE_BYTES + 22, &[HALVINGS_MAX + 1]),
+            (ENVELOPE_BYTES + 23, &[1]),
+            (HEADER_BYTES + 32, &[2]),
+            (HEADER_BYTES + 36, &[0, 0]),
+            (HEADER_BYTES + 36, &[1, 0x10]),
+            (HEADER_BYTES + 38, &[4]),
+            (HEADER_BYTES + 39, &[1]),
+            (HEADER_BYTES + 38, &[HIDDEN]),
             (PAGE_BYTES - 1, &[1]),
         ];
         for (offset, bytes) in cases {

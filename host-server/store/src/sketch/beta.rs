@@ -88,7 +88,9 @@ mod tests {
 
     #[test]
     fn beta_is_the_tail_of_the_binomial() {
-        for (p, n, trials) in [(0.5, 3, 10), (0.125, 1, 4), (0.25, 90, 300), (0.0625, 1, 40), (0.0625, 40, 400)] {
+        for (p, n, trials) in
+            [(0.5, 3, 10), (0.125, 1, 4), (0.25, 90, 300), (0.0625, 1, 40), (0.0625, 40, 400)]
+        {
             let found = incomplete_beta(p, f64::from(n), f64::from(trials - n + 1));
             assert!((found - tail(p, n, trials)).abs() < 1e-9, "{p} {n} {trials}: {found}");
         }

@@ -67,22 +67,30 @@ pub struct SnapshotCost {
 pub struct Census<'a> {
     history: &'a History,
     halvings: u8,
+    /// None without viewers.
     cells: Vec<(Viewers, Tally)>,
+    /// Addresses with so many references that the sample does not say who sees them.
+    crowded: Tally,
 }
 
 impl<'a> Census<'a> {
-    pub(super) fn new(history: &'a History, halvings: u8, cells: BTreeMap<Viewers, Tally>) -> Self {
-        Self { history, halvings, cells: cells.into_iter().collect() }
+    pub(super) fn new(
+        history: &'a History,
+        halvings: u8,
+        cells: BTreeMap<Viewers, Tally>,
+        crowded: Tally,
+    ) -> Self {
+        Self { history, halvings, cells: cells.into_iter().collect(), crowded }
     }
 
-    /// Of every reference of the volume, in order of address, with its stored size: what `--exact` shows. The same pass as for
-    /// a sample, in bounded memory.
-    pub fn exact(history: &'a History, references: impl IntoIterator<Item = (Reference, u16)>) -> Self {
+    /// Of every reference of the volume, those to one address one after another: what `--exact` shows. One pass, in bounded
+    /// memory.
+    pub fn exact(history: &'a History, references: impl IntoIterator<Item = Reference>) -> Self {
         let mut sweep = Sweep::new(history);
-        for (reference, stored_bytes) in references {
-            sweep.add(&reference, 1, stored_bytes);
+        for reference in references {
+            sweep.add(&reference);
         }
-        sweep.finish(0)
+        sweep.finish()
     }
 
     pub fn history(&self) -> &'a History {
@@ -91,12 +99,7 @@ impl<'a> Census<'a> {
 
     /// Everything that somebody refers to.
     pub fn total(&self) -> Estimate {
-        self.measure(|viewers| !viewers.is_empty())
-    }
-
-    /// What nobody refers to any more and background deletion has not given back yet.
-    pub fn waiting(&self) -> Estimate {
-        self.measure(|viewers| viewers.is_empty())
+        self.estimate(&self.tally(|_| true))
     }
 
     /// What any of a set refers to.
@@ -111,19 +114,22 @@ impl<'a> Census<'a> {
 
     /// What only members of a set refer to: deleting them all gives this back.
     pub fn freed(&self, set: &[Viewer]) -> Result<Estimate, UnknownViewer> {
-        self.measure_with(set, |set, viewers| !viewers.is_empty() && set.seen(viewers) == count(viewers))
+        Ok(self.estimate(&self.freed_tally(set)?))
+    }
+
+    pub(super) fn freed_tally(&self, set: &[Viewer]) -> Result<Tally, UnknownViewer> {
+        let set = ViewerSet::new(self.history, set)?;
+        Ok(self.tally(|viewers| set.seen(viewers) == count(viewers)))
     }
 
     /// What all members of a set refer to and nobody else does.
     pub fn shared_exactly(&self, set: &[Viewer]) -> Result<Estimate, UnknownViewer> {
-        self.measure_with(set, |set, viewers| {
-            !viewers.is_empty() && set.seen(viewers) == set.len() && count(viewers) == set.len()
-        })
+        self.measure_with(set, |set, viewers| set.seen(viewers) == set.len() && count(viewers) == set.len())
     }
 
     /// What all members of a set refer to, whoever else does.
     pub fn shared_at_least(&self, set: &[Viewer]) -> Result<Estimate, UnknownViewer> {
-        self.measure_with(set, |set, viewers| !viewers.is_empty() && set.seen(viewers) == set.len())
+        self.measure_with(set, |set, viewers| set.seen(viewers) == set.len())
     }
 
     /// What `to` refers to and `from` does not.
@@ -140,9 +146,9 @@ impl<'a> Census<'a> {
             let tally = &tallies[position as usize];
             Some(SnapshotCost {
                 id: snapshot.id,
-                referenced: Estimate::new(&tally.referenced, self.halvings),
-                unique: Estimate::new(&tally.unique, self.halvings),
-                growth: Estimate::new(&tally.growth, self.halvings),
+                referenced: self.estimate(&tally.referenced),
+                unique: self.estimate(&tally.unique),
+                growth: self.estimate(&tally.growth),
             })
         });
         costs.collect()
@@ -178,16 +184,17 @@ impl<'a> Census<'a> {
         &self.cells
     }
 
+    /// Bytes of a set, which the crowded addresses may belong to or not.
     pub(super) fn estimate(&self, tally: &Tally) -> Estimate {
-        Estimate::new(tally, self.halvings)
+        Estimate::new(tally, &self.crowded, self.halvings)
     }
 
-    fn measure(&self, wanted: impl Fn(&[Span]) -> bool) -> Estimate {
+    fn tally(&self, wanted: impl Fn(&[Span]) -> bool) -> Tally {
         let mut sum = Tally::default();
         for (_, tally) in self.cells.iter().filter(|(viewers, _)| wanted(viewers)) {
             sum.add(tally);
         }
-        self.estimate(&sum)
+        sum
     }
 
     fn measure_with(
@@ -196,7 +203,7 @@ impl<'a> Census<'a> {
         wanted: impl Fn(&ViewerSet, &[Span]) -> bool,
     ) -> Result<Estimate, UnknownViewer> {
         let set = ViewerSet::new(self.history, set)?;
-        Ok(self.measure(|viewers| wanted(&set, viewers)))
+        Ok(self.estimate(&self.tally(|viewers| wanted(&set, viewers))))
     }
 }
 

@@ -7,12 +7,10 @@
 //! weighted Poisson counts; the upper end allows for one more block of full size. With equal sizes both are the same.
 
 use super::beta::incomplete_beta;
+use crate::interval::Reference;
 
 /// Blocks of a set in the sample below which a walk should replace the estimate: from here on its standard error is at most 5 %.
 pub const SAMPLE_FLOOR: u64 = 400;
-
-/// No block takes more than its length.
-pub const STORED_BYTES_MAX: u16 = 4096;
 
 /// Probability that the truth lies beyond one end of the bar.
 const TAIL: f64 = 0.025;
@@ -60,24 +58,17 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// From what a sample at rate `2^-halvings` holds of the set.
-    pub fn new(tally: &Tally, halvings: u8) -> Self {
-        let sampled = tally.addresses;
-        if halvings == 0 {
-            let bytes = tally.stored_bytes;
-            return Self { bytes, low_bytes: bytes, high_bytes: bytes, sampled, exact: true };
-        }
-        let rate = 0.5f64.powi(i32::from(halvings));
-        let (sum, squares) = (tally.stored_bytes as f64, tally.squares as f64);
-        let largest = f64::from(STORED_BYTES_MAX);
-        let low = if sampled == 0 { 0.0 } else { weighted_bound(rate, sum, squares, End::Low) };
-        let high = weighted_bound(rate, sum + largest, squares + largest * largest, End::High);
+    /// From what a sample at rate `2^-halvings` holds of the set, and of what may belong to it or not.
+    pub(super) fn new(tally: &Tally, uncertain: &Tally, halvings: u8) -> Self {
+        let mut most = *tally;
+        most.add(uncertain);
+        let scaled = u128::from(tally.stored_bytes) << halvings;
         Self {
-            bytes: tally.stored_bytes << halvings,
-            low_bytes: low.floor() as u64,
-            high_bytes: high.ceil() as u64,
-            sampled,
-            exact: false,
+            bytes: u64::try_from(scaled).unwrap_or(u64::MAX),
+            low_bytes: low_bound(tally, halvings),
+            high_bytes: high_bound(&most, halvings),
+            sampled: tally.addresses,
+            exact: halvings == 0 && uncertain.addresses == 0,
         }
     }
 
@@ -89,6 +80,27 @@ impl Estimate {
     pub fn covers(&self, bytes: u64) -> bool {
         (self.low_bytes..=self.high_bytes).contains(&bytes)
     }
+}
+
+fn low_bound(tally: &Tally, halvings: u8) -> u64 {
+    if halvings == 0 || tally.addresses == 0 {
+        return tally.stored_bytes;
+    }
+    weighted_bound(rate(halvings), tally.stored_bytes as f64, tally.squares as f64, End::Low).floor() as u64
+}
+
+fn high_bound(tally: &Tally, halvings: u8) -> u64 {
+    if halvings == 0 {
+        return tally.stored_bytes;
+    }
+    let mut one_more = *tally;
+    one_more.add_address(Reference::STORED_BYTES_MAX);
+    weighted_bound(rate(halvings), one_more.stored_bytes as f64, one_more.squares as f64, End::High).ceil()
+        as u64
+}
+
+fn rate(halvings: u8) -> f64 {
+    0.5f64.powi(i32::from(halvings))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -146,6 +158,93 @@ fn bracket(rate: f64, n: f64, end: End, reached: impl Fn(f64) -> bool) -> (f64, 
 /// The `N` whose expected count is so many of its own standard deviations below `n` (above, for negative ones): Wilson's
 /// interval (1927), solved for the number of trials.
 fn score_bound(rate: f64, n: f64, deviations: f64) -> f64 {
-    let root = (deviations * (1.0 - rate).sqrt() + (deviations * deviations * (1.0 - rate) + 4.0 * n).sqrt()) / 2.0;
+    let root =
+        (deviations * (1.0 - rate).sqrt() + (deviations * deviations * (1.0 - rate) + 4.0 * n).sqrt()) / 2.0;
     root * root / rate
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn estimate(addresses: u64, stored_bytes: u16, halvings: u8) -> Estimate {
+        let mut tally = Tally::default();
+        (0..addresses).for_each(|_| tally.add_address(stored_bytes));
+        Estimate::new(&tally, &Tally::default(), halvings)
+    }
+
+    /// At least `successes` of `trials`, term by term, on a logarithmic scale.
+    fn tail(rate: f64, successes: u64, trials: u64) -> f64 {
+        let mut log_term = trials as f64 * (-rate).ln_1p();
+        let mut below = 0.0;
+        for count in 0..successes.min(trials + 1) {
+            below += log_term.exp();
+            log_term += ((trials - count) as f64 / (count + 1) as f64).ln() + rate.ln() - (-rate).ln_1p();
+        }
+        1.0 - below
+    }
+
+    #[test]
+    fn the_bar_is_where_binomial_tails_reach_their_share() {
+        for (n, halvings) in [(1, 1), (1, 5), (7, 3), (40, 4), (399, 3), (900, 2)] {
+            let found = estimate(n, 4096, halvings);
+            let rate = rate(halvings);
+            let (low, high) = (found.low_bytes / 4096, found.high_bytes.div_ceil(4096));
+            // One block beyond either end is out, and two blocks inside is in.
+            let slack = 2 + (RESOLUTION / rate) as u64;
+            assert!(tail(rate, n, low.saturating_sub(1)) <= TAIL, "{n} {halvings}: {found:?}");
+            assert!(tail(rate, n, low + slack) > TAIL || low + slack <= n, "{n} {halvings}: {found:?}");
+            assert!(1.0 - tail(rate, n + 1, high + 1) <= TAIL + 1e-9, "{n} {halvings}: {found:?}");
+            assert!(1.0 - tail(rate, n + 1, high - slack) > TAIL, "{n} {halvings}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_sampled_is_not_nothing() {
+        let found = estimate(0, 4096, 4);
+        assert_eq!((found.bytes, found.low_bytes), (0, 0));
+        // 57 blocks are missed by all coins of 1/16 once in 40 times.
+        assert_eq!(found.high_bytes.div_ceil(4096), 58);
+        assert!(found.is_below_floor());
+    }
+
+    #[test]
+    fn bounds_go_on_where_the_approximation_takes_over() {
+        let (before, after) = (estimate(999, 4096, 4), estimate(1001, 4096, 4));
+        let step = 2 * 4096 * 16;
+        assert!(after.low_bytes.abs_diff(before.low_bytes + step) < 2 * step, "{before:?} {after:?}");
+        assert!(after.high_bytes.abs_diff(before.high_bytes + step) < 2 * step, "{before:?} {after:?}");
+    }
+
+    #[test]
+    fn all_addresses_are_the_truth() {
+        let found = estimate(10, 1000, 0);
+        assert_eq!(
+            (found.bytes, found.low_bytes, found.high_bytes, found.exact),
+            (10_000, 10_000, 10_000, true)
+        );
+        assert!(!found.is_below_floor());
+    }
+
+    #[test]
+    fn what_may_belong_widens_the_bar_upwards_only() {
+        let (mut tally, mut uncertain) = (Tally::default(), Tally::default());
+        (0..500).for_each(|_| tally.add_address(4096));
+        (0..10).for_each(|_| uncertain.add_address(4096));
+        let (without, with) =
+            (Estimate::new(&tally, &Tally::default(), 3), Estimate::new(&tally, &uncertain, 3));
+        assert_eq!((with.bytes, with.low_bytes), (without.bytes, without.low_bytes));
+        assert!(with.high_bytes >= without.high_bytes + 10 * 8 * 4096, "{with:?}");
+        assert!(!Estimate::new(&tally, &uncertain, 0).exact);
+    }
+
+    #[test]
+    fn sums_beyond_what_volumes_hold_do_not_wrap() {
+        let mut tally = Tally::default();
+        tally.add_address(4096);
+        for _ in 0..20 {
+            tally.add(&tally.clone());
+        }
+        assert_eq!(Estimate::new(&tally, &Tally::default(), 40).bytes, u64::MAX);
+    }
 }

@@ -31,6 +31,16 @@ pub struct Branch {
     pub has_head: bool,
 }
 
+/// Where a branch is written now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub branch: BranchId,
+    /// The epoch that goes on: what is written now is seen from here on.
+    pub epoch: Epoch,
+    /// Branches that it inherits from, nearest first, and the last epoch of each that it sees.
+    pub ancestors: Box<[(BranchId, Epoch)]>,
+}
+
 /// Who refers to blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Viewer {
@@ -86,7 +96,7 @@ pub struct History {
     positions: BTreeMap<Viewer, u32>,
     lines: BTreeMap<BranchId, Line>,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
-    origins: Vec<(BranchId, Epoch)>,
+    origins: BTreeMap<BranchId, (BranchId, Epoch)>,
 }
 
 impl History {
@@ -97,7 +107,7 @@ impl History {
             positions: BTreeMap::new(),
             lines: BTreeMap::new(),
             snapshots: snapshots.iter().map(|snapshot| (snapshot.id, *snapshot)).collect(),
-            origins: branches.iter().filter_map(|branch| branch.origin).collect(),
+            origins: branches.iter().filter_map(|branch| Some((branch.id, branch.origin?))).collect(),
         };
         for root in branches.iter().filter(|branch| branch.origin.is_none()) {
             history.lay_out(root.id, &items);
@@ -158,18 +168,29 @@ impl History {
         self.snapshots.values()
     }
 
+    /// Where a branch is written while `epoch` goes on. `None` for one that does not exist.
+    pub fn head(&self, branch: BranchId, epoch: Epoch) -> Option<Head> {
+        self.lines.contains_key(&branch).then(|| {
+            let ancestors =
+                std::iter::successors(self.origins.get(&branch), |(parent, _)| self.origins.get(parent));
+            Head { branch, epoch, ancestors: ancestors.copied().collect() }
+        })
+    }
+
     /// The newest snapshot of the same branch before this one.
     pub fn predecessor(&self, id: SnapshotId) -> Option<SnapshotId> {
         let own = self.snapshot(id)?;
-        let before = self.snapshots.values().filter(|other| {
-            other.branch == own.branch && (other.epoch, other.id) < (own.epoch, own.id)
-        });
+        let before = self
+            .snapshots
+            .values()
+            .filter(|other| other.branch == own.branch && (other.epoch, other.id) < (own.epoch, own.id));
         before.max_by_key(|other| (other.epoch, other.id)).map(|other| other.id)
     }
 
     /// Whether a branch begins off this snapshot.
     pub fn is_cloned(&self, id: SnapshotId) -> bool {
-        self.snapshot(id).is_some_and(|own| self.origins.contains(&(own.branch, own.epoch)))
+        self.snapshot(id)
+            .is_some_and(|own| self.origins.values().any(|origin| *origin == (own.branch, own.epoch)))
     }
 }
 

@@ -39,22 +39,38 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// Takes `count` equal references to a block of this stored size. All references to one address come one after another.
-    pub fn add(&mut self, reference: &Reference, count: u32, stored_bytes: u16) {
-        if self.address.is_none_or(|(middle, _)| middle != reference.middle) {
-            self.finish_address();
-            self.address = Some((reference.middle, stored_bytes));
-        }
-        let span = self.history.span(reference.branch, reference.birth, reference.death);
-        let sign = if reference.presence == Presence::Present { 1 } else { -1 };
-        self.spans.push((span, sign * i64::from(count)));
+    /// Takes a reference. Those to one address come one after another; the order of addresses is free.
+    pub fn add(&mut self, reference: &Reference) {
+        let span = self.history.span(reference.place.branch, reference.birth, reference.death);
+        self.add_span(reference.middle, span, reference.presence, reference.stored_bytes);
     }
 
-    /// What was seen, of references at rate `2^-halvings`.
-    pub fn finish(mut self, halvings: u8) -> Census<'a> {
+    pub(super) fn add_span(
+        &mut self,
+        middle: MiddleAddress,
+        span: Span,
+        presence: Presence,
+        stored_bytes: u16,
+    ) {
+        if self.address.is_none_or(|(address, _)| address != middle) {
+            self.finish_address();
+            self.address = Some((middle, stored_bytes));
+        }
+        self.spans.push((span, if presence == Presence::Present { 1 } else { -1 }));
+    }
+
+    /// What was seen, of all references.
+    pub fn finish(self) -> Census<'a> {
+        self.finish_sample(0, Tally::default())
+    }
+
+    /// What was seen, of references to addresses at rate `2^-halvings`, and apart from addresses of which more is not known.
+    pub(super) fn finish_sample(mut self, halvings: u8, crowded: Tally) -> Census<'a> {
         self.finish_address();
         self.flush();
-        Census::new(self.history, halvings, self.cells)
+        // Nobody sees it: what it takes has been given back, or will be without anybody's help.
+        self.cells.remove([].as_slice());
+        Census::new(self.history, halvings, self.cells, crowded)
     }
 
     fn finish_address(&mut self) {
@@ -93,7 +109,7 @@ impl<'a> Sweep<'a> {
 }
 
 /// Where more references are present than hidden.
-fn seen_by(spans: &[(Span, i64)]) -> Viewers {
+pub(super) fn seen_by(spans: &[(Span, i64)]) -> Viewers {
     let mut changes: Vec<(u32, i64)> = spans
         .iter()
         .filter(|(span, _)| !span.is_empty())
