@@ -189,6 +189,11 @@ impl<'a> Census<'a> {
         Estimate::new(tally, &self.crowded, self.halvings)
     }
 
+    /// The estimate alone, without its bar, which takes longer.
+    pub(super) fn bytes(&self, tally: &Tally) -> u64 {
+        tally.scaled_bytes(self.halvings)
+    }
+
     fn tally(&self, wanted: impl Fn(&[Span]) -> bool) -> Tally {
         let mut sum = Tally::default();
         for (_, tally) in self.cells.iter().filter(|(viewers, _)| wanted(viewers)) {

@@ -37,6 +37,11 @@ impl Tally {
         self.add(&Self { addresses: 1, stored_bytes: bytes, squares: bytes * bytes });
     }
 
+    /// What a sample at rate `2^-halvings` stands for.
+    pub(super) fn scaled_bytes(&self, halvings: u8) -> u64 {
+        u64::try_from(u128::from(self.stored_bytes) << halvings).unwrap_or(u64::MAX)
+    }
+
     pub fn add(&mut self, other: &Self) {
         self.addresses += other.addresses;
         self.stored_bytes += other.stored_bytes;
@@ -62,9 +67,8 @@ impl Estimate {
     pub(super) fn new(tally: &Tally, uncertain: &Tally, halvings: u8) -> Self {
         let mut most = *tally;
         most.add(uncertain);
-        let scaled = u128::from(tally.stored_bytes) << halvings;
         Self {
-            bytes: u64::try_from(scaled).unwrap_or(u64::MAX),
+            bytes: tally.scaled_bytes(halvings),
             low_bytes: low_bound(tally, halvings),
             high_bytes: high_bound(&most, halvings),
             sampled: tally.addresses,

@@ -179,12 +179,21 @@ impl History {
 
     /// The newest snapshot of the same branch before this one.
     pub fn predecessor(&self, id: SnapshotId) -> Option<SnapshotId> {
-        let own = self.snapshot(id)?;
-        let before = self
-            .snapshots
-            .values()
-            .filter(|other| other.branch == own.branch && (other.epoch, other.id) < (own.epoch, own.id));
-        before.max_by_key(|other| (other.epoch, other.id)).map(|other| other.id)
+        self.siblings(id).filter(|(place, own, _)| place < own).max().map(|(_, _, id)| id)
+    }
+
+    /// The oldest snapshot of the same branch after this one.
+    pub fn successor(&self, id: SnapshotId) -> Option<SnapshotId> {
+        self.siblings(id).filter(|(place, own, _)| place > own).min().map(|(_, _, id)| id)
+    }
+
+    /// Snapshots of the same branch: where they stand on it, where this one does, and their numbers.
+    fn siblings(&self, id: SnapshotId) -> impl Iterator<Item = (u32, u32, SnapshotId)> {
+        let own = self.snapshot(id).map(|own| own.branch);
+        let place = |id| self.position(Viewer::Snapshot(id));
+        let here = place(id);
+        let same = self.snapshots.values().filter(move |other| Some(other.branch) == own);
+        same.filter_map(move |other| Some((place(other.id)?, here?, other.id)))
     }
 
     /// Whether a branch begins off this snapshot.
@@ -236,4 +245,79 @@ fn items_by_branch(
         line.sort();
     }
     Ok(items)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn branch(id: u32, origin: Option<(u32, u32)>, has_head: bool) -> Branch {
+        let origin = origin.map(|(branch, epoch)| (BranchId(branch), Epoch(epoch)));
+        Branch { id: BranchId(id), origin, has_head }
+    }
+
+    fn snapshot(id: u32, branch: u32, epoch: u32) -> Snapshot {
+        Snapshot { id: SnapshotId(id), branch: BranchId(branch), epoch: Epoch(epoch) }
+    }
+
+    /// Snapshots 1, 2, 3 of branch 1; branch 2 off the second one, with snapshot 4; branch 3, without a head, off that, with
+    /// snapshot 5.
+    fn history() -> History {
+        let branches = [branch(1, None, true), branch(2, Some((1, 1)), true), branch(3, Some((2, 7)), false)];
+        let snapshots =
+            [snapshot(3, 1, 2), snapshot(1, 1, 0), snapshot(2, 1, 1), snapshot(4, 2, 7), snapshot(5, 3, 0)];
+        History::new(&branches, &snapshots).unwrap()
+    }
+
+    fn seen(branch: u32, birth: u32, death: Epoch) -> Vec<Viewer> {
+        let history = history();
+        let span = history.span(BranchId(branch), Epoch(birth), death);
+        span.positions().map(|position| history.viewers()[position as usize]).collect()
+    }
+
+    #[test]
+    fn a_branch_stands_behind_the_snapshot_that_it_began_off() {
+        let (snapshot, head) = (|id| Viewer::Snapshot(SnapshotId(id)), |id| Viewer::Head(BranchId(id)));
+        let expected = [snapshot(1), snapshot(2), snapshot(4), snapshot(5), head(2), snapshot(3), head(1)];
+        assert_eq!(history().viewers(), expected);
+        assert_eq!(seen(1, 1, Epoch(2)), [snapshot(2), snapshot(4), snapshot(5), head(2)]);
+        assert_eq!(seen(1, 2, Epoch::NEVER), [snapshot(3), head(1)]);
+        assert_eq!(seen(2, 0, Epoch(8)), [snapshot(4), snapshot(5)]);
+        assert_eq!(seen(2, 8, Epoch::NEVER), [head(2)]);
+        assert!(seen(3, 1, Epoch::NEVER).is_empty());
+        assert!(seen(9, 0, Epoch::NEVER).is_empty());
+    }
+
+    #[test]
+    fn neighbours_are_those_of_the_branch() {
+        let history = history();
+        let around = |id| (history.predecessor(SnapshotId(id)), history.successor(SnapshotId(id)));
+        assert_eq!(around(1), (None, Some(SnapshotId(2))));
+        assert_eq!(around(3), (Some(SnapshotId(2)), None));
+        assert_eq!(around(4), (None, None));
+        assert!(history.is_cloned(SnapshotId(2)) && history.is_cloned(SnapshotId(4)));
+        assert!(!history.is_cloned(SnapshotId(3)) && !history.is_cloned(SnapshotId(9)));
+    }
+
+    #[test]
+    fn a_head_inherits_from_the_nearest_branch_first() {
+        let head = history().head(BranchId(3), Epoch(4)).unwrap();
+        assert_eq!(*head.ancestors, [(BranchId(2), Epoch(7)), (BranchId(1), Epoch(1))]);
+        assert_eq!(history().head(BranchId(9), Epoch(4)), None);
+    }
+
+    #[test]
+    fn what_is_no_history_is_named() {
+        let error =
+            |branches: &[Branch], snapshots: &[Snapshot]| History::new(branches, snapshots).unwrap_err();
+        let root = branch(1, None, true);
+        assert_eq!(error(&[root, root], &[]), HistoryError::BranchTwice(BranchId(1)));
+        assert_eq!(error(&[root], &[snapshot(1, 2, 0)]), HistoryError::UnknownBranch(BranchId(2)));
+        let twice = [snapshot(1, 1, 0), snapshot(1, 1, 1)];
+        assert_eq!(error(&[root], &twice), HistoryError::SnapshotTwice(SnapshotId(1)));
+        let cycle = [root, branch(2, Some((3, 0)), true), branch(3, Some((2, 0)), true)];
+        assert_eq!(error(&cycle, &[]), HistoryError::Cycle(BranchId(2)));
+        let beyond = [Snapshot { epoch: Epoch::HEAD, ..snapshot(1, 1, 0) }];
+        assert_eq!(error(&[root], &beyond), HistoryError::Epoch(BranchId(1), Epoch::HEAD));
+    }
 }

@@ -15,6 +15,8 @@ pub mod estimate;
 pub mod history;
 pub mod keeping;
 mod places;
+pub mod plan;
+pub mod retain;
 pub mod sample;
 pub mod sampler;
 pub mod sweep;

@@ -85,6 +85,11 @@ impl Sample {
         self.sampler
     }
 
+    /// Whether references to an address are in the sample.
+    pub fn follows(&self, middle: MiddleAddress) -> bool {
+        self.sampler.holds(middle) && !self.crowded.contains_key(&middle)
+    }
+
     /// References held.
     pub fn len(&self) -> usize {
         self.live.len() + self.past.len() + self.hidden.len() + self.crowded.len()
@@ -143,7 +148,7 @@ impl Sample {
 
     /// Takes a reference as it is, if its address is in the sample: for samples that are made of a walk.
     pub fn insert(&mut self, reference: &Reference) {
-        if !self.sampler.holds(reference.middle) || self.crowded.contains_key(&reference.middle) {
+        if !self.follows(reference.middle) {
             return;
         }
         let Reference { place, middle, birth, death, presence, stored_bytes } = *reference;
