@@ -17,7 +17,11 @@ use ringfort_store::format::page::{
     DecodedPage, PAGE_BYTES, PAGE_HEADER_BYTES, PagePointer, Roots, decode as decode_page,
 };
 use ringfort_store::format::root::{ROOT_SLOT_BYTES, Root};
+use ringfort_store::format::sample::{
+    ENTRIES_MAX, decode_page as decode_sample_page, encode_pages as encode_sample_pages,
+};
 use ringfort_store::format::segment::StripeSummary;
+use ringfort_store::sketch::sample::Sample;
 use ringfort_store::volume::{TreeId, VALUE_BYTES_MAX};
 
 const VOLUME: VolumeId = VolumeId(1);
@@ -155,5 +159,23 @@ pub fn filesystem(bytes: &[u8]) {
     }
     if decode_orphan(bytes).is_ok() {
         assert_eq!(encode_orphan(), bytes);
+    }
+}
+
+/// A page of the sample of snapshots' costs.
+pub fn sample(bytes: &[u8]) {
+    let mut padded = vec![0; PAGE_BYTES - ENVELOPE_BYTES];
+    let len_bytes = bytes.len().min(padded.len());
+    padded[..len_bytes].copy_from_slice(&bytes[..len_bytes]);
+    for page in [bytes.to_vec(), sealed(Kind::Sample, &padded, PAGE_BYTES)] {
+        let mut records = Vec::new();
+        if let Ok(header) = decode_sample_page(&page, VOLUME, &mut records) {
+            assert!(records.len() <= ENTRIES_MAX);
+            assert_eq!(encode_sample_pages(VOLUME, header, records), std::slice::from_ref(&page));
+        }
+        // However wrong the references are, they are held or refused.
+        if let Ok(sample) = Sample::load(VOLUME, 64, [page]) {
+            assert!(sample.len() <= 64);
+        }
     }
 }

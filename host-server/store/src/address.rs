@@ -67,6 +67,9 @@ impl ViewId {
     /// The volume itself, as it was created.
     pub const VOLUME: ViewId = ViewId(0);
 
+    /// Numbers that no view has: keys may have them that were written before there were views.
+    pub const OUTSIDE: ViewId = ViewId(u16::MAX);
+
     /// The view of a key's `hi`, or of an object's number.
     pub const fn of(number: u64) -> Self {
         Self((number >> VIEW_SHIFT) as u16)

@@ -1,7 +1,7 @@
 //! Log-structured, erasure-coded store.
 //!
 //! Modules, lowest first:
-//! `address` · `error` · `limits` · `geometry` · `volume` · `format` · `views` · `model` · `keep` · `object` · `kv` · `pages` · `merge` · `map` ·
+//! `address` · `error` · `limits` · `geometry` · `volume` · `interval` · `format` · `views` · `model` · `sketch` · `keep` · `object` · `kv` · `pages` · `merge` · `map` ·
 //! `segment` · `log` · `state` · `pace` · `ahead` · `cache` · `tasks` · `core` · `fetch` · `commit` · `checkpoint` · `merges` · `admit` · `removals` · `clean` · `recover` · `create` · `check` ·
 //! `status` · `store` · `replace` · `grow`
 #![deny(unsafe_code)]
@@ -21,6 +21,7 @@ pub(crate) mod fetch;
 pub mod format;
 pub mod geometry;
 pub mod grow;
+pub mod interval;
 pub(crate) mod keep;
 pub mod kv;
 pub mod limits;
@@ -36,6 +37,7 @@ pub mod recover;
 pub(crate) mod removals;
 pub mod replace;
 pub(crate) mod segment;
+pub mod sketch;
 pub(crate) mod state;
 pub mod status;
 pub mod store;

@@ -137,6 +137,13 @@ pub const CLEANING_GAP_BLOCKS: u64 = (32 << 10) / BLOCK_BYTES;
 /// While there is time, the cleaner rests up to so many times as long as a step took,
 pub const CLEANING_REST_TIMES: u32 = 4;
 
+/// Between two looks at segments that would give space and are in use.
+pub const BUSY_SEGMENTS_REST: Duration = Duration::from_millis(2);
+
+/// Segments in use for longer than this are not waited for: a write that cannot succeed must be told so soon. Reads take less, and
+/// whoever still writes to one may wait for the same space.
+pub const BUSY_SEGMENTS_WAIT: Duration = Duration::from_secs(1);
+
 /// and at most this long.
 pub const CLEANING_REST_MAX: Duration = Duration::from_millis(100);
 

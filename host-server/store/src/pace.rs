@@ -11,7 +11,8 @@ use ringfort_engine::sync::Notify;
 
 use crate::address::SegmentId;
 use crate::limits::{
-    CLEANING_BATCH_MAX, CLEANING_BATCH_PART, CLEANING_REST_MAX, CLEANING_REST_TIMES, IDLE_INTERVALS,
+    BUSY_SEGMENTS_WAIT, CLEANING_BATCH_MAX, CLEANING_BATCH_PART, CLEANING_REST_MAX, CLEANING_REST_TIMES,
+    IDLE_INTERVALS,
 };
 
 /// What the cleaner is doing.
@@ -72,6 +73,8 @@ pub(crate) struct Pace {
     activity: Cell<Activity>,
     /// Transactions at the last interval, and for how many intervals that has not changed.
     quiet_since: Cell<(u64, u32)>,
+    /// Since when whatever could be cleaned is in use.
+    busy_since: Cell<Option<Duration>>,
     /// Segments that could not be read, with what lived in them: tried again when that has changed.
     unreadable: RefCell<BTreeMap<SegmentId, u64>>,
 }
@@ -148,6 +151,17 @@ impl Pace {
         }
     }
 
+    /// Everything worth cleaning is in use at this time. Whether that may end soon.
+    pub fn may_wait_for_busy(&self, now: Duration) -> bool {
+        let since = self.busy_since.get().unwrap_or(now);
+        self.busy_since.set(Some(since));
+        now.saturating_sub(since) < BUSY_SEGMENTS_WAIT
+    }
+
+    pub fn end_wait_for_busy(&self) {
+        self.busy_since.set(None);
+    }
+
     pub fn note_unreadable(&self, segment: SegmentId, live_blocks: u64) {
         self.unreadable.borrow_mut().insert(segment, live_blocks);
     }
@@ -195,6 +209,16 @@ mod tests {
         assert_eq!(pace.choose(1), Activity::Exhausted, "nothing has changed");
         pace.note_interval(1);
         assert_eq!([1, 7].map(|free| pace.choose(free)), [Activity::Urgent, Activity::Ahead]);
+    }
+
+    #[test]
+    fn segments_in_use_are_waited_for_and_not_for_ever() {
+        let pace = Pace::default();
+        let start = Duration::from_secs(5);
+        assert!(pace.may_wait_for_busy(start) && pace.may_wait_for_busy(start + BUSY_SEGMENTS_WAIT / 2));
+        assert!(!pace.may_wait_for_busy(start + BUSY_SEGMENTS_WAIT));
+        pace.end_wait_for_busy();
+        assert!(pace.may_wait_for_busy(start + BUSY_SEGMENTS_WAIT));
     }
 
     #[test]

@@ -355,14 +355,14 @@ impl State {
             }
         }
         self.kept.values_mut().for_each(|epochs| epochs.sort_unstable());
-        let views = self.entries.keys().copied().chain([ViewId::VOLUME]);
+        let views = self.entries.keys().copied().chain([ViewId::VOLUME, ViewId::OUTSIDE]);
         self.chains = views.filter_map(|view| Some((view, self.chain_of(view)?))).collect();
     }
 
     fn chain_of(&self, view: ViewId) -> Option<Chain> {
         let mut links = Vec::new();
         let (mut branch, mut to) = match self.entries.get(&view) {
-            None if view == ViewId::VOLUME => (view, u32::MAX),
+            None if view == ViewId::VOLUME || view == ViewId::OUTSIDE => (view, u32::MAX),
             Some(entry) if entry.state == ViewState::Live => match entry.kind {
                 ViewKind::Branch { .. } => (view, u32::MAX),
                 ViewKind::Snapshot { branch } => (branch, entry.epoch),

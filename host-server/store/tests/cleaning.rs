@@ -166,7 +166,8 @@ fn a_quiet_volume_is_tidied_and_then_left_alone() {
         }
         store.sync().await.unwrap();
         assert_eq!(cleaning(&store), CleaningCounters::default());
-        store.engine().sleep(Duration::from_secs(10)).await;
+        // Between two looks of the cleaner, which come with each commit interval.
+        store.engine().sleep(Duration::from_millis(10_500)).await;
         let counters = cleaning(&store);
         assert!(counters.cleaned_segments >= 6, "{counters:?}");
         assert_eq!(store.status().cleaning.activity, Activity::Resting);
@@ -277,7 +278,8 @@ fn a_segment_that_cannot_be_read_is_left_and_told_of_and_the_others_are_cleaned(
 /// Readers see, for every block, something between what it held before and after, while blocks move under them.
 #[test]
 fn readers_and_writers_meet_blocks_that_move() {
-    for seed in 0..4 {
+    // With the last one, all that is worth cleaning is being read in two rounds in a row.
+    for seed in [0, 1, 2, 23] {
         let world = world_with(seed, &create_options());
         let (engine, controls) = (world.engine(), world.controls());
         controls.inject(&components()[2], Fault::Slow(Duration::from_millis(3)));

@@ -16,7 +16,11 @@ const ROUNDS: usize = 3000;
 
 /// A frozen structure.
 fn frozen(name: &str) -> Vec<u8> {
-    let line = include_str!("fixtures/structures_v1.txt").lines();
+    frozen_in(include_str!("fixtures/structures_v1.txt"), name)
+}
+
+fn frozen_in(fixture: &str, name: &str) -> Vec<u8> {
+    let line = fixture.lines();
     let hex = line.filter_map(|line| line.split_once(": ")).find(|(found, _)| *found == name).unwrap().1;
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
 }
@@ -136,4 +140,10 @@ fn filesystem_values() {
         filesystem::encode_orphan(),
     ];
     try_all(entries::filesystem, 7, &valid);
+}
+
+#[test]
+fn pages_of_samples() {
+    let page = frozen_in(include_str!("fixtures/sample_v1.txt"), "sample page");
+    try_all(entries::sample, 8, &[page[ENVELOPE_BYTES..].to_vec(), page]);
 }

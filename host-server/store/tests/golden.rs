@@ -21,7 +21,8 @@ use ringfort_engine::buffer::{BLOCK_BYTES, Buffer, Slice};
 use ringfort_engine::engine::{Engine, MemoryOpen};
 use ringfort_engine::sim::{CrashMode, SimWorld};
 use ringfort_store::address::{
-    BlockChecksum, LogicalBlock, MetadataAddress, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, VolumeId,
+    BlockChecksum, LogicalBlock, MetadataAddress, MiddleAddress, ObjectId, PhysicalBlock, SegmentId, ViewId,
+    VolumeId,
 };
 use ringfort_store::check::check;
 use ringfort_store::create::CreateOptions;
@@ -31,7 +32,9 @@ use ringfort_store::format::page::{PagePointer, Roots, TreeRoot};
 use ringfort_store::format::root::Root;
 use ringfort_store::format::segment::{SegmentEntry, StripeSummary};
 use ringfort_store::store::{OpenOptions, Store};
-use ringfort_store::volume::{Cost, Key, ReadPiece, TreeId, Volume, shift_entries};
+use ringfort_store::volume::{
+    Cost, Key, ReadPiece, TreeId, ViewEntry, ViewKind, ViewState, Volume, shift_entries,
+};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Image and listing of each golden volume.
@@ -41,7 +44,13 @@ const VOLUMES: &[(&str, &str)] = &[
     ("volume_v3.bin", "volume_v3.txt"),
 ];
 /// The newest last: it has every structure.
-const STRUCTURES: &[&str] = &["structures_v1.txt", "structures_v2.txt", "structures_v3.txt"];
+const STRUCTURES: &[&str] = &[
+    "structures_v1.txt",
+    "structures_v2.txt",
+    "structures_v3.txt",
+    "structures_v4.txt",
+    "structures_v5.txt",
+];
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -122,6 +131,18 @@ fn entries() -> Vec<(&'static str, Entry)> {
                 from: LogicalBlock(6),
                 to: LogicalBlock(4),
                 len_blocks: 1 << 40,
+            },
+        ),
+        (
+            "view",
+            Entry::View {
+                view: ViewId(3),
+                entry: Some(ViewEntry {
+                    kind: ViewKind::Snapshot { branch: ViewId(2) },
+                    state: ViewState::Live,
+                    epoch: 0x0102,
+                    info: b"info".to_vec(),
+                }),
             },
         ),
         (
@@ -375,7 +396,10 @@ const TREES: [TreeId; 2] = [TreeId(16), TreeId(63)];
 async fn list(store: &Store) -> String {
     let mut entries = BTreeMap::new();
     for tree in TREES {
-        for (key, value) in store.scan(tree, Key::MIN, Key::MAX, usize::MAX).await.unwrap() {
+        let (outside, _) = ViewId::OUTSIDE.numbers();
+        let mut found = store.scan(tree, Key::MIN, Key::MAX, usize::MAX).await.unwrap();
+        found.extend(store.scan(tree, Key::new(outside, 0), Key::MAX, usize::MAX).await.unwrap());
+        for (key, value) in found {
             let (words, rest) = value.as_chunks::<8>();
             assert!(words.iter().all(|word| *word == words[0]) && *rest == words[0][..rest.len()]);
             entries.insert((tree.0, key.hi, key.lo), value);

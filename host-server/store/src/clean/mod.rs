@@ -23,7 +23,7 @@ use ringfort_engine::sync::join_all;
 use crate::address::{MiddleAddress, PhysicalBlock, SegmentId, StripeIndex};
 use crate::core::Core;
 use crate::error::{ErrorKind, StoreError};
-use crate::limits::{CLEANING_GAP_BLOCKS, CLEANING_READ_BLOCKS, CLEANING_STEP_BLOCKS};
+use crate::limits::{BUSY_SEGMENTS_REST, CLEANING_GAP_BLOCKS, CLEANING_READ_BLOCKS, CLEANING_STEP_BLOCKS};
 use crate::map::Reclaim;
 use crate::pace::{Activity, Levels};
 use crate::segment::heat::Heat;
@@ -83,15 +83,16 @@ impl Core {
         self.pace.set_levels(Levels::of(spare as u32, kept as u32));
     }
 
-    /// Cleans some segments and has a checkpoint free them. Whether that gave any space.
+    /// Cleans some segments and has a checkpoint free them. Whether that gave any space, or a later round soon may.
     async fn clean_round(&self, activity: Activity, was_asked: bool) -> Result<bool, StoreError> {
+        let freed_before = self.state().counters.freed_segments;
         // What has died is not moved, and what has moved is not counted where it was.
         self.reclaim(Reclaim::Blocks).await?;
         let geometry = *self.object.geometry();
         let least =
             dead_blocks_min(activity, was_asked, geometry.blocks_per_segment(), geometry.blocks_per_stripe());
         let look = self.look_for_victims(least).await;
-        let emptied = look.emptied;
+        let (emptied, busy) = (look.emptied, look.busy);
         if activity == Activity::Tidying && look.candidates.is_empty() {
             return Ok(false);
         }
@@ -100,7 +101,15 @@ impl Core {
             self.reclaim(Reclaim::Blocks).await?;
             self.checkpoint(false).await?;
         }
-        Ok(emptied + cleaned > 0)
+        let gave_something = emptied + cleaned > 0 || self.state().counters.freed_segments > freed_before;
+        if !was_asked || gave_something {
+            self.pace.end_wait_for_busy();
+        } else if busy > 0 && self.pace.may_wait_for_busy(self.engine.monotonic()) {
+            // Reads end soon, and are no reason to refuse a write.
+            self.engine.sleep(BUSY_SEGMENTS_REST).await;
+            return Ok(true);
+        }
+        Ok(gave_something)
     }
 
     /// Cleans the best victims, as many as one checkpoint is worth together with those that are empty already.

@@ -42,6 +42,8 @@ pub fn dead_blocks_min(activity: Activity, was_asked: bool, segment_blocks: u64,
 pub struct Look {
     /// Hold nothing live: the next checkpoint frees them.
     pub emptied: u32,
+    /// Would give space, but somebody reads them or is writing to them just now.
+    pub busy: u32,
     /// The best first.
     pub candidates: Vec<Candidate>,
 }
@@ -56,9 +58,8 @@ impl Core {
             let state = self.state();
             let segment_blocks = state.geometry.blocks_per_segment();
             if state.segments.is_pinned(segment) {
-                continue;
-            }
-            if live_blocks == 0 {
+                look.busy += u32::from(live_blocks + dead_blocks_min <= segment_blocks);
+            } else if live_blocks == 0 {
                 look.emptied += 1;
             } else if live_blocks + dead_blocks_min <= segment_blocks
                 && !self.pace.is_unreadable(segment, live_blocks)

@@ -32,6 +32,7 @@ pub enum Kind {
     MemoryFile = 6,
     RunPage = 7,
     Filter = 8,
+    Sample = 9,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -4,7 +4,7 @@
 //! What a file or slot holds begins with an [`envelope`]; decoding validates every field and never panics.
 //!
 //! Modules, lowest first: `layout` · `crc32c` · `checksum` · `envelope` · `component` · `page` · `map` · `run` · `filter` · `view` · `segment` · `log` · `root` · `memory` ·
-//! `filesystem` · `acl`
+//! `filesystem` · `acl` · `sample`
 
 pub mod acl;
 pub mod checksum;
@@ -20,6 +20,7 @@ pub mod memory;
 pub mod page;
 pub mod root;
 pub mod run;
+pub mod sample;
 pub mod segment;
 pub mod table;
 pub mod view;
@@ -41,6 +42,7 @@ pub fn layouts() -> impl Iterator<Item = &'static layout::Layout> {
         memory::LAYOUTS,
         filesystem::LAYOUTS,
         acl::LAYOUTS,
+        sample::LAYOUTS,
     ];
     rooms.into_iter().flatten()
 }

@@ -69,7 +69,10 @@ impl Message {
             Self::Move { middle, len_blocks, from, to } => {
                 let item = Item::plain(ItemKind::Move, 0, middle.0..=middle.0 + len_blocks - 1, 0, to.0);
                 let bytes = MoveBytes { from: from.0, references: 0 }.encode().to_vec();
-                vec![(tree::MIDDLE, Item { bytes: bytes.into(), ..item })]
+                let mut items = vec![(tree::MIDDLE, Item { bytes: bytes.into(), ..item })];
+                // Until it has merged, the blocks count at both places.
+                usage_items(rules.segment_blocks, to.0, len_blocks, 1, &mut items);
+                items
             }
         }
     }

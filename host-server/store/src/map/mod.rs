@@ -1,7 +1,7 @@
 //! Two-level maps: block of an object → middle address → physical block and checksum; and the trees of the filesystem.
 //!
 //! [`Maps`] takes blind [`Message`]s. All trees are in the merge store ([`crate::merge`]) but for the *catalogue*, which stays in memory as page trees: it
-//! names the tables of the merge store and holds the counts of live blocks of the segments. What messages cause in other trees ([`rules`]) takes effect when they
+//! names the tables of the merge store and holds the counts of live blocks of the segments. What messages cause in other trees (`rules`) takes effect when they
 //! meet what they displace, in memory or in a merge, and becomes durable with that:
 //!
 //! * overwriting, unmapping or shifting onto blocks of an object → a reference less to the middle addresses they were mapped to,
@@ -15,6 +15,8 @@ mod catalogue;
 mod lookup;
 mod message;
 mod rules;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod upgrade;

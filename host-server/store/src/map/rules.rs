@@ -64,14 +64,8 @@ impl Meaning for Rules {
         });
     }
 
-    fn died(&self, _tree: TreeId, birth: &RunItem<'_>, fired: &mut Fired) {
-        usage_items(self.segment_blocks, birth.number, birth.last - birth.lo + 1, -1, fired);
-    }
-
-    fn moved(&self, _tree: TreeId, birth: &RunItem<'_>, to: u64, fired: &mut Fired) {
-        let blocks = birth.last - birth.lo + 1;
-        usage_items(self.segment_blocks, birth.number, blocks, -1, fired);
-        usage_items(self.segment_blocks, to, blocks, 1, fired);
+    fn vacated(&self, _tree: TreeId, place: u64, len_blocks: u64, fired: &mut Fired) {
+        usage_items(self.segment_blocks, place, len_blocks, -1, fired);
     }
 }
 

@@ -64,3 +64,54 @@ fn item_of(tree: TreeId, key: Key, value: &[u8]) -> Option<OwnedItem> {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod testing {
+    //! Trees as earlier releases wrote them.
+
+    use super::*;
+    use crate::address::{MiddleAddress, PhysicalBlock};
+    use crate::format::map::{RUN_BLOCKS_MAX, encode_counter};
+    use crate::map::testing::{Model, checksums};
+
+    pub fn put_trees(kv: &mut KeyValue, model: &Model) {
+        let blocks = model.logical.iter().map(|(key, middle)| (*key, *middle));
+        for ((object, start), len_blocks, middle) in runs(blocks) {
+            let run = LogicalRun { middle: MiddleAddress(middle), len_blocks };
+            kv.put(tree::LOGICAL, Key::new(object, start), &run.encode());
+        }
+        let born = model.living.iter().map(|(middle, block)| ((0, *middle), block.physical));
+        for ((_, middle), len_blocks, physical) in runs(born) {
+            let run = MiddleRun::Stored {
+                physical: PhysicalBlock(physical),
+                checksums: checksums(middle, len_blocks),
+            };
+            kv.put(tree::MIDDLE, Key::new(middle, 0), &run.encode());
+        }
+        for (segment, live) in model.usage() {
+            kv.put(tree::USAGE, Key::new(segment, 0), &encode_counter(live as i64));
+        }
+        for ((tree, key), value) in &model.values {
+            kv.put(*tree, *key, value);
+        }
+    }
+
+    /// Neighbours that continue each other, as one.
+    fn runs(blocks: impl Iterator<Item = ((u64, u64), u64)>) -> Vec<((u64, u64), u64, u64)> {
+        let mut runs: Vec<((u64, u64), u64, u64)> = Vec::new();
+        for ((hi, lo), number) in blocks {
+            match runs.last_mut() {
+                Some(((last_hi, first), len, number_first))
+                    if *last_hi == hi
+                        && *first + *len == lo
+                        && *number_first + *len == number
+                        && *len < RUN_BLOCKS_MAX =>
+                {
+                    *len += 1;
+                }
+                _ => runs.push(((hi, lo), 1, number)),
+            }
+        }
+        runs
+    }
+}

@@ -49,11 +49,8 @@ pub trait Meaning {
     /// A map was displaced: in epoch `seen_until`, if a snapshot keeps it.
     fn displaced(&self, tree: TreeId, map: &RunItem<'_>, seen_until: Option<u32>, fired: &mut Fired);
 
-    /// Nothing refers to these addresses any more, which lay at physical blocks from the number of `birth` on.
-    fn died(&self, tree: TreeId, birth: &RunItem<'_>, fired: &mut Fired);
-
-    /// Addresses that lay at physical blocks from the number of `birth` on lie at `to` now.
-    fn moved(&self, tree: TreeId, birth: &RunItem<'_>, to: u64, fired: &mut Fired);
+    /// Blocks from `place` on count as live and are not, or no longer, those of addresses: these died, or lie elsewhere.
+    fn vacated(&self, tree: TreeId, place: u64, len_blocks: u64, fired: &mut Fired);
 }
 
 /// One of the items that meet over the same keys.
@@ -139,6 +136,9 @@ fn fold_addresses<'a>(
     let mut birth: Option<Item<'a>> = None;
     let mut references = 0_i64;
     let mut step: Option<Step> = None;
+    let len_blocks = newest.item.last - newest.item.lo + 1;
+    // Every place counts from when its birth or move was sent; all but one do so in vain.
+    let mut vacate = |place: u64| meaning.vacated(tree, place, len_blocks, fired);
     for Layer { item, .. } in layers.iter().rev() {
         match item.kind {
             ItemKind::Refer => references += decode_signed(item.number),
@@ -148,15 +148,16 @@ fn fold_addresses<'a>(
                 let wanted = Step { from: parts.from, to: item.number };
                 match (&mut birth, step) {
                     (Some(birth), _) if birth.number == wanted.from => {
-                        meaning.moved(tree, &birth.as_run_item(), wanted.to, fired);
+                        vacate(birth.number);
                         birth.number = wanted.to;
                     }
                     (None, None) => step = Some(wanted),
                     (None, Some(before)) if before.to == wanted.from => {
+                        vacate(before.to);
                         step = Some(Step { from: before.from, to: wanted.to });
                     }
                     // Movers say where they found it: this is none of theirs.
-                    _ => {}
+                    _ => vacate(wanted.to),
                 }
             }
             _ => birth = Some(item.clone()),
@@ -164,7 +165,9 @@ fn fold_addresses<'a>(
     }
     let Some(mut birth) = birth else {
         // Births are older than what is said of them: who has none at the bottom is dead.
-        left.extend(pending(newest, references, step.filter(|_| !is_bottom)));
+        let ended = step.take_if(|_| is_bottom);
+        ended.into_iter().for_each(|step| vacate(step.to));
+        left.extend(pending(newest, references, step));
         return;
     };
     let (beyond_first, checksums) = match birth.kind {
@@ -175,7 +178,7 @@ fn fold_addresses<'a>(
         _ => (0, None),
     };
     match beyond_first + references {
-        ..0 => meaning.died(tree, &birth.as_run_item(), fired),
+        ..0 => vacate(birth.number),
         0 => {
             if let Some(checksums) = checksums {
                 birth = Item { kind: ItemKind::Birth, bytes: Cow::Owned(checksums.to_vec()), ..birth };

@@ -1,6 +1,6 @@
 //! The merge store: items that are sent blindly and merge later, in memory and in runs on the metadata region.
 //!
-//! An item ([`RunItem`]) says something of a range of keys of a tree. What it means for older items that it meets depends on the tree's [`Rule`];
+//! An item ([`RunItem`](crate::format::run::RunItem)) says something of a range of keys of a tree. What it means for older items that it meets depends on the tree's [`Rule`](fold::Rule);
 //! what a meeting causes in other trees is *fired*, to be sent there as items, durably together with the merge that found it. Merging is associative: it does
 //! not matter which neighbours meet first.
 //!

@@ -167,6 +167,12 @@ impl<M: Meaning> MergeStore<M> {
         &self.options
     }
 
+    /// Tests have few items, and many tables and levels.
+    #[cfg(test)]
+    pub fn set_options(&mut self, options: MergeOptions) {
+        self.options = options;
+    }
+
     pub fn allocator(&self) -> &Rc<PageAllocator> {
         &self.allocator
     }

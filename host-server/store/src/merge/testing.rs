@@ -31,7 +31,7 @@ fn usage_of(physical: u64, blocks: u64, sign: i64, fired: &mut Fired) {
     }
 }
 
-/// What a birth adds to the usage of segments.
+/// What a birth or a move adds to the usage of segments when it is sent.
 pub fn fired_by_birth(physical: u64, blocks: u64) -> Fired {
     let mut fired = Fired::new();
     usage_of(physical, blocks, 1, &mut fired);
@@ -78,16 +78,9 @@ impl Meaning for Maps {
         });
     }
 
-    fn died(&self, tree: TreeId, birth: &RunItem<'_>, fired: &mut Fired) {
+    fn vacated(&self, tree: TreeId, place: u64, len_blocks: u64, fired: &mut Fired) {
         assert_eq!(tree, MIDDLE);
-        usage_of(birth.number, birth.last - birth.lo + 1, -1, fired);
-    }
-
-    fn moved(&self, tree: TreeId, birth: &RunItem<'_>, to: u64, fired: &mut Fired) {
-        assert_eq!(tree, MIDDLE);
-        let blocks = birth.last - birth.lo + 1;
-        usage_of(birth.number, blocks, -1, fired);
-        usage_of(to, blocks, 1, fired);
+        usage_of(place, len_blocks, -1, fired);
     }
 }
 

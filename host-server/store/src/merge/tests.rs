@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::item::{Item, MoveBytes};
-use super::testing::{DEAD, LOGICAL, MIDDLE, Merging, Model, Seen, USAGE, VALUES};
+use super::testing::{DEAD, LOGICAL, MIDDLE, Merging, Model, Seen, USAGE, VALUES, fired_by_birth};
 use crate::format::run::ItemKind;
 
 const OBJECTS: u64 = 2;
@@ -147,6 +147,7 @@ impl Both {
                 let bytes = MoveBytes { from, references: 0 }.encode().to_vec();
                 let item = Item::plain(ItemKind::Move, 0, middle..=middle, 0, to);
                 merging.apply(MIDDLE, Item { bytes: bytes.into(), ..item });
+                fired_by_birth(to, 1).into_iter().for_each(|(tree, item)| merging.apply(tree, item));
                 model.physical.insert(middle, to);
             }
             Act::Rotate => merging.rotate(),
