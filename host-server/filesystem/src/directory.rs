@@ -9,8 +9,7 @@ use ringfort_store::volume::{Key, Volume};
 use crate::errno::Errno;
 use crate::failure::{Failure, Result};
 use crate::hash::{SLOTS_PER_HASH, first_slot};
-use crate::hidden;
-use crate::inode::{Inode, kind_from_number, kind_number};
+use crate::inode::{Inode, is_hidden, kind_from_number, kind_number};
 use crate::mount::{Batch, Mount};
 use crate::operation::{DirectoryEntry, FileKind, Name, NodeId, SessionId};
 
@@ -99,7 +98,7 @@ impl<V: Volume> Mount<V> {
                 });
             }
         }
-        if hidden::is_hidden(directory.number) {
+        if is_hidden(directory.number) {
             listed.extend(
                 self.list_hidden(session, directory.number, cookie, limit - listed.len(), attributes).await?,
             );

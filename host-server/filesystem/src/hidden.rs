@@ -10,22 +10,12 @@ use ringfort_store::volume::Volume;
 use crate::directory::COOKIE_PARENT;
 use crate::errno::Errno;
 use crate::failure::Result;
-use crate::inode::{Inode, Metadata};
+use crate::inode::{CONTROL, Inode, Metadata, SNAPSHOTS};
 use crate::mount::Mount;
 use crate::operation::{DirectoryEntry, FileKind, Name, NodeId, SessionId};
 
-/// `.ringfort`
-const CONTROL: u64 = 2;
-/// `.ringfort/snapshots`
-const SNAPSHOTS: u64 = 3;
-
 const CONTROL_NAME: &[u8] = b".ringfort";
 const SNAPSHOTS_NAME: &[u8] = b"snapshots";
-
-/// Whether this is the number of a directory that is made when it is asked for.
-pub(crate) fn is_hidden(number: u64) -> bool {
-    matches!(ViewId::local(number), CONTROL | SNAPSHOTS)
-}
 
 impl<V: Volume> Mount<V> {
     /// The directory of a hidden number. A branch alone has them: snapshots have no snapshots.

@@ -17,6 +17,16 @@ use crate::operation::{Attributes, FileKind, NodeId, Timestamp};
 /// As Linux's ext4; the count that `st_nlink` of old programs holds.
 pub(crate) const LINKS_MAX: u32 = 65_000;
 
+/// The number of `.ringfort`: no inode at rest has it.
+pub(crate) const CONTROL: u64 = 2;
+/// Of `.ringfort/snapshots`.
+pub(crate) const SNAPSHOTS: u64 = 3;
+
+/// Whether this is the number of a directory that is made when it is asked for.
+pub(crate) fn is_hidden(number: u64) -> bool {
+    matches!(ViewId::local(number), CONTROL | SNAPSHOTS)
+}
+
 /// The unit that space is mapped in.
 pub(crate) const BLOCK_BYTES: u64 = ringfort_engine::buffer::BLOCK_BYTES as u64;
 

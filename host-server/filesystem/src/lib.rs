@@ -6,7 +6,7 @@
 //! Access times change only when they are set (as with `noatime`): a read never writes.
 //!
 //! Modules, lowest first:
-//! `errno` · `operation` · `failure` · `hash` · `lock` · `advisory` · `acl` · `xattr_place` · `inode` · `permission` · `handle` · `mount` · `hidden` · `directory` · `payload` · `xattr` ·
+//! `errno` · `operation` · `failure` · `hash` · `lock` · `advisory` · `acl` · `xattr_place` · `inode` · `permission` · `handle` · `mount` · `directory` · `hidden` · `payload` · `xattr` ·
 //! `blocks` · `extent` · `allocate` · `copy` · `orphan` · `attribute` · `namespace` · `rename` · `filesystem` · `snapshot` · `check`
 #![forbid(unsafe_code)]
 

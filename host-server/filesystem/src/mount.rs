@@ -22,8 +22,7 @@ use crate::advisory::AdvisoryLocks;
 use crate::errno::Errno;
 use crate::failure::{ErrorLog, Failure, Result};
 use crate::handle::{Handle, Sessions};
-use crate::hidden;
-use crate::inode::{Inode, InodeCache, Metadata};
+use crate::inode::{Inode, InodeCache, Metadata, is_hidden};
 use crate::lock::LockTable;
 use crate::operation::{HandleId, NodeId, SessionId, Timestamp};
 use crate::xattr_place;
@@ -154,7 +153,7 @@ impl<V: Volume> Mount<V> {
         if let Some(inode) = self.inodes.get(number) {
             return Ok(Some(inode));
         }
-        if hidden::is_hidden(number) {
+        if is_hidden(number) {
             return Ok(self.hidden_inode(number));
         }
         let _loading = self.loading.exclusive(number).await;
@@ -208,7 +207,7 @@ impl<V: Volume> Mount<V> {
         match entry.map(|entry| (entry.state, entry.kind)) {
             None if ViewId::of(node.0) != ViewId::VOLUME => Err(Errno::ESTALE.into()),
             Some((ViewState::Live, ViewKind::Snapshot { .. })) => Err(Errno::EROFS.into()),
-            None | Some((ViewState::Live, _)) if !hidden::is_hidden(node.0) => Ok(()),
+            None | Some((ViewState::Live, _)) if !is_hidden(node.0) => Ok(()),
             None | Some((ViewState::Live, _)) => Err(Errno::EROFS.into()),
             Some(_) => Err(Errno::ESTALE.into()),
         }
