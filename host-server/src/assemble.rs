@@ -27,12 +27,14 @@ use ringfort_frontend::machine::Machine;
 use ringfort_frontend::metrics::Metrics;
 use ringfort_frontend::service::Service;
 use ringfort_frontend::virtiofs::{CachePolicy, Options, VirtioFsServer};
+use ringfort_store::address::ViewId;
 use ringfort_store::error::StoreError;
 use ringfort_store::store::{OpenOptions, Store};
 use tokio::sync::oneshot;
 
+use crate::admin::protocol::ViewRequest;
 use crate::config::{Cache, ChannelAddress, machine_name};
-use crate::report::{Channel, Guest, Inodes, Served, Status};
+use crate::report::{Channel, Guest, Inodes, Served, Status, ViewList};
 
 /// What is to be served, and how.
 #[derive(Clone, Debug)]
@@ -66,6 +68,7 @@ enum Request {
     Status(oneshot::Sender<Status>),
     /// Answered when it is done, or with why it failed.
     Checkpoint(oneshot::Sender<Result<(), StoreError>>),
+    Views(ViewRequest, oneshot::Sender<Result<ViewList, StoreError>>),
     /// Answered at once: a sign that the thread goes round.
     Alive(oneshot::Sender<()>),
     /// Sync, checkpoint, close, end.
@@ -88,6 +91,13 @@ impl VolumeRemote {
     pub async fn checkpoint(&self) -> Option<Result<(), StoreError>> {
         let (reply, done) = oneshot::channel();
         self.0.send(Request::Checkpoint(reply)).ok()?;
+        done.await.ok()
+    }
+
+    /// Does what is asked of snapshots and clones, and tells which there are then. None where the volume is being closed.
+    pub async fn views(&self, request: ViewRequest) -> Option<Result<ViewList, StoreError>> {
+        let (reply, done) = oneshot::channel();
+        self.0.send(Request::Views(request, reply)).ok()?;
         done.await.ok()
     }
 
@@ -226,6 +236,13 @@ fn serve(
                             let _ = reply.send(store.checkpoint().await);
                         }));
                     }
+                    Request::Views(request, reply) => {
+                        let filesystem = filesystem.clone();
+                        engine.spawn(Box::pin(async move {
+                            let done = change_views(&filesystem, request).await;
+                            let _ = reply.send(done.map(|()| ViewList::of(&filesystem)));
+                        }));
+                    }
                     Request::Alive(reply) => {
                         let _ = reply.send(());
                     }
@@ -239,6 +256,21 @@ fn serve(
         tracing::info!(volume = %store.volume_id(), "the volume is closed: everything is durable");
         Ok(())
     })
+}
+
+async fn change_views(filesystem: &Filesystem<Store>, request: ViewRequest) -> Result<(), StoreError> {
+    let volume = ViewId::VOLUME;
+    match request {
+        ViewRequest::List => Ok(()),
+        ViewRequest::TakeSnapshot { name } => {
+            filesystem.take_snapshot(volume, name.as_bytes(), 0).await.map(drop)
+        }
+        ViewRequest::RemoveSnapshot { name } => filesystem.remove_snapshot(volume, name.as_bytes()).await,
+        ViewRequest::MakeClone { snapshot, name } => {
+            filesystem.make_clone(volume, snapshot.as_bytes(), name.as_bytes()).await.map(drop)
+        }
+        ViewRequest::RemoveClone { name } => filesystem.remove_clone(name.as_bytes()).await,
+    }
 }
 
 /// How often files that were deleted and could not be given back are tried again.

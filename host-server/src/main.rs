@@ -44,6 +44,8 @@ fn main() -> ExitCode {
         Command::Volume(Volume::List(arguments)) => commands::list::run(arguments),
         Command::Volume(Volume::Grow(arguments)) => commands::grow::run(arguments),
         Command::Volume(Volume::Replace(arguments)) => commands::replace::run(arguments),
+        Command::Snapshot(command) => commands::snapshot::snapshot(command),
+        Command::Clone(command) => commands::snapshot::clone(command),
         Command::Completions { shell } => commands::describe::completions(*shell),
         Command::Manual { directory } => commands::describe::manual(directory),
     };

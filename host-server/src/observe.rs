@@ -46,7 +46,9 @@ pub fn ask(directory: &Path) -> Result<Option<Status>> {
         Asked::Answered(answer) => match *answer {
             Answer::Status(status) => Ok(Some(*status)),
             Answer::Error(reason) => bail!("the server of {} answers: {reason}", directory.display()),
-            Answer::Checkpointed => bail!("the server of {} answers something else", directory.display()),
+            Answer::Checkpointed | Answer::Views(_) | Answer::Done => {
+                bail!("the server of {} answers something else", directory.display())
+            }
         },
         Asked::NobodyListens => Ok(None),
     }

@@ -138,6 +138,12 @@ impl<V: Volume> Filesystem<V> {
         self.mount().clones()
     }
 
+    /// Snapshots and clones that nobody sees any more, and whose space is being given back.
+    pub fn views_being_removed(&self) -> u64 {
+        let views = self.mount().volume.views();
+        views.iter().filter(|(_, entry)| entry.state == ViewState::Deleting).count() as u64
+    }
+
     /// Keeps what a branch holds now: everything that was completed before, and nothing that begins after. Durable when it returns. What guests hold in caches of
     /// theirs is not in it. `Invalid` for what is no name, `Exists` for one that a snapshot of the branch has.
     pub async fn take_snapshot(

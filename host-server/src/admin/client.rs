@@ -16,10 +16,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// For what it has to write first: banks and maps, on disks that may be busy.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(600);
 
-fn patience(request: RequestKind) -> Duration {
+fn patience(request: &RequestKind) -> Duration {
     match request {
         RequestKind::Status => PATIENCE,
-        RequestKind::Checkpoint => CHECKPOINT_PATIENCE,
+        RequestKind::Checkpoint | RequestKind::Views(_) => CHECKPOINT_PATIENCE,
     }
 }
 
@@ -53,7 +53,7 @@ pub fn ask(directory: &Path, request: RequestKind) -> Result<Asked> {
 }
 
 fn exchange(stream: &mut UnixStream, request: RequestKind) -> Result<Vec<u8>> {
-    let patience = patience(request);
+    let patience = patience(&request);
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_vec(&Request::new(request))?;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::report::Status;
+use crate::report::{Status, ViewList};
 
 pub const VERSION: u32 = 1;
 
@@ -10,21 +10,33 @@ pub const VERSION: u32 = 1;
 pub const REQUEST_BYTES_MAX: usize = 4 << 10;
 
 /// The longest response line, in bytes: what a client buffers at most.
-pub const RESPONSE_BYTES_MAX: usize = 1 << 20;
+pub const RESPONSE_BYTES_MAX: usize = 32 << 20;
 
 /// A line from client to server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     pub version: u32,
     pub request: RequestKind,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestKind {
     Status,
     /// Everything that the log holds is to be brought to its place.
     Checkpoint,
+    Views(ViewRequest),
+}
+
+/// What is asked of snapshots and clones. All are of the volume itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ViewRequest {
+    List,
+    TakeSnapshot { name: String },
+    RemoveSnapshot { name: String },
+    MakeClone { snapshot: String, name: String },
+    RemoveClone { name: String },
 }
 
 /// A line from server to client.
@@ -41,6 +53,9 @@ pub enum Answer {
     Status(Box<Status>),
     /// The log is empty but for what has come since.
     Checkpointed,
+    Views(ViewList),
+    /// What was asked for has been done, and is durable.
+    Done,
     /// Why there is no other answer, for a person to read.
     Error(String),
 }

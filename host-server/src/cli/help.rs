@@ -144,3 +144,51 @@ Examples:
   ringfort manual /usr/local/share/man/man1
 
 Exit codes: 0 written; 2 could not write.";
+
+pub const SNAPSHOT_CREATE: &str = "\
+Examples:
+  ringfort snapshot create ./data before-upgrade
+
+Everything that was completed before is in it, nothing that begins after; durable when the command returns. What a guest
+holds in its cache is not: run `sync` there first. Guests and programs find it below .ringfort/snapshots in the root
+directory, where nothing can be changed.
+
+Exit codes: 0 taken; 2 nobody serves the volume, or it was refused.";
+
+pub const SNAPSHOT_LIST: &str = "\
+Examples:
+  ringfort snapshot list ./data
+  ringfort snapshot list ./data --json | jq -r '.snapshots[].name'
+
+Exit codes: 0 listed; 2 nobody serves the volume.";
+
+pub const SNAPSHOT_DELETE: &str = "\
+Examples:
+  ringfort snapshot delete ./data before-upgrade
+  ringfort snapshot delete ./data monday tuesday --yes
+
+They are gone at once; the space that they alone held returns in the background, also after a restart. One whose files are open,
+or that clones stand on, is refused.
+
+Exit codes: 0 deleted; 2 one was refused (those named before it are gone).";
+
+pub const CLONE_CREATE: &str = "\
+Examples:
+  ringfort clone create ./data golden vm7
+
+Takes no space until one of the two is written to.
+
+Exit codes: 0 made; 2 nobody serves the volume, or it was refused.";
+
+pub const CLONE_LIST: &str = "\
+Examples:
+  ringfort clone list ./data
+  ringfort clone list ./data --json | jq -r '.clones[].name'
+
+Exit codes: 0 listed; 2 nobody serves the volume.";
+
+pub const CLONE_DELETE: &str = "\
+Examples:
+  ringfort clone delete ./data vm7 --yes
+
+Exit codes: 0 deleted; 2 one was refused (those named before it are gone).";

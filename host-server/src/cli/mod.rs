@@ -1,10 +1,11 @@
 //! The command line: flags, help and examples.
 //!
-//! Modules, lowest first: `help` · `columns` · `serve` · `volume`
+//! Modules, lowest first: `help` · `columns` · `serve` · `volume` · `views`
 
 mod columns;
 mod help;
 mod serve;
+mod views;
 mod volume;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{LogFilter, LogFormat};
 
 pub use serve::Serve;
+pub use views::{Clone, Snapshot, ViewsList};
 pub use volume::{Check, Checkpoint, Create, Export, Grow, List, Preallocation, Replace, Status, Volume};
 
 /// Fast, durable, shared filesystems for virtual machines.
@@ -46,6 +48,12 @@ pub enum Command {
     /// Create and look after volumes.
     #[command(subcommand, arg_required_else_help = true)]
     Volume(Volume),
+    /// Keep what a volume holds, and see it later.
+    #[command(subcommand, arg_required_else_help = true)]
+    Snapshot(Snapshot),
+    /// Filesystems of their own that begin as snapshots.
+    #[command(subcommand, arg_required_else_help = true)]
+    Clone(Clone),
     /// Write a shell's completion script to standard output.
     #[command(after_help = help::COMPLETIONS)]
     Completions {

@@ -22,6 +22,8 @@ pub fn run(arguments: &cli::Checkpoint) -> Result<ExitCode> {
     match answer {
         Answer::Checkpointed => Ok(ExitCode::SUCCESS),
         Answer::Error(reason) => bail!("the server of {} answers: {reason}", directory.display()),
-        Answer::Status(_) => bail!("the server of {} answers something else", directory.display()),
+        Answer::Status(_) | Answer::Views(_) | Answer::Done => {
+            bail!("the server of {} answers something else", directory.display())
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! One file a command.
 //!
-//! Modules, lowest first: `describe` · `progress` · `confirm` · `check` · `checkpoint` · `create` · `export` · `watch` · `status` · `list` · `grow` ·
+//! Modules, lowest first: `describe` · `progress` · `confirm` · `check` · `checkpoint` · `create` · `snapshot` · `export` · `watch` · `status` · `list` · `grow` ·
 //! `replace` · `serve`
 
 pub mod check;
@@ -14,6 +14,7 @@ pub mod list;
 mod progress;
 pub mod replace;
 pub mod serve;
+pub mod snapshot;
 pub mod status;
 mod watch;
 

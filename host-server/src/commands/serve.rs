@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use crate::admin::protocol::{Answer, RequestKind};
+use crate::admin::protocol::{Answer, RequestKind, ViewRequest};
 use crate::admin::{AdminServer, Source};
 use crate::assemble::{ServedVolume, Settings, SocketSettings, VolumeRemote};
 use crate::cli::{self, LogFlags};
@@ -300,6 +300,14 @@ impl Source for VolumeSource {
                     Ok(()) => Answer::Checkpointed,
                     Err(error) => Answer::Error(error.to_string()),
                 }),
+                RequestKind::Views(request) => {
+                    let lists = request == ViewRequest::List;
+                    self.0.views(request).await.map(|done| match done {
+                        Ok(list) if lists => Answer::Views(list),
+                        Ok(_) => Answer::Done,
+                        Err(error) => Answer::Error(error.to_string()),
+                    })
+                }
             };
             answer
                 .unwrap_or_else(|| Answer::Error("the volume is being closed; ask again in a moment".into()))

@@ -1,6 +1,6 @@
 //! What `volume status` tells: the same object over the admin socket, as JSON, as text for people, and as metrics.
 //!
-//! Modules, lowest first: `from_store` · `from_frontend` · `rates` · `text`
+//! Modules, lowest first: `from_store` · `from_frontend` · `rates` · `text` · `views`
 
 #[cfg(test)]
 pub mod example;
@@ -8,6 +8,7 @@ mod from_frontend;
 mod from_store;
 mod rates;
 mod text;
+mod views;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use rates::Rates;
+pub use views::ViewList;
 
 /// A volume at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]

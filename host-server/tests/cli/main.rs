@@ -12,5 +12,6 @@ mod metrics;
 mod rf;
 mod scene;
 mod serve;
+mod snapshot;
 mod volume;
 mod watch;
