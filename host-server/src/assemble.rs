@@ -61,6 +61,8 @@ pub struct SocketSettings {
     pub writeback: bool,
     /// Request queues that the device offers.
     pub queues: u64,
+    /// The clone that is the guest's filesystem; the volume itself where none is named.
+    pub clone: Option<String>,
 }
 
 /// What the control plane asks of the volume's thread.
@@ -189,8 +191,7 @@ fn serve(
         log_opening(&store);
         let volume = Rc::new(store.clone());
         let filesystem = Filesystem::open(volume, Rc::clone(&engine), FilesystemOptions::default()).await?;
-        let service = Rc::new(Guests(filesystem.clone()));
-        let servers = match listen(&engine, &service, settings, store.volume_id().0.to_le_bytes()) {
+        let servers = match listen(&engine, &filesystem, settings, store.volume_id().0.to_le_bytes()) {
             Ok(servers) => servers,
             Err(error) => {
                 store.close().await?;
@@ -299,10 +300,23 @@ impl Servers {
     }
 }
 
+/// What a socket's guest has as its filesystem.
+fn view_of(filesystem: &Filesystem<Store>, socket: &SocketSettings) -> Result<ViewId> {
+    let Some(name) = &socket.clone else { return Ok(ViewId::VOLUME) };
+    let clone = filesystem.clones().into_iter().find(|clone| clone.name == name.as_bytes());
+    let clone = clone.ok_or_else(|| {
+        anyhow!(
+            "socket {}: there is no clone {name:?}; `ringfort clone create` makes one",
+            socket.path.display()
+        )
+    })?;
+    Ok(clone.view)
+}
+
 /// All of what is to listen, or none.
 fn listen(
     engine: &Rc<dyn Engine>,
-    service: &Rc<Guests>,
+    filesystem: &Filesystem<Store>,
     settings: &Settings,
     volume: [u8; 16],
 ) -> Result<Servers> {
@@ -320,12 +334,15 @@ fn listen(
             ..Options::default()
         };
         let queues = usize::try_from(socket.queues).unwrap_or(usize::MAX);
-        Ok(VirtioFsServer::start(engine, Rc::clone(service), &socket.path, queues, options)?)
+        let view = view_of(filesystem, socket)?;
+        let service = Rc::new(Guests { filesystem: filesystem.clone(), view });
+        Ok(VirtioFsServer::start(engine, service, &socket.path, queues, options)?)
     };
     let devices = settings.sockets.iter().zip(&machines).map(start).collect::<Result<_>>()?;
     let start = |address: &ChannelAddress| {
         let place = place(address, &machines)?;
-        Ok(ChannelServer::start(engine, Rc::clone(service), place, Limits::default(), volume)?)
+        let service = Rc::new(Guests { filesystem: filesystem.clone(), view: ViewId::VOLUME });
+        Ok(ChannelServer::start(engine, service, place, Limits::default(), volume)?)
     };
     let channels = settings.channels.iter().map(start).collect::<Result<_>>()?;
     Ok(Servers { devices, channels })
@@ -385,7 +402,11 @@ fn inodes(counts: &Counts) -> Inodes {
 }
 
 /// The filesystem, as front ends reach it.
-struct Guests(Filesystem<Store>);
+struct Guests {
+    filesystem: Filesystem<Store>,
+    /// What they have as their filesystem.
+    view: ViewId,
+}
 
 impl Service for Guests {
     async fn execute(
@@ -394,14 +415,14 @@ impl Service for Guests {
         credentials: &Credentials,
         operation: Operation,
     ) -> Result<Reply, Errno> {
-        self.0.execute(session, credentials, operation).await
+        self.filesystem.execute(session, credentials, operation).await
     }
 
     async fn open_session(&self) -> SessionId {
-        self.0.open_session()
+        self.filesystem.open_session_in(self.view)
     }
 
     async fn close_session(&self, session: SessionId) {
-        self.0.close_session(session).await;
+        self.filesystem.close_session(session).await;
     }
 }

@@ -24,7 +24,8 @@ pub struct Serve {
     #[arg(long)]
     pub print_config: bool,
     /// Unix socket for one guest's vhost-user-fs device; repeat for more guests. What differs for this one may follow:
-    /// PATH,cache=auto,writeback=off,queues=2. (A path with a comma in it goes into a file.)
+    /// PATH,cache=auto,writeback=off,queues=2,clone=NAME, the last to have a clone as its filesystem instead of the volume. (A path with a comma
+    /// in it goes into a file.)
     #[arg(long = "virtiofs", value_name = "SOCKET[,OPTION=VALUE]", required_unless_present_any = ["config", "channels"])]
     pub sockets: Vec<SocketFlag>,
     /// Where a channel is begun: shared memory, without a kernel between. unix:PATH for programs of this host;
@@ -89,13 +90,14 @@ impl Serve {
     }
 }
 
-/// `PATH[,cache=POLICY][,writeback[=SWITCH]][,queues=COUNT]`
+/// `PATH[,cache=POLICY][,writeback[=SWITCH]][,queues=COUNT][,clone=NAME]`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketFlag {
     path: PathBuf,
     cache: Option<Cache>,
     writeback: Option<Switch>,
     queues: Option<u64>,
+    clone: Option<String>,
 }
 
 impl SocketFlag {
@@ -106,6 +108,7 @@ impl SocketFlag {
             cache: Setting::flag(self.cache, FLAG),
             writeback: Setting::flag(self.writeback.map(Switch::is_on), FLAG),
             queues: Setting::flag(self.queues, FLAG),
+            clone: Setting::flag(self.clone.clone(), FLAG),
         }
     }
 }
@@ -135,7 +138,12 @@ impl FromStr for SocketFlag {
                         ));
                     }
                 },
-                _ => return Err(format!("{part:?} is none of cache=POLICY, writeback=on|off, queues=COUNT")),
+                "clone" if !value.is_empty() && part != "clone" => socket.clone = Some(value.to_owned()),
+                _ => {
+                    return Err(format!(
+                        "{part:?} is none of cache=POLICY, writeback=on|off, queues=COUNT, clone=NAME"
+                    ));
+                }
             }
         }
         Ok(socket)
@@ -154,8 +162,9 @@ mod tests {
             cache: Some(Cache::Never),
             writeback: Some(Switch::On),
             queues: Some(16),
+            clone: Some("vm 7".to_owned()),
         };
-        assert_eq!("/s,cache=never,writeback,queues=16".parse(), Ok(full));
+        assert_eq!("/s,cache=never,writeback,queues=16,clone=vm 7".parse(), Ok(full));
     }
 
     #[test]
@@ -169,6 +178,8 @@ mod tests {
             "/s,cache",
             "/s,writeback=1",
             "/s,cash=never",
+            "/s,clone",
+            "/s,clone=",
         ] {
             assert!(text.parse::<SocketFlag>().is_err(), "{text}");
         }

@@ -78,6 +78,7 @@ fn socket_settings(socket: &Socket) -> SocketSettings {
         cache: socket.cache.value,
         writeback: socket.writeback.value,
         queues: socket.queues.value,
+        clone: socket.clone.as_ref().map(|clone| clone.value.clone()),
     }
 }
 

@@ -68,6 +68,7 @@ fn read(source: &Source<'_>, base: &Path) -> Result<Layer> {
                 cache: section.text("cache")?,
                 writeback: section.flag("writeback")?,
                 queues: section.integer("queues", QUEUES)?,
+                clone: section.text("clone")?,
             };
             section.finish(&[])?;
             layer.sockets.push(socket);

@@ -36,6 +36,8 @@ pub struct SocketLayer {
     pub cache: Option<Setting<Cache>>,
     pub writeback: Option<Setting<bool>>,
     pub queues: Option<Setting<u64>>,
+    /// The clone that is the guest's filesystem; the volume itself where none is named.
+    pub clone: Option<Setting<String>>,
 }
 
 impl Layer {
@@ -81,6 +83,8 @@ pub struct Socket {
     pub cache: Setting<Cache>,
     pub writeback: Setting<bool>,
     pub queues: Setting<u64>,
+    /// The clone that is the guest's filesystem.
+    pub clone: Option<Setting<String>>,
 }
 
 impl Config {
@@ -107,6 +111,7 @@ impl Config {
                     cache: narrowest(socket.cache, &said.cache, Cache::Auto),
                     writeback: narrowest(socket.writeback, &said.writeback, false),
                     queues: narrowest(socket.queues, &said.queues, REQUEST_QUEUES_DEFAULT as u64),
+                    clone: socket.clone,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
@@ -264,7 +269,7 @@ mod tests {
     }
 
     fn socket(path: &str, cache: Option<Setting<Cache>>) -> SocketLayer {
-        SocketLayer { path: in_file(path.into()).unwrap(), cache, writeback: None, queues: None }
+        SocketLayer { path: in_file(path.into()).unwrap(), cache, writeback: None, queues: None, clone: None }
     }
 
     fn file() -> Layer {
@@ -303,6 +308,7 @@ mod tests {
             cache: Setting::flag(Some(Cache::Never), "--virtiofs"),
             writeback: None,
             queues: None,
+            clone: None,
         };
         let flags = Layer {
             sockets: vec![own],

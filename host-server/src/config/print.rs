@@ -47,12 +47,15 @@ impl Config {
         }
         setting(&mut text, "log_level", &self.log_level, |value| quoted(value.as_str()));
         setting(&mut text, "log_format", &self.log_format, |value| quoted(&value.to_string()));
-        for Socket { path, cache, writeback, queues } in &self.sockets {
+        for Socket { path, cache, writeback, queues, clone } in &self.sockets {
             text.push_str("\n[[virtiofs]]\n");
             line(&mut text, "socket", &quoted_path(&path.value)?, &path.origin);
             setting(&mut text, "cache", cache, |value| quoted(&value.to_string()));
             setting(&mut text, "writeback", writeback, |value| value.to_string());
             setting(&mut text, "queues", queues, |value| value.to_string());
+            if let Some(clone) = clone {
+                setting(&mut text, "clone", clone, |value| quoted(value));
+            }
         }
         Ok(text)
     }
