@@ -7,6 +7,7 @@ mod scene;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use ringfort_engine::sim::{CrashMode, Random};
 use ringfort_store::address::ViewId;
@@ -257,7 +258,7 @@ async fn give_everything_back(store: &Store, mut views: Views) {
         unmap(store, object, 0, BLOCKS).await.unwrap();
     }
     while store.views().iter().any(|(_, entry)| entry.state != ViewState::Live) {
-        store.engine().sleep(std::time::Duration::from_millis(10)).await;
+        store.engine().sleep(Duration::from_millis(10)).await;
     }
     store.reclaim().await.unwrap();
     let space = store.space();
@@ -277,9 +278,17 @@ fn a_crash_at_any_point_cuts_views_and_contents_at_the_same_moment() {
         let outcome = world.run({
             let states = Rc::clone(&states);
             async move {
-                let store = open(engine).await;
+                let store = open(Rc::clone(&engine)).await;
+                // Views are made at every moment of a checkpoint.
+                let (checkpointing, clock) = (store.clone(), Rc::clone(&engine));
+                engine.spawn(Box::pin(async move {
+                    while checkpointing.checkpoint().await.is_ok() {
+                        clock.sleep(Duration::from_micros(100 + 37 * seed)).await;
+                    }
+                }));
                 let (mut random, mut views, mut content) = (Random::new(seed), Views::new(), 1);
                 loop {
+                    store.engine().sleep(Duration::from_micros(random.below(60))).await;
                     step(&store, &mut random, &mut views, &mut content).await.unwrap();
                     states.borrow_mut().0.push(views.clone());
                     if random.below(5) == 0 {
