@@ -363,6 +363,12 @@ fn an_address_with_very_many_references_does_not_use_up_the_sample() {
         world.share(0, 0, 0, 5, at);
     }
     let middle = world.lines[0].head[&(0, 5)];
+    check_world(&world, 1);
+    // A second one, while references to the first go on.
+    for at in 0..60 {
+        world.share(0, 0, 0, 6, at);
+        world.share(0, 0, 0, 5, at + 1);
+    }
     assert!(world.small.len() <= 60 && world.small.sampler().halvings() == 0);
     assert!(!world.small.follows(middle) && world.full.follows(middle));
     check_world(&world, 1);
@@ -372,5 +378,9 @@ fn an_address_with_very_many_references_does_not_use_up_the_sample() {
     let grown =
         world.small.census(&history).growth(Viewer::Snapshot(SnapshotId(1)), Viewer::Head(BranchId(1)));
     let grown = grown.unwrap();
-    assert_eq!((grown.bytes, grown.high_bytes, grown.exact), (0, u64::from(stored_bytes(middle)), false));
+    let crowds = [middle, world.lines[0].head[&(0, 6)]];
+    assert_eq!(
+        (grown.bytes, grown.high_bytes, grown.exact),
+        (0, crowds.map(|middle| u64::from(stored_bytes(middle))).iter().sum(), false)
+    );
 }

@@ -9,7 +9,8 @@
 use super::beta::incomplete_beta;
 use crate::interval::Reference;
 
-/// Blocks of a set in the sample below which a walk should replace the estimate: from here on its standard error is at most 5 %.
+/// Effective blocks of a set in the sample below which a walk should replace the estimate: from here on its standard error is
+/// at most 5 %.
 pub const SAMPLE_FLOOR: u64 = 400;
 
 /// Probability that the truth lies beyond one end of the bar.
@@ -42,6 +43,12 @@ impl Tally {
         u64::try_from(u128::from(self.stored_bytes) << halvings).unwrap_or(u64::MAX)
     }
 
+    /// Addresses of one size with the same sum and the same sum of squares.
+    fn effective(&self) -> u64 {
+        let sum = u128::from(self.stored_bytes);
+        (sum * sum).checked_div(u128::from(self.squares)).map_or(0, |count| count as u64)
+    }
+
     pub fn add(&mut self, other: &Self) {
         self.addresses += other.addresses;
         self.stored_bytes += other.stored_bytes;
@@ -58,6 +65,8 @@ pub struct Estimate {
     pub high_bytes: u64,
     /// Addresses of the set in the sample.
     pub sampled: u64,
+    /// As many blocks of one size tell as much: fewer than are sampled where some outweigh others.
+    pub effective: u64,
     /// Nothing was left out: all three figures are the truth.
     pub exact: bool,
 }
@@ -72,13 +81,14 @@ impl Estimate {
             low_bytes: low_bound(tally, halvings),
             high_bytes: high_bound(&most, halvings),
             sampled: tally.addresses,
+            effective: tally.effective(),
             exact: halvings == 0 && uncertain.addresses == 0,
         }
     }
 
     /// Whether the sample is too small to be relied on: a walk of the maps should answer instead.
     pub fn is_below_floor(&self) -> bool {
-        !self.exact && self.sampled < SAMPLE_FLOOR
+        !self.exact && self.effective < SAMPLE_FLOOR
     }
 
     pub fn covers(&self, bytes: u64) -> bool {
@@ -218,6 +228,17 @@ mod tests {
         let step = 2 * 4096 * 16;
         assert!(after.low_bytes.abs_diff(before.low_bytes + step) < 2 * step, "{before:?} {after:?}");
         assert!(after.high_bytes.abs_diff(before.high_bytes + step) < 2 * step, "{before:?} {after:?}");
+    }
+
+    #[test]
+    fn a_sample_that_few_blocks_dominate_is_small() {
+        let mut tally = Tally::default();
+        (0..10_000).for_each(|_| tally.add_address(1));
+        (0..100).for_each(|_| tally.add_address(4096));
+        let found = Estimate::new(&tally, &Tally::default(), 3);
+        assert_eq!((found.sampled, found.effective), (10_100, 104));
+        assert!(found.is_below_floor());
+        assert!(!estimate(400, 700, 3).is_below_floor() && estimate(399, 700, 3).is_below_floor());
     }
 
     #[test]
